@@ -1,0 +1,285 @@
+"""Catalogue: the rows of the benchmarks, each one way to do one thing.
+
+A row's name, ``TABLE-LABEL``, is what ``--only`` matches.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+OURS = "tq"
+
+
+class Flow(enum.Enum):
+    """How one measurement of a row goes; see `measurement`."""
+
+    PUBLISH = "publish"
+    DRAIN = "drain"
+    RESULTS = "results"
+    LATENCY = "latency"
+    PHASES = "phases"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows that are compared with each other.
+
+    Attributes:
+        flow: how they are measured.
+        title: what is compared.
+        unit: the figure that decides.
+        larger_is_better: what "decides" means.
+        count, quick_count: of tasks, messages or round trips.
+    """
+
+    flow: Flow
+    title: str
+    unit: str = "per_s"
+    larger_is_better: bool = True
+    count: int = 20_000
+    quick_count: int = 3_000
+
+
+TABLES = {
+    "publish": Table(flow=Flow.PUBLISH, title="Confirmed publishes per second, one process"),
+    "drain-sync": Table(
+        flow=Flow.DRAIN, title="No-op tasks drained per second, plain functions, late acks"
+    ),
+    "drain-async": Table(
+        flow=Flow.DRAIN, title="No-op tasks drained per second, coroutines, late acks"
+    ),
+    "results": Table(
+        flow=Flow.RESULTS,
+        title="Tasks per second, every result read by the client",
+        count=10_000,
+        quick_count=2_000,
+    ),
+    "latency": Table(
+        flow=Flow.LATENCY,
+        title="Round trip on an idle system",
+        unit="median_ms",
+        larger_is_better=False,
+        count=2_000,
+        quick_count=300,
+    ),
+    "queues": Table(
+        flow=Flow.PHASES,
+        title="Task queues created on demand, used once, reclaimed",
+        count=10_000,
+        quick_count=500,
+    ),
+    "many": Table(
+        flow=Flow.PHASES,
+        title="One worker that serves many task queues",
+        count=500,
+        quick_count=50,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One way to do what its table compares.
+
+    Attributes:
+        table: its table's name.
+        label: how readers know it.
+        peer: the module in `benchmarks.peers`.
+        settings: how it was set up, for the readers.
+        variant: the settings, for the peer.
+        needs_redis: its results go through Redis.
+    """
+
+    table: str
+    label: str
+    peer: str
+    settings: str
+    variant: str = ""
+    needs_redis: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.table in TABLES, f"no table {self.table}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.table}-{self.label}"
+
+
+_CELERY = "acks_late, prefetch 512, no gossip, no mingle"
+_DRAMATIQ = "prefetch 500"
+_TASKIQ = "quorum queue, qos 500, max_async_tasks 100, uvloop"
+_FASTSTREAM = "prefetch_count 500, uvloop"
+_REPID = "AMQP 1.0, tasks_limit 500, durable, uvloop"
+
+ROWS = (
+    Row(table="publish", label="tq_broker", peer=OURS, settings="quorum queue"),
+    Row(
+        table="publish",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="classic",
+        settings="classic queue",
+    ),
+    Row(table="publish", label="celery", peer="celery", settings="confirm_publish=True"),
+    Row(table="publish", label="dramatiq", peer="dramatiq", settings="confirm_delivery=True"),
+    Row(
+        table="publish",
+        label="taskiq",
+        peer="taskiq",
+        settings="quorum queue, gather of 1000 kiq, uvloop",
+    ),
+    Row(
+        table="publish",
+        label="faststream",
+        peer="faststream",
+        settings="gather of 1000 publishes, uvloop",
+    ),
+    Row(
+        table="publish",
+        label="repid",
+        peer="repid",
+        settings="AMQP 1.0, durable, gather of 1000 sends, uvloop",
+    ),
+    Row(table="publish", label="kombu", peer="kombu", settings="confirm_publish, mandatory"),
+    Row(
+        table="publish",
+        label="pika-raw",
+        peer="pika",
+        settings="SelectConnection, window 1000, mandatory, no task library",
+    ),
+    Row(
+        table="drain-sync",
+        label="tq_broker",
+        peer=OURS,
+        variant="sync",
+        settings="quorum queue, threads",
+    ),
+    Row(
+        table="drain-sync",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="sync,classic",
+        settings="classic queue, threads",
+    ),
+    *(
+        Row(
+            table="drain-sync",
+            label=f"celery-{pool}",
+            peer="celery",
+            variant=pool,
+            settings=f"-P {pool}, {_CELERY}",
+        )
+        for pool in ("solo", "threads", "prefork")
+    ),
+    *(
+        Row(
+            table="drain-sync",
+            label=f"dramatiq-{threads}",
+            peer="dramatiq",
+            variant=str(threads),
+            settings=f"{threads} threads, {_DRAMATIQ}",
+        )
+        for threads in (2, 8)
+    ),
+    Row(
+        table="drain-sync",
+        label="taskiq",
+        peer="taskiq",
+        variant="sync",
+        settings=f"{_TASKIQ}, 4 threads",
+    ),
+    Row(table="drain-async", label="tq_broker", peer=OURS, settings="quorum queue, asyncio"),
+    Row(
+        table="drain-async",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="classic",
+        settings="classic queue, asyncio",
+    ),
+    Row(table="drain-async", label="taskiq", peer="taskiq", settings=_TASKIQ),
+    Row(table="drain-async", label="faststream", peer="faststream", settings=_FASTSTREAM),
+    Row(table="drain-async", label="repid", peer="repid", settings=_REPID),
+    Row(table="results", label="tq_broker", peer=OURS, settings="quorum queue, asyncio"),
+    Row(
+        table="results",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="classic",
+        settings="classic queue, asyncio",
+    ),
+    *(
+        Row(
+            table="results",
+            label=f"celery-{pool}",
+            peer="celery",
+            variant=pool,
+            settings=f"rpc://, -P {pool}, {_CELERY}",
+        )
+        for pool in ("solo", "threads", "prefork")
+    ),
+    Row(
+        table="results",
+        label="dramatiq",
+        peer="dramatiq",
+        variant="8",
+        needs_redis=True,
+        settings=f"Results in Redis, 8 threads, {_DRAMATIQ}",
+    ),
+    Row(
+        table="results",
+        label="taskiq",
+        peer="taskiq",
+        needs_redis=True,
+        settings=f"results in Redis, {_TASKIQ}",
+    ),
+    Row(
+        table="latency", label="tq_broker", peer=OURS, settings="execute_activity, quorum, asyncio"
+    ),
+    Row(
+        table="latency",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="classic",
+        settings="execute_activity, classic, asyncio",
+    ),
+    Row(
+        table="latency",
+        label="kombu",
+        peer="kombu",
+        settings="request and reply by hand, confirms, no task library",
+    ),
+    *(
+        Row(
+            table="latency",
+            label=f"celery-{pool}",
+            peer="celery",
+            variant=pool,
+            settings=f"rpc:// .get(), -P {pool}, {_CELERY}",
+        )
+        for pool in ("solo", "threads", "prefork")
+    ),
+    Row(
+        table="latency",
+        label="dramatiq",
+        peer="dramatiq",
+        variant="8",
+        needs_redis=True,
+        settings="get_result from Redis, 8 threads",
+    ),
+    Row(table="queues", label="tq_broker", peer=OURS, variant="queues", settings="quorum queues"),
+    Row(
+        table="queues",
+        label="tq_broker-classic",
+        peer=OURS,
+        variant="queues,classic",
+        settings="classic queues",
+    ),
+    Row(table="many", label="tq_broker", peer=OURS, variant="many", settings="quorum queues"),
+)
+
+
+def matching(glob: str) -> list[Row]:
+    """The rows whose name matches *glob*, in the catalogue's order."""
+    return [row for row in ROWS if fnmatchcase(row.name, glob)]

@@ -1,0 +1,87 @@
+"""Fixtures for tests on real servers: private nodes of every RabbitMQ version, nothing to set up.
+
+``broker_url`` (and ``broker``, its node): one node per version, shared by all tests of the run; a
+test keeps to a namespace of its own, ``namespace``.
+``rabbitmq``: a node for one test, of this machine's version, to restart and to crash.
+``rabbitmq_each``: the same on every version.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from integration import rabbitmq_nodes
+from tq_broker.testing.local_rabbitmq import LocalRabbitMQ, RabbitMQNotFound
+
+_tested = pytest.StashKey[dict[str, str]]()
+_missing = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_tested] = {}
+    config.stash[_missing] = {}
+
+
+def pytest_report_header() -> str:
+    labels = rabbitmq_nodes.chosen_versions()
+    return "rabbitmq: " + ", ".join(rabbitmq_nodes.describe(label) for label in labels)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for label, version in config.stash[_tested].items():
+        terminalreporter.write_line(f"RabbitMQ {label}: tested on {version}")
+    for label, why in config.stash[_missing].items():
+        line = f"RabbitMQ {label}: NOT TESTED: {why}"
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
+@pytest.fixture(scope="session", params=rabbitmq_nodes.chosen_versions())
+def broker(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
+    """A running node, one per version for the whole run. Do not restart it: see ``rabbitmq``."""
+    yield from _running(request.config, request.param)
+
+
+@pytest.fixture
+def broker_url(broker: LocalRabbitMQ) -> str:
+    return broker.url
+
+
+@pytest.fixture
+def rabbitmq(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
+    """A node for this test only, of the version that this machine has."""
+    yield from _running(request.config, rabbitmq_nodes.MACHINE)
+
+
+@pytest.fixture(params=rabbitmq_nodes.chosen_versions())
+def rabbitmq_each(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
+    """A node for this test only, of every version in turn."""
+    yield from _running(request.config, request.param)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"t{secrets.token_hex(4)}"
+
+
+def _running(config: pytest.Config, label: str) -> Iterator[LocalRabbitMQ]:
+    try:
+        # The answer stays the same for the run; a failed build costs a minute.
+        if label in config.stash[_missing]:
+            raise rabbitmq_nodes.NotHere(config.stash[_missing][label])
+        node = rabbitmq_nodes.node_of(label)
+        node.start()
+    except (rabbitmq_nodes.NotHere, RabbitMQNotFound) as error:
+        config.stash[_missing][label] = str(error)
+        # At home one tests what one has; a build server that skips says nothing.
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse(f"no RabbitMQ {label} here: {error}")
+    with node:
+        config.stash[_tested][label] = node.version
+        yield node

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "hypothesis>=6.100", "coverage>=7.5"]
+LINT = ["ruff>=0.11", "import-linter>=2.3"]
+TYPES = ["mypy>=1.15"]
+# The neighbours that benchmarks compare with; nothing in tq_broker imports them.
+BENCH = [
+    "celery>=5.5",
+    "dramatiq[rabbitmq]>=1.17",
+    "faststream[rabbit]>=0.5",
+    "repid[amqp]>=2",
+    "taskiq>=0.11",
+    "taskiq-aio-pika>=0.4",
+]
+
+readme = Path(__file__).with_name("README.rst")
+
+setup(
+    name="tq-broker",
+    version="0.1.0",
+    description="Temporal-style task queues for the RabbitMQ you already run",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/x-rst",
+    author="tq_broker contributors",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["tq_broker", "tq_broker.*"]),
+    package_data={"tq_broker": ["py.typed", "**/*.txt"]},
+    entry_points={"console_scripts": ["tq-broker = tq_broker.cli.main:main"]},
+    install_requires=[
+        "amqp>=5.3",
+        "click>=8.1",
+        "kombu>=5.5",
+        "msgspec>=0.19",
+        "pika>=1.3",
+        'tomli>=2; python_version < "3.11"',
+    ],
+    extras_require={
+        "test": TEST,
+        "lint": LINT,
+        "types": TYPES,
+        "bench": BENCH,
+        "dev": [*TEST, *LINT, *TYPES, "tox>=4.21"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,1 @@
+"""Temporal-style task queues for the RabbitMQ you already run."""

@@ -1,0 +1,561 @@
+"""The one core under both faces of the client.
+
+It answers with `concurrent.futures.Future`; `tq_broker.client.Client` awaits them and
+`tq_broker.client.BlockingClient` waits for them, and that is all the difference there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, TypeVar
+
+import msgspec
+
+from tq_broker.client.request import Start
+from tq_broker.clock import Timer, epoch_ms
+from tq_broker.exceptions import (
+    ActivityAlreadyStarted,
+    ActivityError,
+    Malformed,
+    NotFound,
+    RetryState,
+    TimeoutType,
+    TqBrokerError,
+    Unavailable,
+)
+from tq_broker.model import control, envelope, failure, settings
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
+from tq_broker.queues.connection import Connection
+from tq_broker.queues.ids import IdSource
+from tq_broker.queues.sender import NoRoute
+
+log = logging.getLogger(__name__)
+
+REPLY_PREFETCH = 2_000
+TIMEOUT_GRACE_S = 1.0
+"""Workers answer for timeouts; the client only steps in when no worker has, this much later."""
+
+T = TypeVar("T")
+
+
+class Pending:
+    """An activity that was started, and the future of its outcome."""
+
+    __slots__ = ("activity_id", "outcome", "start", "started", "timers")
+
+    def __init__(self, activity_id: str, start: Start) -> None:
+        self.activity_id = activity_id
+        self.start = start
+        self.outcome: Future[ActivityOutcome] = Future()
+        self.started = False
+        self.timers: list[Timer] = []
+
+
+class ClientCore:
+    """Starts activities and collects their outcomes. Thread-safe, and usable after a fork."""
+
+    def __init__(self, connection: Connection, *, timeout_s: float = 10.0) -> None:
+        self.connection = connection
+        self.broker = connection.broker
+        self.names = connection.names
+        self.clock = connection.clock
+        self.converter = connection.converter
+        self.identity = connection.identity
+        self.sender = connection.sender
+        self.dispatcher = connection.dispatcher
+        self.timeout_s = timeout_s
+        self._reset()
+        _CORES.add(self)
+
+    def _reset(self) -> None:
+        self._ids = IdSource()
+        self._lock = threading.Lock()
+        self._reply_queue = self.names.queue(Kind.REPLY, self._ids.next())
+        self._replies: Subscription | None = None
+        self._pending: dict[str, Pending] = {}
+        self._calls: dict[str, Callable[[Message], None]] = {}
+
+    def after_fork(self) -> None:
+        """Start anew in the child: the parent's outcomes go to the parent."""
+        self.connection.after_fork()
+        self._reset()
+
+    def deadline(self, timeout_s: float | None = None) -> float:
+        """The deadline of an operation that begins now."""
+        return self.clock.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+
+    def connect(self, deadline: float) -> None:
+        """Open the connection, so that a wrong address or password is an error here."""
+        self.broker.server_version(deadline)
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def start(self, start: Start, args: Sequence[Any]) -> Future[Pending]:
+        """Start one activity. The future ends when the broker has it.
+
+        Raises:
+            InvalidArgument, PayloadTooLarge: at once, before anything is sent.
+        """
+        deadline = self.deadline()
+        pending, task = self._prepare(start, args)
+        message = envelope.task_message(task)
+        accepted: Future[Pending] = Future()
+        done = functools.partial(self._accepted, pending, accepted)
+
+        def dispatch() -> None:
+            self.dispatcher.dispatch(task, message, deadline, done, delay_ms=start.delay_ms)
+
+        if task.reply_to is None or self._replies is not None or start.options.reply_to:
+            dispatch()
+        else:
+            self.sender.in_background(lambda: self._with_replies(deadline, dispatch, done))
+        return accepted
+
+    def start_many(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
+        """Start one activity per entry of ``calls``, pipelined. Ends when the broker has all.
+
+        If some are not accepted the future fails with the first error; the others run.
+        """
+        deadline = self.deadline(max(self.timeout_s, len(calls) / 1000))
+        accepted: Future[list[Pending]] = Future()
+        if start.task["route"] is not None or start.delay_ms:
+            return self._start_each(start, calls)
+        now_ms = epoch_ms(self.clock)
+        first = self._task(start, "", b"", now_ms)
+        headers = envelope.task_headers(first)
+        message = envelope.task_message(first, headers)
+        queue = self.names.activity(start.task_queue)
+        exchange = self.names.exchange(Exchange.TASKS)
+        pendings, publications = [], []
+        for args in calls:
+            pending = Pending(self._ids.next(), start)
+            pendings.append(pending)
+            # Not msgspec.structs.replace: this loop is the hot path of a bulk start.
+            one = Message(
+                body=self._body(start, args),
+                message_id=pending.activity_id,
+                kind=message.kind,
+                headers=headers,
+                correlation_id=pending.activity_id,
+                reply_to=message.reply_to,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                priority=message.priority,
+                timestamp=message.timestamp,
+            )
+            publications.append(Publication(exchange, queue.key, one))
+        if not publications:
+            accepted.set_result([])
+            return accepted
+        for pending in pendings:
+            self._expect(pending)
+        tally = _Tally(pendings, accepted, self._forget)
+
+        def send() -> None:
+            self.sender.send_many(publications, (queue,), deadline, tally.done)
+
+        if first.reply_to is None or self._replies is not None or start.options.reply_to:
+            self.sender.in_background(send)
+        else:
+            self.sender.in_background(lambda: self._with_replies(deadline, send, tally.fail))
+        return accepted
+
+    def _start_each(
+        self, start: Start, calls: Sequence[Sequence[Any]]
+    ) -> Future[list[Pending]]:
+        accepted: Future[list[Pending]] = Future()
+        futures = [self.start(start, args) for args in calls]
+        left = _CountDown(len(futures), lambda: _gather(futures, accepted))
+        for future in futures:
+            future.add_done_callback(lambda _: left.one())
+        if not futures:
+            accepted.set_result([])
+        return accepted
+
+    def _prepare(self, start: Start, args: Sequence[Any]) -> tuple[Pending, ActivityTask]:
+        activity_id = start.options.id or self._ids.next()
+        task = self._task(start, activity_id, self._body(start, args), epoch_ms(self.clock))
+        pending = Pending(activity_id, start)
+        self._expect(pending)
+        return pending, task
+
+    def _task(self, start: Start, activity_id: str, body: bytes, now_ms: int) -> ActivityTask:
+        options = start.options
+        replies = options.reply_to or (str(self._reply_queue) if options.wait_result else None)
+        return ActivityTask(
+            activity_id=activity_id,
+            activity_type=start.activity_type,
+            task_queue=start.task_queue,
+            body=body,
+            codecs=self.converter.codec_names,
+            scheduled_ms=now_ms,
+            attempt_scheduled_ms=now_ms + start.delay_ms if start.delay_ms else 0,
+            reply_to=replies,
+            start_token=self._ids.next() if options.id else "",
+            **start.task,
+        )
+
+    def _body(self, start: Start, args: Sequence[Any]) -> bytes:
+        start.check_args(args)
+        encoded = self.converter.payload_converter.encode(list(args))
+        return envelope.args_body(encoded, self.converter)
+
+    def _expect(self, pending: Pending) -> None:
+        start = pending.start
+        if not start.options.wait_result or start.options.reply_to:
+            return
+        # Two handles of one id in this process share the first outcome that comes.
+        with self._lock:
+            before = self._pending.get(pending.activity_id)
+            self._pending[pending.activity_id] = pending
+        if before is not None:
+            _share(pending.outcome, before.outcome)
+        self._book_timeouts(pending)
+
+    def _forget(self, pending: Pending) -> None:
+        with self._lock:
+            if self._pending.get(pending.activity_id) is pending:
+                del self._pending[pending.activity_id]
+
+    def _accepted(
+        self, pending: Pending, accepted: Future[Pending], error: TqBrokerError | None
+    ) -> None:
+        if error is None:
+            accepted.set_result(pending)
+        else:
+            self._forget(pending)
+            accepted.set_exception(error)
+
+    def _book_timeouts(self, pending: Pending) -> None:
+        fields = pending.start.task
+        for name, timeout in (
+            ("schedule_to_start_ms", TimeoutType.SCHEDULE_TO_START),
+            ("schedule_to_close_ms", TimeoutType.SCHEDULE_TO_CLOSE),
+        ):
+            if fields[name]:
+                wait_s = (fields[name] + pending.start.delay_ms) / 1000 + TIMEOUT_GRACE_S
+                due = self.clock.monotonic() + wait_s
+                fire = functools.partial(self._timed_out, pending, timeout)
+                pending.timers.append(self.clock.call_at(due, fire))
+
+    def _timed_out(self, pending: Pending, timeout: TimeoutType) -> None:
+        if timeout is TimeoutType.SCHEDULE_TO_START and pending.started:
+            return
+        self._resolve(
+            pending.activity_id,
+            ActivityOutcome(
+                activity_id=pending.activity_id,
+                activity_type=pending.start.activity_type,
+                status=Status.TIMED_OUT,
+                failure=failure.timed_out(timeout),
+                retry_state=int(RetryState.TIMEOUT),
+            ),
+        )
+
+    # --- outcomes ---------------------------------------------------------------------------
+
+    def listen(self, deadline: float) -> None:
+        """Open the reply queue; blocks. Nothing happens when it is open already."""
+        if self._replies is not None:
+            return
+        self.sender.ensure((), deadline)
+        with self._lock:
+            if self._replies is not None:
+                return
+            plan = topology.namespace(self.names) + topology.reply_queue(
+                self.names, self._reply_queue
+            )
+            subscription = self.broker.subscribe(
+                str(self._reply_queue),
+                self._on_replies,
+                SubscribeOptions(prefetch=REPLY_PREFETCH, plan=plan),
+            )
+        try:
+            self.broker.wait_subscribed([subscription], deadline)
+        except TqBrokerError:
+            subscription.cancel_nowait()
+            raise
+        self._replies = subscription
+
+    def _with_replies(
+        self, deadline: float, go_on: Callable[[], None], done: Callable[[TqBrokerError], None]
+    ) -> None:
+        try:
+            self.listen(deadline)
+        except TqBrokerError as error:
+            done(error)
+        else:
+            go_on()
+
+    def _on_replies(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            message = delivery.message
+            try:
+                if message.kind == envelope.OUTCOME:
+                    self._on_outcome(envelope.read_outcome(message, self.converter))
+                elif message.kind == envelope.CONTROL:
+                    call = self._calls.get(message.correlation_id or "")
+                    if call is not None:
+                        call(message)
+            except Malformed as error:
+                log.warning("reply dropped: %s", error)
+            delivery.ack()
+
+    def _on_outcome(self, outcome: ActivityOutcome) -> None:
+        if outcome.status is Status.STARTED:
+            pending = self._pending.get(outcome.activity_id)
+            if pending is not None:
+                pending.started = True
+        elif outcome.status is Status.JOINED:
+            self._join(outcome)
+        else:
+            self._resolve(outcome.activity_id, outcome)
+
+    def _resolve(self, activity_id: str, outcome: ActivityOutcome) -> None:
+        with self._lock:
+            pending = self._pending.pop(activity_id, None)
+        if pending is None:
+            return  # a second outcome: the first one counted
+        for timer in pending.timers:
+            timer.cancel()
+        if not pending.outcome.done():
+            pending.outcome.set_result(outcome)
+
+    def _join(self, outcome: ActivityOutcome) -> None:
+        """Read the outcome of the first start where it is kept, and leave it there."""
+        queue = str(msgspec.json.decode(outcome.result))
+        if not self.names.owns(queue, Kind.CLAIM):
+            raise Malformed(f"joined to {queue!r:.80}, which is no claim queue")
+
+        def on_deliveries(deliveries: Sequence[Delivery]) -> None:
+            for delivery in deliveries:
+                try:
+                    self._resolve(
+                        outcome.activity_id,
+                        envelope.read_outcome(delivery.message, self.converter),
+                    )
+                except Malformed as error:
+                    log.warning("kept outcome dropped: %s", error)
+                delivery.reject(requeue=True)
+            subscription.cancel_nowait()
+
+        subscription = self.broker.subscribe(queue, on_deliveries, SubscribeOptions(prefetch=1))
+
+    def value(self, pending: Pending, outcome: ActivityOutcome) -> Any:
+        """The result of an ended activity, or its error raised.
+
+        Raises:
+            ActivityError: with the failure as its cause.
+            ActivityAlreadyStarted: this start was refused.
+        """
+        if outcome.status is Status.REFUSED:
+            raise ActivityAlreadyStarted(
+                f"activity id {outcome.activity_id!r} was started before on task queue"
+                f" {pending.start.task_queue!r}, within its id_retention"
+            )
+        if outcome.failure is not None:
+            known = {int(state): state for state in RetryState}
+            error = ActivityError(
+                f"Activity {outcome.activity_type!r} {outcome.status.value.replace('_', ' ')}:"
+                f" {outcome.failure.message}",
+                activity_id=outcome.activity_id,
+                activity_type=outcome.activity_type,
+                identity=outcome.identity,
+                attempt=outcome.attempt,
+                retry_state=known.get(outcome.retry_state or 0),
+            )
+            raise error from failure.to_exception(outcome.failure)
+        return self.converter.payload_converter.decoder(pending.start.result_type)(outcome.result)
+
+    # --- cancelling and completing ------------------------------------------------------------
+
+    def cancel(self, activity_id: str, reason: str = "") -> Future[None]:
+        """Ask that an activity be cancelled, wherever it is. Ends when the request is kept."""
+        record = settings.ActivityCanceled(
+            activity_id, epoch_ms(self.clock), self.identity, reason
+        )
+        kept: Future[None] = Future()
+        self.sender.append(record, self.deadline(), lambda error: _end(kept, error, None))
+        return kept
+
+    def complete(
+        self, token: control.TaskToken, request: control.CompleteAttempt
+    ) -> Future[control.Answer]:
+        """Tell the worker that holds an attempt how it ended, or that it lives.
+
+        The future fails with `NotFound` when the worker is gone or the attempt is not open any
+        more.
+        """
+        deadline = self.deadline()
+        answered: Future[control.Answer] = Future()
+
+        def on_reply(message: Message) -> None:
+            reply = control.read_reply(message)
+            if isinstance(reply, control.Answer) and reply.found:
+                _end(answered, None, reply)
+            else:
+                _end(answered, NotFound(f"attempt {token.attempt} is not open any more"), None)
+
+        def on_sent(error: TqBrokerError | None) -> None:
+            if isinstance(error, NoRoute):
+                error = NotFound(f"worker {token.worker_id!r} is gone, and the attempt with it")
+            if error is not None:
+                _end(answered, error, None)
+
+        self._call(control.worker_key(token.worker_id), request, deadline, on_reply, on_sent)
+        self.clock.call_at(
+            deadline, lambda: _end(answered, Unavailable("the worker did not answer"), None)
+        )
+        return answered
+
+    def ping(self, wait_s: float) -> Future[list[control.WorkerInfo]]:
+        """Ask all workers of the namespace who they are; ends after ``wait_s`` seconds."""
+        found: dict[str, control.WorkerInfo] = {}
+        collected: Future[list[control.WorkerInfo]] = Future()
+        deadline = self.deadline()
+
+        def on_reply(message: Message) -> None:
+            reply = control.read_reply(message)
+            if isinstance(reply, control.WorkerInfo):
+                found[reply.worker_id] = reply
+
+        def finish() -> None:
+            _end(collected, None, sorted(found.values(), key=lambda info: info.identity))
+
+        def on_sent(error: TqBrokerError | None) -> None:
+            if isinstance(error, NoRoute):
+                finish()
+            elif error is not None:
+                _end(collected, error, None)
+            else:
+                self.clock.call_at(self.clock.monotonic() + wait_s, finish)
+
+        self._call(control.EVERY_WORKER, control.Ping(), deadline, on_reply, on_sent)
+        return collected
+
+    def _call(
+        self,
+        key: str,
+        request: control.Request,
+        deadline: float,
+        on_reply: Callable[[Message], None],
+        on_sent: Callable[[TqBrokerError | None], None],
+    ) -> None:
+        call_id = self._ids.next()
+        self._calls[call_id] = on_reply
+        self.clock.call_at(deadline, lambda: self._calls.pop(call_id, None) and None)
+        message = control.message(
+            request, call_id, correlation_id=call_id, reply_to=str(self._reply_queue)
+        )
+        publication = Publication(self.names.exchange(Exchange.CONTROL), key, message)
+        self.sender.in_background(
+            lambda: self._with_replies(
+                deadline, lambda: self.sender.send(publication, (), deadline, on_sent), on_sent
+            )
+        )
+
+    def close(self, deadline: float) -> None:
+        """Give up what is pending and close the connection. Idempotent."""
+        with self._lock:
+            pendings, self._pending = list(self._pending.values()), {}
+        for pending in pendings:
+            for timer in pending.timers:
+                timer.cancel()
+            pending.outcome.cancel()
+        self.sender.close()
+        self.broker.close(deadline)
+
+
+class _Tally:
+    """Ends one future when each of many publishes has ended."""
+
+    def __init__(
+        self,
+        pendings: list[Pending],
+        accepted: Future[list[Pending]],
+        forget: Callable[[Pending], None],
+    ) -> None:
+        self._pendings = pendings
+        self._accepted = accepted
+        self._forget = forget
+        self._left = len(pendings)
+        self._error: TqBrokerError | None = None
+        self._lock = threading.Lock()
+
+    def done(self, index: int, error: TqBrokerError | None) -> None:
+        if error is not None:
+            self._forget(self._pendings[index])
+        with self._lock:
+            self._left -= 1
+            self._error = self._error or error
+            last = not self._left
+        if last:
+            _end(self._accepted, self._error, self._pendings)
+
+    def fail(self, error: TqBrokerError) -> None:
+        for index in range(len(self._pendings)):
+            self.done(index, error)
+
+
+class _CountDown:
+    """Calls back when ``one`` was called ``count`` times."""
+
+    def __init__(self, count: int, at_zero: Callable[[], None]) -> None:
+        self._left = count
+        self._at_zero = at_zero
+        self._lock = threading.Lock()
+
+    def one(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._at_zero()
+
+
+def _gather(futures: list[Future[T]], into: Future[list[T]]) -> None:
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        into.set_exception(errors[0])
+    else:
+        into.set_result([future.result() for future in futures])
+
+
+def _share(source: Future[ActivityOutcome], target: Future[ActivityOutcome]) -> None:
+    def copy(ended: Future[ActivityOutcome]) -> None:
+        if not ended.cancelled() and not target.done():
+            target.set_result(ended.result())
+
+    source.add_done_callback(copy)
+
+
+def _end(future: Future[T], error: BaseException | None, value: Any) -> None:
+    """End ``future`` unless it has ended: the first of several ways to end counts."""
+    try:
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+    except InvalidStateError:
+        log.debug("a future had ended before")
+
+
+_CORES: weakref.WeakSet[ClientCore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for core in list(_CORES):
+        core.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,446 @@
+"""The two faces of the client: one awaits the core's futures, the other waits for them.
+
+Rules of this file: no method here does anything but check its arguments, ask the core, and hand
+the answer on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from tq_broker.client.core import ClientCore, Pending
+from tq_broker.client.request import make_start
+from tq_broker.clock import SystemClock
+from tq_broker.converter import DEFAULT, DataConverter
+from tq_broker.exceptions import CancelledError, DeadlineExceeded, InvalidArgument
+from tq_broker.model import control, failure
+from tq_broker.model.names import Names
+from tq_broker.queues.connect import broker_for
+from tq_broker.queues.connection import Connection
+from tq_broker.queues.topology import QueueType
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from tq_broker.client.request import StartOptionsDict
+
+R = TypeVar("R")
+T = TypeVar("T")
+_UNSET: Any = object()
+
+Timeout = timedelta | float | None
+"""A bound of a wait: a duration, seconds, or ``None`` for no bound."""
+
+
+def _seconds(timeout: Timeout) -> float | None:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is not None and not seconds >= 0:
+        raise InvalidArgument(f"timeout is {timeout}; it must not be negative")
+    return seconds
+
+
+def _args(arg: Any, args: Sequence[Any]) -> Sequence[Any]:
+    if arg is not _UNSET and args:
+        raise InvalidArgument("give either arg or args, not both")
+    return args if arg is _UNSET else (arg,)
+
+
+async def _awaited(future: Future[T], timeout: Timeout = None) -> T:
+    seconds = _seconds(timeout)
+    wrapped = asyncio.wrap_future(future)
+    try:
+        # Shielded: a caller that stops waiting must not cancel what others may wait for.
+        return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
+    except asyncio.TimeoutError:
+        raise DeadlineExceeded(f"not ended within {seconds} s") from None
+
+
+def _waited(future: Future[T], timeout: Timeout = None) -> T:
+    seconds = _seconds(timeout)
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError as error:
+        if future.done():
+            raise
+        raise DeadlineExceeded(f"not ended within {seconds} s") from error
+
+
+class _Handle:
+    """What both kinds of handle know."""
+
+    def __init__(self, core: ClientCore, pending: Pending) -> None:
+        self._core = core
+        self._pending = pending
+
+    @property
+    def id(self) -> str:
+        """The activity's id."""
+        return self._pending.activity_id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._pending.start.activity_type} {self.id}>"
+
+    def _wanted(self) -> Future[Any]:
+        options = self._pending.start.options
+        if not options.wait_result or options.reply_to:
+            raise InvalidArgument("this activity was started so that its outcome goes elsewhere")
+        return self._pending.outcome
+
+
+class ActivityHandle(_Handle, Generic[R]):
+    """A started activity, for ``asyncio``."""
+
+    async def result(self, timeout: Timeout = None) -> R:
+        """Wait for the outcome.
+
+        Raises:
+            ActivityError: it failed, timed out or was cancelled; ``cause`` says how.
+            ActivityAlreadyStarted: its id was taken, and the start asked to be refused.
+            DeadlineExceeded: no outcome within ``timeout``; it goes on, ask again.
+        """
+        outcome = await _awaited(self._wanted(), timeout)
+        value: R = self._core.value(self._pending, outcome)
+        return value
+
+    async def cancel(self, reason: str = "") -> None:
+        """Ask that it be cancelled. Returns when the request is kept: also a worker that is not
+        running now will heed it."""
+        await _awaited(self._core.cancel(self.id, reason))
+
+
+class BlockingActivityHandle(_Handle, Generic[R]):
+    """A started activity, for programs without ``asyncio``. See `ActivityHandle`."""
+
+    def result(self, timeout: Timeout = None) -> R:
+        """Wait for the outcome; raises as `ActivityHandle.result` does."""
+        outcome = _waited(self._wanted(), timeout)
+        value: R = self._core.value(self._pending, outcome)
+        return value
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask that it be cancelled."""
+        _waited(self._core.cancel(self.id, reason))
+
+
+class _TokenHandle:
+    """An attempt that somebody else completes."""
+
+    def __init__(self, core: ClientCore, task_token: bytes | str) -> None:
+        self._core = core
+        self._token = control.TaskToken.load(task_token)
+        if self._token.namespace != core.names.namespace:
+            raise InvalidArgument(
+                f"task_token is of namespace {self._token.namespace!r},"
+                f" this client of {core.names.namespace!r}"
+            )
+
+    def _tell(self, **end: Any) -> Future[control.Answer]:
+        token = self._token
+        request = control.CompleteAttempt(token.activity_id, token.attempt, **end)
+        return self._core.complete(token, request)
+
+    def _encode(self, value: Any) -> msgspec.Raw:
+        return msgspec.Raw(self._core.converter.payload_converter.encode(value))
+
+    def _heartbeat(self, details: Sequence[Any]) -> Future[control.Answer]:
+        return self._tell(heartbeat=[self._encode(detail) for detail in details])
+
+
+def _heed(answer: control.Answer) -> None:
+    if answer.cancel_requested:
+        raise CancelledError("the activity was asked to cancel")
+
+
+class AsyncActivityHandle(_TokenHandle):
+    """Completes an attempt that ended in ``activity.raise_complete_async()``.
+
+    Every method raises `NotFound` when the attempt is not open any more: completed before,
+    timed out, or lost with its worker (then the next attempt has a token of its own).
+    """
+
+    async def complete(self, result: Any = None) -> None:
+        """It has ended well."""
+        await _awaited(self._tell(result=self._encode(result)))
+
+    async def fail(self, error: BaseException) -> None:
+        """It has failed; the retry policy decides what follows."""
+        await _awaited(self._tell(failure=failure.from_exception(error)))
+
+    async def heartbeat(self, *details: Any) -> None:
+        """It lives. Raises `CancelledError` when cancellation was requested."""
+        _heed(await _awaited(self._heartbeat(details)))
+
+    async def report_cancellation(self, *details: Any) -> None:
+        """It has honoured a cancellation."""
+        await _awaited(self._tell(failure=failure.canceled(details=list(details))))
+
+
+class BlockingAsyncActivityHandle(_TokenHandle):
+    """`AsyncActivityHandle` for programs without ``asyncio``."""
+
+    def complete(self, result: Any = None) -> None:
+        """It has ended well."""
+        _waited(self._tell(result=self._encode(result)))
+
+    def fail(self, error: BaseException) -> None:
+        """It has failed; the retry policy decides what follows."""
+        _waited(self._tell(failure=failure.from_exception(error)))
+
+    def heartbeat(self, *details: Any) -> None:
+        """It lives. Raises `CancelledError` when cancellation was requested."""
+        _heed(_waited(self._heartbeat(details)))
+
+    def report_cancellation(self, *details: Any) -> None:
+        """It has honoured a cancellation."""
+        _waited(self._tell(failure=failure.canceled(details=list(details))))
+
+
+class _Face:
+    """Construction, which both faces share."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self.core = core
+
+    @property
+    def connection(self) -> Connection:
+        """What a worker made with this client shares with it."""
+        return self.core.connection
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that this client works in."""
+        return self.core.names.namespace
+
+    @property
+    def identity(self) -> str:
+        """Who this client says it is."""
+        return self.core.identity
+
+    @classmethod
+    def _core(
+        cls,
+        url: str,
+        namespace: str,
+        data_converter: DataConverter,
+        identity: str | None,
+        queue_type: str,
+        timeout: Timeout,
+    ) -> ClientCore:
+        clock = SystemClock()
+        try:
+            kind = QueueType(queue_type)
+        except ValueError:
+            raise InvalidArgument("queue_type must be 'quorum' or 'classic'") from None
+        seconds = _seconds(timeout)
+        if not seconds:
+            raise InvalidArgument("timeout must be positive")
+        connection = Connection(
+            broker_for(url, clock),
+            Names(namespace),
+            clock,
+            data_converter,
+            identity or f"{os.getpid()}@{socket.gethostname()}",
+            kind,
+        )
+        return ClientCore(connection, timeout_s=seconds)
+
+
+class Client(_Face):
+    """Starts activities, for ``asyncio``. Made by `connect`; safe to use after a fork."""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        namespace: str = "default",
+        data_converter: DataConverter = DEFAULT,
+        identity: str | None = None,
+        queue_type: str = "quorum",
+        timeout: Timeout = 10.0,
+        lazy: bool = False,
+    ) -> Self:
+        """Connect to ``url``.
+
+        Args:
+            url: ``amqp://user:password@host:port/vhost``, ``amqps://...``, several of them
+                separated by ``;``, or ``memory://name`` for a broker inside this process.
+            namespace: Keeps the queues of different applications on one vhost apart.
+            data_converter: Must be the same for client and workers.
+            identity: How this client signs; ``pid@host`` by default.
+            queue_type: ``quorum`` or ``classic``: for task queues that this client is the
+                first to use.
+            timeout: Bound of every operation but waiting for a result.
+            lazy: Connect with the first operation only.
+
+        Raises:
+            InvalidArgument: an argument is wrong.
+            AccessRefused, BrokerUnavailable: why it cannot be connected.
+        """
+        core = cls._core(url, namespace, data_converter, identity, queue_type, timeout)
+        if not lazy:
+            await asyncio.to_thread(core.connect, core.deadline())
+        return cls(core)
+
+    async def start_activity(
+        self,
+        activity: Callable[..., Any] | str,
+        arg: Any = _UNSET,
+        *,
+        args: Sequence[Any] = (),
+        **options: Unpack[StartOptionsDict],
+    ) -> ActivityHandle[Any]:
+        """Start an activity; returns when the broker has it for sure.
+
+        Args:
+            activity: A decorated function, or the name of an activity type.
+            arg: Its one argument; use ``args`` for several.
+            **options: `ActivityOptions` and `StartOptions`; they win over the decorator's.
+
+        Raises:
+            InvalidArgument, PayloadTooLarge: nothing was sent.
+            TargetGone: the route's target is gone, and the route says to fail.
+            Unavailable: the broker did not take it before the client's ``timeout``.
+        """
+        start = make_start(self.core.names, activity, options)
+        return ActivityHandle(
+            self.core, await _awaited(self.core.start(start, _args(arg, args)))
+        )
+
+    async def execute_activity(
+        self,
+        activity: Callable[..., Any] | str,
+        arg: Any = _UNSET,
+        *,
+        args: Sequence[Any] = (),
+        **options: Unpack[StartOptionsDict],
+    ) -> Any:
+        """Start an activity and wait for its result."""
+        handle = await self.start_activity(activity, arg, args=args, **options)
+        return await handle.result()
+
+    async def start_activities(
+        self,
+        activity: Callable[..., Any] | str,
+        calls: Sequence[Sequence[Any]],
+        **options: Unpack[StartOptionsDict],
+    ) -> list[ActivityHandle[Any]]:
+        """Start one activity for each entry of ``calls`` (its arguments), pipelined.
+
+        Returns when the broker has all of them. If it did not take some, the first error is
+        raised, and the others run.
+        """
+        start = make_start(self.core.names, activity, _without_id(options))
+        pendings = await _awaited(self.core.start_many(start, calls))
+        return [ActivityHandle(self.core, pending) for pending in pendings]
+
+    def get_async_activity_handle(self, *, task_token: bytes | str) -> AsyncActivityHandle:
+        """The attempt that ``task_token`` (of ``activity.info()``) stands for."""
+        return AsyncActivityHandle(self.core, task_token)
+
+    async def cancel_activity(self, activity_id: str, reason: str = "") -> None:
+        """Ask that the activity with this id be cancelled, whoever started it."""
+        await _awaited(self.core.cancel(activity_id, reason))
+
+    async def close(self) -> None:
+        """Close the connection. Handles without an outcome are cancelled."""
+        await asyncio.to_thread(self.core.close, self.core.deadline())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+class BlockingClient(_Face):
+    """Starts activities, for programs without ``asyncio``. See `Client` for the arguments."""
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        namespace: str = "default",
+        data_converter: DataConverter = DEFAULT,
+        identity: str | None = None,
+        queue_type: str = "quorum",
+        timeout: Timeout = 10.0,
+        lazy: bool = False,
+    ) -> Self:
+        """Connect to ``url``; arguments and errors as in `Client.connect`."""
+        core = cls._core(url, namespace, data_converter, identity, queue_type, timeout)
+        if not lazy:
+            core.connect(core.deadline())
+        return cls(core)
+
+    def start_activity(
+        self,
+        activity: Callable[..., Any] | str,
+        arg: Any = _UNSET,
+        *,
+        args: Sequence[Any] = (),
+        **options: Unpack[StartOptionsDict],
+    ) -> BlockingActivityHandle[Any]:
+        """Start an activity; returns when the broker has it. See `Client.start_activity`."""
+        start = make_start(self.core.names, activity, options)
+        return BlockingActivityHandle(
+            self.core, _waited(self.core.start(start, _args(arg, args)))
+        )
+
+    def execute_activity(
+        self,
+        activity: Callable[..., Any] | str,
+        arg: Any = _UNSET,
+        *,
+        args: Sequence[Any] = (),
+        **options: Unpack[StartOptionsDict],
+    ) -> Any:
+        """Start an activity and wait for its result."""
+        return self.start_activity(activity, arg, args=args, **options).result()
+
+    def start_activities(
+        self,
+        activity: Callable[..., Any] | str,
+        calls: Sequence[Sequence[Any]],
+        **options: Unpack[StartOptionsDict],
+    ) -> list[BlockingActivityHandle[Any]]:
+        """Start one activity for each entry of ``calls``. See `Client.start_activities`."""
+        start = make_start(self.core.names, activity, _without_id(options))
+        pendings = _waited(self.core.start_many(start, calls))
+        return [BlockingActivityHandle(self.core, pending) for pending in pendings]
+
+    def get_async_activity_handle(
+        self, *, task_token: bytes | str
+    ) -> BlockingAsyncActivityHandle:
+        """The attempt that ``task_token`` (of ``activity.info()``) stands for."""
+        return BlockingAsyncActivityHandle(self.core, task_token)
+
+    def cancel_activity(self, activity_id: str, reason: str = "") -> None:
+        """Ask that the activity with this id be cancelled, whoever started it."""
+        _waited(self.core.cancel(activity_id, reason))
+
+    def close(self) -> None:
+        """Close the connection. Handles without an outcome are cancelled."""
+        self.core.close(self.core.deadline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _without_id(options: StartOptionsDict) -> StartOptionsDict:
+    if options.get("id") is not None:
+        raise InvalidArgument("id names one activity; start_activities starts many")
+    return options

@@ -1,0 +1,551 @@
+"""Operations: what an operator asks and does about the task queues of a namespace.
+
+Rules of this file:
+
+* blocking; every method takes one absolute deadline, the client's ``timeout`` from its start;
+* a look changes nothing: `task_queues`, `describe`, `workers` and `parked` read counts, the
+  settings log, the answers of workers, and the parked queue, which nobody consumes;
+* what must read *tasks* says so. RabbitMQ has no way to look at a message in its place: one that
+  was handed out and given back is marked ``redelivered``, and to a worker that mark means that
+  somebody may have begun, so the attempt counts as lost (and an activity with
+  ``maximum_attempts=1`` fails). Hence `peek` puts a fresh, confirmed copy of each task at the
+  *back* of its queue instead: the mark keeps its meaning, the place in the queue does not;
+* nothing is declared in a namespace that nobody uses: a mistyped name leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import msgspec
+
+from tq_broker.client.core import ClientCore
+from tq_broker.client.parked import (
+    DELIVERY_COUNT,
+    ParkedMessage,
+    fresh,
+    read_parked,
+    renewed,
+)
+from tq_broker.clock import epoch_ms, remaining
+from tq_broker.exceptions import InvalidArgument, Malformed, NotFound, TqBrokerError
+from tq_broker.model import control, envelope
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
+from tq_broker.model.tasks import ActivityTask
+from tq_broker.queues.broker import Delivery, QueueStats
+from tq_broker.queues.reclaim import Reclaimer
+from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.queues.topology import DELIVERY_LIMIT
+
+PEEK_MAX = 1_000
+TURN_ROUND_MAX = 500
+"""A queue no longer than this, which nobody consumes, is peeked at as a whole: then every task
+has gone to the back once, and their order is what it was."""
+PARKED_MAX = 10_000
+PREVIEW_CHARS = 200
+PING_WAIT_S = 1.0
+LOOKS_MAX = DELIVERY_LIMIT // 2
+"""A parked message that was looked at so often is parked anew: from 4.0 RabbitMQ drops what was
+given back more than 20 times, and the parked queue of an older tq_broker may have that bound."""
+QUEUES_PER_S = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQueueSummary:
+    """A task queue at a glance.
+
+    Attributes:
+        backlog: Tasks that wait in the shared queue.
+        consumers: Consumers that RabbitMQ counts, which also counts frozen ones.
+        in_flight: Tasks that the workers that answered have in hand.
+        workers: Identities of those workers.
+        exists: False when workers say they serve it, but its queue is not there now.
+    """
+
+    task_queue: str
+    backlog: int
+    consumers: int
+    in_flight: int
+    workers: tuple[str, ...]
+    exists: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateBacklog:
+    """Tasks that wait for one host or process. ``kind`` is ``host`` or ``process``."""
+
+    kind: str
+    target: str
+    backlog: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskQueueDescription:
+    """All about a task queue.
+
+    Attributes:
+        oldest_age_s: How long the task at the head has waited. ``None``: not known without
+            reading it, see `Operations.describe`.
+        activities: Types that every one of its workers has.
+        mismatches: Types that only some of its workers have, with the identities of those that
+            lack them.
+    """
+
+    summary: TaskQueueSummary
+    oldest_age_s: float | None
+    private: tuple[PrivateBacklog, ...]
+    workers: tuple[control.WorkerInfo, ...]
+    activities: tuple[str, ...]
+    mismatches: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeekedTask:
+    """A task that waits.
+
+    Attributes:
+        age_s: Since this attempt was put on its queue; ``None`` if it does not tell.
+        arguments: The JSON of its arguments, shortened; or why they cannot be read.
+        redelivered: Somebody has had it and given it back or died: a worker that gets it takes
+            the attempt for lost.
+    """
+
+    type: str
+    id: str
+    attempt: int
+    age_s: float | None
+    size_bytes: int
+    arguments: str
+    redelivered: bool
+
+
+class Operations:
+    """What an operator may do, in the namespace of a client. Thread-safe."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
+        self._names = core.names
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether anybody has used this namespace on this broker."""
+        return self._stats(self._names.queue(Kind.PARKED), self._core.deadline()) is not None
+
+    def workers(self, wait_s: float = PING_WAIT_S) -> list[control.WorkerInfo]:
+        """The living workers of the namespace: those that answer within ``wait_s`` seconds."""
+        return self._waited(self._pinged(wait_s), self._core.deadline(), wait_s)
+
+    def task_queues(self, wait_s: float = PING_WAIT_S) -> list[TaskQueueSummary]:
+        """The task queues that exist, by name: all that the settings log and workers know of."""
+        if not self.exists():
+            return []
+        deadline = self._core.deadline()
+        ping = self._pinged(wait_s)
+        names = set(self._logged(deadline))
+        workers = self._waited(ping, deadline, wait_s)
+        names.update(name for worker in workers for name in worker.task_queues)
+        deadline = self._core.deadline() + len(names) / QUEUES_PER_S
+        summaries = [self._summary(name, workers, deadline) for name in sorted(names)]
+        # Known to the log but gone, and served by nobody: it was deleted behind our back.
+        return [one for one in summaries if one.exists or one.workers]
+
+    def describe(
+        self, task_queue: str, *, read_head: bool = False, wait_s: float = PING_WAIT_S
+    ) -> TaskQueueDescription:
+        """All about one task queue.
+
+        Args:
+            read_head: Read the task at the head to tell its age, at the price of `peek`: it
+                goes to the back. Without it the age is told only when nothing waits.
+
+        Raises:
+            NotFound: there is no such task queue.
+        """
+        queue = self._existing(task_queue)
+        deadline = self._core.deadline()
+        found = self._waited(self._pinged(wait_s), deadline, wait_s)
+        serving = tuple(worker for worker in found if task_queue in worker.task_queues)
+        summary = self._summary(task_queue, serving, deadline)
+        age_s: float | None = None
+        if not summary.backlog:
+            age_s = 0.0
+        elif read_head:
+            heads = self._peeked(queue, 1, deadline)
+            age_s = heads[0].age_s if heads else 0.0
+        everywhere, mismatches = _compared(serving)
+        return TaskQueueDescription(
+            summary=summary,
+            oldest_age_s=age_s,
+            private=self._private(task_queue, serving, deadline),
+            workers=serving,
+            activities=everywhere,
+            mismatches=mismatches,
+        )
+
+    def peek(self, task_queue: str, count: int = 10) -> list[PeekedTask]:
+        """The first ``count`` tasks that wait, in order.
+
+        They go to the back of the queue (see the rules of this file), as fresh copies which no
+        attempt is used up by; but for those that were redelivered already, which keep place and
+        mark. A short queue without consumers is turned round as a whole, so that its order
+        stays. Should this process be killed meanwhile, each task in its hands comes back as a
+        lost attempt, and may run beside its copy.
+
+        Raises:
+            NotFound: there is no such task queue.
+            InvalidArgument: ``count`` is not from 1 to 1000.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
+            raise InvalidArgument(f"count is {count!r}; it must be from 1 to {PEEK_MAX}")
+        return self._peeked(self._existing(task_queue), count, self._core.deadline())
+
+    def parked(self, limit: int = 1_000) -> list[ParkedMessage]:
+        """The parked messages, oldest first, ``limit`` at most. They stay where they are.
+
+        Raises:
+            InvalidArgument: ``limit`` is not from 1 to 10 000.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= PARKED_MAX:
+            raise InvalidArgument(f"limit is {limit!r}; it must be from 1 to {PARKED_MAX}")
+        found: list[ParkedMessage] = []
+
+        def look(parked: ParkedMessage) -> bool:
+            found.append(parked)
+            return False
+
+        self._each_parked(limit, look)
+        return sorted(found, key=lambda parked: parked.parked_ms)
+
+    # --- doing --------------------------------------------------------------------------------
+
+    def purge(self, task_queue: str) -> int:
+        """Drop all tasks that wait, for ever; returns how many. Nobody is told of it: who waits
+        for a result waits until a timeout.
+
+        Raises:
+            NotFound: there is no such task queue.
+        """
+        return self._core.broker.purge(str(self._existing(task_queue)), self._core.deadline())
+
+    def reclaim(self, task_queues: Sequence[str] | None = None, *, grace_s: float) -> list[str]:
+        """Remove task queues that are empty and unserved, and stay so for ``grace_s`` seconds.
+
+        No publisher can lose a task by it: one that comes meanwhile makes the queue anew.
+
+        Args:
+            task_queues: ``None`` means all that are empty and unserved now.
+
+        Returns:
+            The names of those that were removed.
+        """
+        if task_queues is None:
+            task_queues = [
+                one.task_queue
+                for one in self.task_queues()
+                if one.exists and not (one.backlog or one.consumers or one.workers)
+            ]
+        for name in task_queues:
+            check_task_queue(name)
+        if not task_queues or not self.exists():
+            return []
+        core = self._core
+        reclaimer = Reclaimer(core.broker, core.sender, self._names, core.clock)
+        return reclaimer.reclaim(task_queues, grace_s=grace_s)
+
+    def replay(
+        self, keys: Iterable[str] | None, *, task_queue: str | None = None
+    ) -> list[ParkedMessage]:
+        """Put parked messages back to where they came from, as fresh tasks of the same attempt.
+
+        Each is acknowledged in the parked queue only after its copy is confirmed elsewhere.
+
+        Args:
+            keys: `ParkedMessage.key` or ``message_id`` of those; ``None`` means all.
+            task_queue: Put them there instead.
+
+        Raises:
+            NotFound: a key is not parked, or a message does not tell where it came from.
+        """
+        if task_queue is not None:
+            check_task_queue(task_queue)
+        return self._taken(keys, lambda parked: self._replayed(parked, task_queue))
+
+    def drop(self, keys: Iterable[str] | None) -> list[ParkedMessage]:
+        """Remove parked messages for ever; ``None`` means all. Raises `NotFound`."""
+        return self._taken(keys, lambda parked: None)
+
+    # --- task queues --------------------------------------------------------------------------
+
+    def _queue(self, task_queue: str) -> QueueName:
+        return self._names.activity(check_task_queue(task_queue))
+
+    def _existing(self, task_queue: str) -> QueueName:
+        queue = self._queue(task_queue)
+        if self._stats(queue, self._core.deadline()) is None:
+            raise NotFound(
+                f"there is no task queue {task_queue!r} in namespace"
+                f" {self._names.namespace!r}: nobody has used it, or it was reclaimed"
+            )
+        return queue
+
+    def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
+        return self._core.broker.stats(str(queue), deadline)
+
+    def _pinged(self, wait_s: float) -> Future[list[control.WorkerInfo]]:
+        if self.exists():
+            return self._core.ping(wait_s)
+        nobody: Future[list[control.WorkerInfo]] = Future()
+        nobody.set_result([])
+        return nobody
+
+    def _waited(
+        self, ping: Future[list[control.WorkerInfo]], deadline: float, wait_s: float
+    ) -> list[control.WorkerInfo]:
+        return ping.result(remaining(self._core.clock, deadline) + wait_s)
+
+    def _logged(self, deadline: float) -> Iterable[str]:
+        """The task queues that the settings log knows, read as far as it goes now."""
+        core, queue = self._core, self._names.queue(Kind.SETTINGS)
+        stats = self._stats(queue, deadline)
+        if stats is None:
+            return ()
+        follower = SettingsLog(core.broker, self._names, core.clock)
+        core.broker.wait_subscribed([follower.follow()], deadline)
+        try:
+            # Its count is an estimate: what was read by then is the answer.
+            follower.wait_read(stats.ready, deadline)
+            return follower.task_queues()
+        finally:
+            follower.stop()
+
+    def _summary(
+        self, task_queue: str, workers: Iterable[control.WorkerInfo], deadline: float
+    ) -> TaskQueueSummary:
+        stats = self._stats(self._queue(task_queue), deadline)
+        serving = [worker for worker in workers if task_queue in worker.task_queues]
+        return TaskQueueSummary(
+            task_queue=task_queue,
+            backlog=stats.ready if stats else 0,
+            consumers=stats.consumers if stats else 0,
+            in_flight=sum(worker.held.get(task_queue, 0) for worker in serving),
+            workers=tuple(worker.identity for worker in serving),
+            exists=stats is not None,
+        )
+
+    def _private(
+        self, task_queue: str, workers: Iterable[control.WorkerInfo], deadline: float
+    ) -> tuple[PrivateBacklog, ...]:
+        targets = dict.fromkeys(
+            target
+            for worker in workers
+            for target in ((Kind.HOST, worker.host), (Kind.PROCESS, worker.worker_id))
+        )
+        backlogs = []
+        for kind, target in targets:
+            stats = self._stats(self._names.queue(kind, target, task_queue), deadline)
+            if stats is not None:
+                backlogs.append(
+                    PrivateBacklog(kind=kind.value, target=target, backlog=stats.ready)
+                )
+        return tuple(backlogs)
+
+    # --- peeking ------------------------------------------------------------------------------
+
+    def _peeked(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
+        stats = self._stats(queue, deadline)
+        if stats is None or not stats.ready:
+            return []
+        alone = not stats.consumers and stats.ready <= TURN_ROUND_MAX
+        deliveries = self._got(queue, stats.ready if alone else count, deadline)
+        now_ms = epoch_ms(self._core.clock)
+        tasks = [self._task(delivery, queue, now_ms) for delivery in deliveries[:count]]
+        # What was redelivered before must stay so: a fresh copy would run a lost attempt again.
+        marked = [delivery for delivery in deliveries if delivery.redelivered]
+        unmarked = [delivery for delivery in deliveries if not delivery.redelivered]
+        try:
+            self._send_round(queue, unmarked, deadline)
+        finally:
+            _give_back(marked)
+        return tasks
+
+    def _got(self, queue: QueueName, count: int, deadline: float) -> list[Delivery]:
+        deliveries: list[Delivery] = []
+        try:
+            while len(deliveries) < count:
+                delivery = self._core.broker.get(str(queue), deadline)
+                if delivery is None:
+                    break
+                deliveries.append(delivery)
+        except TqBrokerError:
+            _give_back(deliveries)
+            raise
+        return deliveries
+
+    def _send_round(
+        self, queue: QueueName, deliveries: Sequence[Delivery], deadline: float
+    ) -> None:
+        """Put a copy of each at the back, then let go of the originals."""
+        exchange = self._names.exchange(Exchange.TASKS)
+        ends: list[Future[None]] = [Future() for _ in deliveries]
+        self._core.sender.send_many(
+            [Publication(exchange, queue.key, fresh(one.message)) for one in deliveries],
+            (queue,),
+            deadline,
+            lambda index, error: _end(ends[index], error),
+        )
+        problem: BaseException | None = None
+        for delivery, end in zip(deliveries, ends, strict=True):
+            error = end.exception()
+            problem = problem or error
+            if error is None:
+                delivery.ack()
+            else:
+                delivery.reject(requeue=True)
+        if problem is not None:
+            raise problem
+
+    def _task(self, delivery: Delivery, queue: QueueName, now_ms: int) -> PeekedTask:
+        message = delivery.message
+        try:
+            task = envelope.read_task(message, queue.parts[0])
+        except Malformed as error:
+            return PeekedTask(
+                type=message.kind or "?",
+                id=message.message_id,
+                attempt=1,
+                age_s=None,
+                size_bytes=len(message.body),
+                arguments=f"unreadable: {error.reason}",
+                redelivered=delivery.redelivered,
+            )
+        since_ms = task.attempt_scheduled_ms or task.scheduled_ms
+        return PeekedTask(
+            type=task.activity_type,
+            id=task.activity_id,
+            attempt=task.attempt,
+            age_s=max(0, now_ms - since_ms) / 1000 if since_ms else None,
+            size_bytes=len(message.body),
+            arguments=self.preview(task),
+            redelivered=delivery.redelivered,
+        )
+
+    def preview(self, task: ActivityTask, chars_max: int = PREVIEW_CHARS) -> str:
+        """The JSON of a task's arguments, shortened; or why they cannot be read."""
+        try:
+            body = envelope.read_task_body(task, self._core.converter)
+        except Malformed as error:
+            return f"unreadable: {error.reason}"
+        text = msgspec.json.encode(body.args).decode()
+        return text if len(text) <= chars_max else f"{text[: chars_max - 3]}..."
+
+    # --- parked -------------------------------------------------------------------------------
+
+    def _each_parked(self, limit: int, handle: Callable[[ParkedMessage], bool]) -> None:
+        """Show each message to ``handle``; those that it answers with True leave the queue."""
+        queue, deadline = self._names.queue(Kind.PARKED), self._core.deadline()
+        left = dict(enumerate(self._got(queue, limit, deadline)))
+        try:
+            for index, delivery in list(left.items()):
+                parked = read_parked(
+                    delivery.message, self._names.namespace, delivery.routing_key
+                )
+                is_done = handle(parked)
+                if not is_done and _looks(delivery.message) >= LOOKS_MAX:
+                    self._publish(self._park(renewed(parked)), (), self._core.deadline())
+                    is_done = True
+                if is_done:
+                    del left[index]
+                    delivery.ack()
+        finally:
+            _give_back(left.values())
+
+    def _taken(
+        self, keys: Iterable[str] | None, take: Callable[[ParkedMessage], None]
+    ) -> list[ParkedMessage]:
+        wanted = None if keys is None else set(keys)
+        if wanted is not None:
+            self._check_parked(wanted)
+        taken: list[ParkedMessage] = []
+
+        def take_if_wanted(parked: ParkedMessage) -> bool:
+            if wanted is not None and wanted.isdisjoint((parked.key, parked.message_id)):
+                return False
+            take(parked)
+            taken.append(parked)
+            return True
+
+        self._each_parked(PARKED_MAX, take_if_wanted)
+        return taken
+
+    def _check_parked(self, keys: set[str]) -> None:
+        found = self.parked(PARKED_MAX)
+        known = {parked.key for parked in found} | {parked.message_id for parked in found}
+        if missing := sorted(keys - known):
+            raise NotFound(f"{missing[0]!r} is not parked here; see: tq-broker parked list")
+
+    def _replayed(self, parked: ParkedMessage, task_queue: str | None) -> None:
+        to = task_queue or parked.task_queue
+        if to is None:
+            raise NotFound(
+                f"parked message {parked.key} does not tell where it came from;"
+                " name the task queue that it is for"
+            )
+        message = fresh(parked.message)
+        deadline = self._core.deadline()
+        try:
+            task = envelope.read_task(message, to)
+        except Malformed:
+            # Perhaps the workers have learnt to read it meanwhile.
+            queue = self._queue(to)
+            exchange = self._names.exchange(Exchange.TASKS)
+            self._publish(Publication(exchange, queue.key, message), (queue,), deadline)
+            return
+        sent: Future[None] = Future()
+        self._core.dispatcher.dispatch(
+            task, message, deadline, lambda error: _end(sent, error)
+        )
+        sent.result()
+
+    def _park(self, message: Message) -> Publication:
+        key = self._names.queue(Kind.PARKED).key
+        return Publication(self._names.exchange(Exchange.PARKED), key, message)
+
+    def _publish(
+        self, publication: Publication, needs: Sequence[QueueName], deadline: float
+    ) -> None:
+        sent: Future[None] = Future()
+        self._core.sender.send(publication, needs, deadline, lambda error: _end(sent, error))
+        sent.result()
+
+
+def _looks(message: Message) -> int:
+    count = message.headers.get(DELIVERY_COUNT, 0)
+    return count if isinstance(count, int) else 0
+
+
+def _give_back(deliveries: Iterable[Delivery]) -> None:
+    for delivery in deliveries:
+        delivery.reject(requeue=True)
+
+
+def _end(future: Future[None], error: BaseException | None) -> None:
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _compared(
+    workers: Sequence[control.WorkerInfo],
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """Activity types that all workers have, and those that some lack."""
+    types = sorted({name for worker in workers for name in worker.activities})
+    lacking = {
+        name: tuple(w.identity for w in workers if name not in w.activities) for name in types
+    }
+    everywhere = tuple(name for name in types if not lacking[name])
+    return everywhere, tuple((name, who) for name, who in lacking.items() if who)

@@ -1,0 +1,246 @@
+"""What a user may set: retry policies, routes, priorities and activity options.
+
+Values only, checked when they are made; the same names and defaults as Temporal's Python SDK
+where the concept is the same.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from typing import Any, TypedDict
+
+from tq_broker.exceptions import InvalidArgument
+
+DURATION_MAX = timedelta(days=3650)
+"""The longest duration accepted anywhere: ten years, well inside every integer on the wire."""
+
+PRIORITY_FIRST, PRIORITY_LAST = 1, 5
+
+
+def check_duration(
+    argument: str, value: object, *, minimum: timedelta = timedelta(milliseconds=1)
+) -> timedelta:
+    """Return ``value`` if it is a `timedelta` from ``minimum`` to ten years.
+
+    Raises:
+        InvalidArgument: names ``argument`` and the bound.
+    """
+    if not isinstance(value, timedelta):
+        raise InvalidArgument(f"{argument} must be a timedelta, not {type(value).__name__}")
+    if not minimum <= value <= DURATION_MAX:
+        raise InvalidArgument(
+            f"{argument} is {value}; it must be at least {minimum} and at most {DURATION_MAX}"
+        )
+    return value
+
+
+def to_ms(value: timedelta) -> int:
+    """Whole milliseconds, at least one for a positive duration."""
+    return math.ceil(value / timedelta(milliseconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed attempt is followed by another.
+
+    Attributes:
+        initial_interval: Before the second attempt.
+        backoff_coefficient: Each further interval is this much longer; at least 1.
+        maximum_interval: Bound of one interval; ``None`` means 100 times the initial one.
+        maximum_attempts: Including the first; 0 means no bound.
+        non_retryable_error_types: `ApplicationError.type` values that end the activity;
+            ``TemporalTimeout:StartToClose`` and ``TemporalTimeout:Heartbeat`` name timeouts.
+    """
+
+    initial_interval: timedelta = timedelta(seconds=1)
+    backoff_coefficient: float = 2.0
+    maximum_interval: timedelta | None = None
+    maximum_attempts: int = 0
+    non_retryable_error_types: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_duration("retry_policy.initial_interval", self.initial_interval)
+        coefficient = self.backoff_coefficient
+        if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)):
+            raise InvalidArgument("retry_policy.backoff_coefficient must be a number")
+        if not 1 <= coefficient <= 1000:
+            raise InvalidArgument(
+                f"retry_policy.backoff_coefficient is {coefficient}; it must be from 1 to 1000"
+            )
+        if self.maximum_interval is not None:
+            check_duration(
+                "retry_policy.maximum_interval",
+                self.maximum_interval,
+                minimum=self.initial_interval,
+            )
+        attempts = self.maximum_attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 0:
+            raise InvalidArgument(
+                f"retry_policy.maximum_attempts is {attempts!r}; it must be 0 (no bound) or more"
+            )
+        if isinstance(self.non_retryable_error_types, str) or not all(
+            isinstance(name, str) for name in self.non_retryable_error_types
+        ):
+            raise InvalidArgument(
+                "retry_policy.non_retryable_error_types must be a sequence of strings"
+            )
+
+
+class OnGone(enum.Enum):
+    """What becomes of a task when the target of its route is gone."""
+
+    FAIL = "fail"
+    """The activity fails at once with an error of type ``TargetGone``."""
+    FALL_BACK = "fall_back"
+    """The plain task queue takes it."""
+    WAIT = "wait"
+    """It waits for the target to come back, for at most the route's ``wait``."""
+
+
+class TargetKind(enum.Enum):
+    """What a route can name."""
+
+    HOST = "host"
+    PROCESS = "process"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where, within its task queue, an activity must run. Made by `host` and `process`."""
+
+    kind: TargetKind
+    target: str
+    on_gone: OnGone = OnGone.FAIL
+    wait: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, TargetKind):
+            raise InvalidArgument("route.kind must be a TargetKind")
+        if not isinstance(self.target, str) or not self.target:
+            raise InvalidArgument(f"route.{self.kind.value} must be a non-empty string")
+        if not isinstance(self.on_gone, OnGone):
+            raise InvalidArgument("route.on_gone must be an OnGone")
+        if (self.on_gone is OnGone.WAIT) != (self.wait is not None):
+            raise InvalidArgument("route.wait is needed with OnGone.WAIT and only then")
+        if self.wait is not None:
+            check_duration("route.wait", self.wait)
+
+    @classmethod
+    def host(
+        cls, name: str, *, on_gone: OnGone = OnGone.FAIL, wait: timedelta | None = None
+    ) -> Route:
+        """Any worker of the task queue on the host ``name`` (see ``activity.info().host``).
+
+        Args:
+            on_gone: The answer when no living worker of the task queue is on that host.
+            wait: With `OnGone.WAIT`, how long from the start of the activity.
+        """
+        return cls(TargetKind.HOST, name, on_gone, wait)
+
+    @classmethod
+    def process(
+        cls, worker_id: str, *, on_gone: OnGone = OnGone.FAIL, wait: timedelta | None = None
+    ) -> Route:
+        """The one worker process ``worker_id`` (see ``activity.info().worker_id``).
+
+        A process does not come back under the same id unless it was given one, so
+        `OnGone.WAIT` is rarely what you want here.
+        """
+        return cls(TargetKind.PROCESS, worker_id, on_gone, wait)
+
+
+class ActivityIDConflictPolicy(enum.Enum):
+    """What a second start with the same ``id`` gets, within the id's retention."""
+
+    USE_EXISTING = "join"
+    """The outcome of the first start."""
+    FAIL = "refuse"
+    """`ActivityAlreadyStarted`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityOptions:
+    """Options of one activity; ``None`` means "not said here".
+
+    At the decorator they are defaults, at the call they win.
+
+    Attributes:
+        task_queue: The task queue it is put on.
+        route: Host or process it must run on.
+        priority: 1 (first) to 5, default 3; honoured as far as the queue can: strictly on
+            RabbitMQ 4.3 quorum queues, in two levels on 4.0-4.2, not on 3.x.
+        retry_policy: `RetryPolicy()` when not said.
+        start_to_close_timeout: Bound of one attempt.
+        schedule_to_start_timeout: Bound of the wait in the queue, per attempt; never retried.
+        schedule_to_close_timeout: Bound of everything, retries included; never retried.
+        heartbeat_timeout: Longest silence between heartbeats of a running attempt.
+    """
+
+    task_queue: str | None = None
+    route: Route | None = None
+    priority: int | None = None
+    retry_policy: RetryPolicy | None = None
+    start_to_close_timeout: timedelta | None = None
+    schedule_to_start_timeout: timedelta | None = None
+    schedule_to_close_timeout: timedelta | None = None
+    heartbeat_timeout: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "start_to_close_timeout",
+            "schedule_to_start_timeout",
+            "schedule_to_close_timeout",
+            "heartbeat_timeout",
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                check_duration(name, value)
+        if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
+            raise InvalidArgument("retry_policy must be a RetryPolicy")
+        if self.route is not None and not isinstance(self.route, Route):
+            raise InvalidArgument("route must be a Route")
+        if self.task_queue is not None and not isinstance(self.task_queue, str):
+            raise InvalidArgument("task_queue must be a string")
+        priority = self.priority
+        if priority is not None and (
+            isinstance(priority, bool)
+            or not isinstance(priority, int)
+            or not PRIORITY_FIRST <= priority <= PRIORITY_LAST
+        ):
+            raise InvalidArgument(
+                f"priority is {priority!r};"
+                f" it must be from {PRIORITY_FIRST} (first) to {PRIORITY_LAST}"
+            )
+
+    def over(self, defaults: ActivityOptions) -> ActivityOptions:
+        """These options, completed by ``defaults`` where they say nothing."""
+        said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        return replace(defaults, **said)
+
+
+class ActivityOptionsDict(TypedDict, total=False):
+    """The keywords of `ActivityOptions`, for signatures."""
+
+    task_queue: str | None
+    route: Route | None
+    priority: int | None
+    retry_policy: RetryPolicy | None
+    start_to_close_timeout: timedelta | None
+    schedule_to_start_timeout: timedelta | None
+    schedule_to_close_timeout: timedelta | None
+    heartbeat_timeout: timedelta | None
+
+
+def options_from(keywords: Any) -> ActivityOptions:
+    """Make `ActivityOptions` of keywords; an unknown one is an `InvalidArgument`."""
+    known = {f.name for f in fields(ActivityOptions)}
+    unknown = sorted(set(keywords) - known)
+    if unknown:
+        raise InvalidArgument(
+            f"unknown activity option {unknown[0]!r}; known are: {', '.join(sorted(known))}"
+        )
+    return ActivityOptions(**keywords)

@@ -1,0 +1,224 @@
+"""The one tree of errors, drawn by who must act.
+
+::
+
+    TqBrokerError
+    ├── FailureError              the user's activity ended badly; travels between processes
+    │   ├── ApplicationError        raised by user code
+    │   ├── CancelledError          a requested cancellation was honoured
+    │   ├── TerminatedError         ended from outside
+    │   ├── TimeoutError            one of the four activity timeouts
+    │   └── ActivityError           what a caller sees; its cause is one of the above
+    ├── Rejected                  the caller's fault: do not retry unchanged
+    │   ├── InvalidArgument         (a ValueError) names the argument and its bound
+    │   ├── PayloadTooLarge         (a ValueError) refused before it was published
+    │   ├── ActivityAlreadyStarted  the id is taken and the caller chose to be refused
+    │   ├── NotFound                no such activity, worker or queue now
+    │   ├── TargetGone              the host or process of a route is gone
+    │   └── AccessRefused           login, vhost or permission
+    ├── Unavailable               try again later, with the retry policy
+    │   ├── BrokerUnavailable       cannot connect, or the connection broke
+    │   ├── BrokerBlocked           RabbitMQ blocks publishers (memory or disk alarm)
+    │   └── DeadlineExceeded        not done before the caller's deadline
+    ├── Malformed                 a message that cannot be understood; it is parked
+    └── Bug                       our fault, please report it
+
+Names in the first branch are those of Temporal's Python SDK.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+
+class TqBrokerError(Exception):
+    """Root of every error this library raises."""
+
+
+# --- failures: they travel ------------------------------------------------------------------
+
+
+class FailureError(TqBrokerError):
+    """An activity ended without a result."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The failure below this one, if any (the same as ``__cause__``)."""
+        return self.__cause__
+
+
+class ApplicationErrorCategory(enum.IntEnum):
+    """How loudly a worker logs an application error."""
+
+    UNSPECIFIED = 0
+    BENIGN = 1
+
+
+class ApplicationError(FailureError):
+    """An error raised by user code.
+
+    Args:
+        message: What happened, for people.
+        details: JSON-able values for programs.
+        type: The name retry policies match on; ``None`` means the class name.
+        non_retryable: ``True`` ends the activity whatever its policy says.
+        next_retry_delay_s: Seconds before the next attempt instead of the policy's own
+            interval; ``None`` leaves it to the policy.
+        category: ``BENIGN`` is logged at debug level only.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *details: Any,
+        type: str | None = None,
+        non_retryable: bool = False,
+        next_retry_delay_s: float | None = None,
+        category: ApplicationErrorCategory = ApplicationErrorCategory.UNSPECIFIED,
+    ) -> None:
+        super().__init__(message)
+        self.details: Sequence[Any] = details
+        self.type = type
+        self.non_retryable = non_retryable
+        self.next_retry_delay_s = next_retry_delay_s
+        self.category = category
+
+
+class CancelledError(FailureError):
+    """A requested cancellation was honoured."""
+
+    def __init__(self, message: str = "Cancelled", *details: Any) -> None:
+        super().__init__(message)
+        self.details: Sequence[Any] = details
+
+
+class TerminatedError(FailureError):
+    """Ended from outside, without a chance to clean up."""
+
+    def __init__(self, message: str = "Terminated", *details: Any) -> None:
+        super().__init__(message)
+        self.details: Sequence[Any] = details
+
+
+class TimeoutType(enum.IntEnum):
+    """Which of the four activity timeouts fired (Temporal's numbers)."""
+
+    START_TO_CLOSE = 1
+    SCHEDULE_TO_START = 2
+    SCHEDULE_TO_CLOSE = 3
+    HEARTBEAT = 4
+
+
+class TimeoutError(FailureError):
+    """One of the four activity timeouts fired.
+
+    ``last_heartbeat_details`` are those of the attempt that timed out.
+    """
+
+    def __init__(
+        self, message: str, *, type: TimeoutType, last_heartbeat_details: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(message)
+        self.type = type
+        self.last_heartbeat_details = last_heartbeat_details
+
+
+class RetryState(enum.IntEnum):
+    """Why an activity was not tried again (Temporal's numbers)."""
+
+    IN_PROGRESS = 1
+    NON_RETRYABLE_FAILURE = 2
+    TIMEOUT = 3
+    MAXIMUM_ATTEMPTS_REACHED = 4
+    RETRY_POLICY_NOT_SET = 5
+    CANCEL_REQUESTED = 7
+
+
+class ActivityError(FailureError):
+    """What ``result()`` raises: the activity ended badly; ``cause`` says how."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        activity_id: str,
+        activity_type: str,
+        identity: str = "",
+        attempt: int = 1,
+        retry_state: RetryState | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.activity_id = activity_id
+        self.activity_type = activity_type
+        self.identity = identity
+        self.attempt = attempt
+        self.retry_state = retry_state
+
+
+# --- rejected: the caller must change something -----------------------------------------------
+
+
+class Rejected(TqBrokerError):
+    """The request as it stands will never be accepted."""
+
+
+class InvalidArgument(Rejected, ValueError):
+    """An argument is wrong; the message names it and its bound."""
+
+
+class PayloadTooLarge(Rejected, ValueError):
+    """The encoded message is over the limit; nothing was published."""
+
+
+class ActivityAlreadyStarted(Rejected):
+    """An activity with this id was started before, within its idempotency time."""
+
+
+class NotFound(Rejected):
+    """There is no such activity, worker or queue now."""
+
+
+class TargetGone(Rejected):
+    """No living worker serves the host or process that the route names."""
+
+
+class AccessRefused(Rejected):
+    """The broker refused the login, the vhost or an operation."""
+
+
+# --- unavailable: try again later ---------------------------------------------------------------
+
+
+class Unavailable(TqBrokerError):
+    """It may work later; nothing is known to be accepted."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be reached, or the connection broke."""
+
+
+class BrokerBlocked(Unavailable):
+    """RabbitMQ has blocked publishers because of a memory or disk alarm."""
+
+
+class DeadlineExceeded(Unavailable, builtins.TimeoutError):
+    """It was not done before the caller's deadline; whether it happened is unknown."""
+
+
+class Malformed(TqBrokerError):
+    """A message that cannot be understood. ``reason`` is what the parked copy says."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Bug(TqBrokerError):
+    """A state that the code holds impossible. Please report it."""

@@ -1,0 +1,137 @@
+"""Requests to living workers and their answers.
+
+They travel as JSON with a ``type`` tag through the control exchange; a request that no worker
+is bound for is returned to its sender, which is how "gone" is known at once. Answers come on
+the reply queue, with the request's ``correlation_id``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, TypeVar
+
+import msgspec
+
+from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.model import envelope
+from tq_broker.model.failure import Failure
+from tq_broker.model.message import Message
+from tq_broker.model.names import encode_part
+from tq_broker.model.tasks import NO_RESULT
+
+EVERY_WORKER = "worker"
+"""The control key that all workers of a namespace answer to."""
+
+
+def worker_key(worker_id: str) -> str:
+    """The control key of one worker."""
+    return f"worker.{encode_part(worker_id)}"
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Who are you?"""
+
+
+class Serve(msgspec.Struct, frozen=True, tag="serve"):
+    """Consume the private queue ``queue`` from now on, if it is yours: a task is on its way."""
+
+    queue: str
+
+
+class CompleteAttempt(msgspec.Struct, frozen=True, tag="complete"):
+    """An attempt that completes asynchronously has ended, or only sends a ``heartbeat``.
+
+    It has failed if ``failure`` is set; otherwise ``result`` (JSON) is its result.
+    """
+
+    activity_id: str
+    attempt: int
+    result: msgspec.Raw = NO_RESULT
+    failure: Failure | None = None
+    heartbeat: list[msgspec.Raw] | None = None
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
+    """The answer to `Ping`."""
+
+    worker_id: str
+    identity: str
+    host: str
+    pid: int
+    started_ms: int
+    task_queues: list[str]
+    activities: list[str]
+    slots: int
+    running: int
+    held: dict[str, int] = {}
+    """Tasks in hand by task queue."""
+    version: str = ""
+    shutting_down: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """The answer to `CompleteAttempt`: whether the attempt was known here and still open."""
+
+    found: bool
+    cancel_requested: bool = False
+
+
+Request = Ping | Serve | CompleteAttempt
+Reply = WorkerInfo | Answer
+
+_request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+def message(value: Request | Reply, message_id: str, **properties: Any) -> Message:
+    """The message that carries a request or a reply."""
+    return Message(
+        body=msgspec.json.encode(value),
+        message_id=message_id,
+        kind=envelope.CONTROL,
+        headers={"tq-protocol": envelope.PROTOCOL},
+        persistent=False,
+        **properties,
+    )
+
+
+def read_request(message: Message) -> Request:
+    """The request in ``message``. Raises `Malformed`."""
+    return _read(_request_decoder, message)
+
+
+def read_reply(message: Message) -> Reply:
+    """The reply in ``message``. Raises `Malformed`."""
+    return _read(_reply_decoder, message)
+
+
+T = TypeVar("T")
+
+
+def _read(decoder: msgspec.json.Decoder[T], message: Message) -> T:
+    try:
+        return decoder.decode(message.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"control message: {error}") from error
+
+
+class TaskToken(msgspec.Struct, frozen=True, array_like=True):
+    """What somebody else needs to complete an attempt: opaque to users."""
+
+    namespace: str
+    worker_id: str
+    activity_id: str
+    attempt: int
+
+    def dump(self) -> bytes:
+        """The token's printable form."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(self))
+
+    @classmethod
+    def load(cls, token: bytes | str) -> TaskToken:
+        """Read a token. Raises `InvalidArgument`."""
+        try:
+            return msgspec.json.decode(base64.urlsafe_b64decode(token), type=cls)
+        except (binascii.Error, ValueError, TypeError, msgspec.DecodeError) as error:
+            raise InvalidArgument(f"task_token is not one of ours: {error}") from error

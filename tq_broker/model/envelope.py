@@ -1,0 +1,261 @@
+"""Tasks and outcomes to AMQP messages and back: the only module that knows header names.
+
+Rules of this file: the wire is described in ``docs/protocol.rst``, for people who write a worker
+or a client without this library; change both together. Headers are only sent when they differ
+from their default. What cannot be understood raises `Malformed` with the reason; a header that
+is not known is ignored, a protocol version that is not known is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from tq_broker.common import ActivityIDConflictPolicy
+from tq_broker.converter import ENCODED, JSON, DataConverter
+from tq_broker.exceptions import Malformed
+from tq_broker.model import tasks
+from tq_broker.model.message import Message
+from tq_broker.model.tasks import ActivityOutcome, ActivityTask, OutcomeBody, Status, TaskBody
+
+PROTOCOL = 1
+TASK = "activity-task"
+OUTCOME = "activity-outcome"
+CONTROL = "control"
+SETTING = "setting"
+
+RESENT = "tq-resent"
+NUMBER_MAX = 2**53
+TEXT_MAX = 4096
+
+_NOT_SENT_ON = ("x-death", "x-first-death-", "x-last-death-")
+
+
+def _number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= NUMBER_MAX:
+        raise Malformed(f"header {name}: {value!r:.40} is not a number from 0 to 2**53")
+    return value
+
+
+def _attempt(name: str, value: object) -> int:
+    return _number(name, value) or 1
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
+        raise Malformed(f"header {name}: not a text of 1 to {TEXT_MAX} characters")
+    return value
+
+
+def _conflict(name: str, value: object) -> ActivityIDConflictPolicy:
+    try:
+        return ActivityIDConflictPolicy(value)
+    except ValueError:
+        raise Malformed(f"header {name}: {value!r:.40} is neither 'join' nor 'refuse'") from None
+
+
+_TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "tq-activity-type": ("activity_type", _text),
+    "tq-attempt": ("attempt", _attempt),
+    "tq-scheduled-ms": ("scheduled_ms", _number),
+    "tq-attempt-scheduled-ms": ("attempt_scheduled_ms", _number),
+    "tq-start-to-close-ms": ("start_to_close_ms", _number),
+    "tq-schedule-to-start-ms": ("schedule_to_start_ms", _number),
+    "tq-schedule-to-close-ms": ("schedule_to_close_ms", _number),
+    "tq-heartbeat-ms": ("heartbeat_ms", _number),
+    "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_text(name, v))),
+    "tq-route": ("route", lambda name, v: tasks.load_route(_text(name, v))),
+    "tq-id-retention-ms": ("id_retention_ms", _number),
+    "tq-id-conflict": ("id_conflict", _conflict),
+    "tq-start-token": ("start_token", _text),
+    RESENT: ("resent", _number),
+    "tq-lease": ("lease", _text),
+    "tq-codecs": ("codecs", _text),
+}
+
+_DUMP: dict[str, Callable[[Any], Any]] = {
+    "retry_policy": tasks.dump_retry_policy,
+    "route": tasks.dump_route,
+    "id_conflict": lambda policy: policy.value,
+}
+
+_DEFAULTS = dict(
+    zip(
+        ActivityTask.__struct_fields__[-len(ActivityTask.__struct_defaults__) :],
+        ActivityTask.__struct_defaults__,
+        strict=True,
+    )
+)
+
+_MAX_PRIORITY = 7
+"""Our priority 3, the default, becomes RabbitMQ's 4: the default of 4.3's quorum queues."""
+
+
+def task_headers(task: ActivityTask) -> dict[str, Any]:
+    """The headers of ``task``: what many tasks of one start have in common."""
+    headers: dict[str, Any] = {"tq-protocol": PROTOCOL}
+    for name, (field, _) in _TASK_HEADERS.items():
+        value = getattr(task, field)
+        if value != _DEFAULTS.get(field):
+            headers[name] = _DUMP[field](value) if field in _DUMP else value
+    return headers
+
+
+def task_message(task: ActivityTask, headers: Mapping[str, Any] | None = None) -> Message:
+    """The message that carries ``task``; ``headers`` are its `task_headers` if made before."""
+    return Message(
+        body=task.body,
+        message_id=task.activity_id,
+        kind=TASK,
+        headers=task_headers(task) if headers is None else headers,
+        correlation_id=task.activity_id,
+        reply_to=task.reply_to,
+        content_type=ENCODED if task.codecs else JSON,
+        content_encoding="binary" if task.codecs else "utf-8",
+        priority=None if task.priority is None else _MAX_PRIORITY - task.priority,
+        timestamp=task.scheduled_ms // 1000,
+    )
+
+
+def read_task(message: Message, task_queue: str) -> ActivityTask:
+    """The task in ``message``. Raises `Malformed`."""
+    headers = message.headers
+    _check_protocol(headers)
+    if "compression" in headers:
+        raise Malformed("header compression: Kombu's compression is not accepted here")
+    fields: dict[str, Any] = {}
+    for name, value in headers.items():
+        known = _TASK_HEADERS.get(name)
+        if known is not None:
+            fields[known[0]] = known[1](name, value)
+    if "activity_type" not in fields:
+        raise Malformed("header tq-activity-type is missing")
+    _check_content_type(message, fields.get("codecs", ""))
+    activity_id = message.correlation_id or message.message_id
+    if not activity_id:
+        raise Malformed("neither correlation_id nor message_id is set")
+    if message.priority is not None:
+        fields["priority"] = min(5, max(1, _MAX_PRIORITY - message.priority))
+    if "scheduled_ms" not in fields and message.timestamp:
+        fields["scheduled_ms"] = message.timestamp * 1000
+    return ActivityTask(
+        activity_id=activity_id,
+        task_queue=task_queue,
+        body=message.body,
+        reply_to=message.reply_to,
+        **fields,
+    )
+
+
+def _check_protocol(headers: Mapping[str, Any]) -> None:
+    version = headers.get("tq-protocol", PROTOCOL)
+    if version != PROTOCOL:
+        raise Malformed(f"header tq-protocol: version {version!r:.40} is not known here")
+
+
+def _check_content_type(message: Message, codecs: str) -> None:
+    wanted = ENCODED if codecs else JSON
+    if message.content_type not in (wanted, None):
+        raise Malformed(f"content_type {message.content_type!r:.80} is not {wanted}")
+
+
+_decode_task_body = msgspec.json.Decoder(TaskBody).decode
+_decode_outcome_body = msgspec.json.Decoder(OutcomeBody).decode
+
+
+def read_task_body(task: ActivityTask, converter: DataConverter) -> TaskBody:
+    """Arguments and what the attempt before left. Raises `Malformed`."""
+    body = converter.unseal(task.body, task.codecs)
+    try:
+        return _decode_task_body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"body: {error}") from error
+
+
+def task_body(body: TaskBody, converter: DataConverter) -> bytes:
+    """The sealed bytes of ``body``. Raises `PayloadTooLarge`."""
+    return converter.seal(msgspec.json.encode(body))
+
+
+def args_body(args: bytes, converter: DataConverter) -> bytes:
+    """The sealed body of a first attempt; ``args`` is its JSON list of arguments."""
+    return converter.seal(b'{"args":' + args + b"}")
+
+
+def outcome_message(outcome: ActivityOutcome, converter: DataConverter) -> Message:
+    """The message that tells ``outcome``. Raises `PayloadTooLarge`."""
+    if outcome.failure is None:
+        body = b'{"result":' + outcome.result + b"}"
+    else:
+        body = msgspec.json.encode(OutcomeBody(failure=outcome.failure))
+    headers: dict[str, Any] = {
+        "tq-protocol": PROTOCOL,
+        "tq-status": outcome.status.value,
+        "tq-activity-type": outcome.activity_type,
+        "tq-attempt": outcome.attempt,
+        "tq-identity": outcome.identity,
+        "tq-host": outcome.host,
+        "tq-worker-id": outcome.worker_id,
+        "tq-started-ms": outcome.started_ms,
+        "tq-finished-ms": outcome.finished_ms,
+    }
+    if outcome.retry_state is not None:
+        headers["tq-retry-state"] = outcome.retry_state
+    if converter.codecs:
+        headers["tq-codecs"] = converter.codec_names
+    return Message(
+        body=converter.seal(body),
+        message_id=f"{outcome.activity_id}/{outcome.attempt}/{outcome.status.value}",
+        kind=OUTCOME,
+        headers=headers,
+        correlation_id=outcome.activity_id,
+        content_type=ENCODED if converter.codecs else JSON,
+        content_encoding="binary" if converter.codecs else "utf-8",
+    )
+
+
+def read_outcome(message: Message, converter: DataConverter) -> ActivityOutcome:
+    """The outcome in ``message``. Raises `Malformed`."""
+    headers = message.headers
+    _check_protocol(headers)
+    if not message.correlation_id:
+        raise Malformed("correlation_id is not set")
+    try:
+        status = Status(headers.get("tq-status"))
+    except ValueError:
+        raise Malformed(f"header tq-status: {headers.get('tq-status')!r:.40}") from None
+    try:
+        body = _decode_outcome_body(
+            converter.unseal(message.body, str(headers.get("tq-codecs", "")))
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"body: {error}") from error
+    retry_state = headers.get("tq-retry-state")
+    return ActivityOutcome(
+        activity_id=message.correlation_id,
+        activity_type=str(headers.get("tq-activity-type", "")),
+        status=status,
+        attempt=_attempt("tq-attempt", headers.get("tq-attempt", 1)),
+        result=bytes(body.result),
+        failure=body.failure,
+        retry_state=None if retry_state is None else _number("tq-retry-state", retry_state),
+        identity=str(headers.get("tq-identity", "")),
+        host=str(headers.get("tq-host", "")),
+        worker_id=str(headers.get("tq-worker-id", "")),
+        started_ms=_number("tq-started-ms", headers.get("tq-started-ms", 0)),
+        finished_ms=_number("tq-finished-ms", headers.get("tq-finished-ms", 0)),
+    )
+
+
+def forwarded(message: Message, **changes: Any) -> Message:
+    """``message`` as it may be published again.
+
+    Without the headers that dead-lettering left: RabbitMQ 3.10 takes a message that comes round
+    with them for a cycle, and drops it.
+    """
+    headers = {
+        name: value for name, value in message.headers.items() if not name.startswith(_NOT_SENT_ON)
+    }
+    return msgspec.structs.replace(message, headers=headers | changes.pop("headers", {}), **changes)

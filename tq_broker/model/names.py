@@ -1,0 +1,232 @@
+"""Physical names of queues and exchanges: the one grammar, built and parsed here only.
+
+Rules of this file:
+
+* a queue is ``tq.<namespace>.<kind>[.<part>...]``; its *key* is what follows the namespace and
+  is at the same time its routing key, so a returned or dead-lettered message tells where it
+  was going;
+* user-given parts are encoded: RabbitMQ strips CR and LF from names, ``.``, ``#`` and ``*``
+  mean something in bindings and in permission patterns, so every byte of the UTF-8 form
+  outside ``[A-Za-z0-9_-]`` becomes ``%XX``;
+* the bounds below keep every name, and every key behind the prefix of the delay ladder,
+  within the 255 bytes of an AMQP short string;
+* `QueueName.parse` is the inverse of ``str(QueueName)``.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import unicodedata
+from dataclasses import dataclass
+from urllib.parse import quote, unquote_to_bytes
+
+from tq_broker.exceptions import InvalidArgument
+
+PREFIX = "tq"
+NAMESPACE_BYTES_MAX = 40
+TASK_QUEUE_BYTES_MAX = 100
+TARGET_BYTES_MAX = 64
+"""Longest encoded host name or worker id."""
+
+_ENCODED = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+\Z")
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+class Kind(enum.Enum):
+    """What a queue is for. The value is the word in its name."""
+
+    ACTIVITY = "activity"
+    WORKFLOW = "workflow"
+    HOST = "host"
+    PROCESS = "process"
+    LEASE = "lease"
+    REPLY = "reply"
+    CONTROL = "control"
+    DELAY = "delay"
+    CLAIM = "claim"
+    LOCK = "lock"
+    PARKED = "parked"
+    UNROUTED = "unrouted"
+    SETTINGS = "settings"
+
+
+_ARITY = {
+    Kind.ACTIVITY: 1,  # task queue
+    Kind.WORKFLOW: 1,  # task queue
+    Kind.HOST: 2,  # host, task queue
+    Kind.PROCESS: 2,  # worker id, task queue
+    Kind.LEASE: 1,  # worker id
+    Kind.REPLY: 1,  # client id
+    Kind.CONTROL: 1,  # worker id
+    Kind.DELAY: 1,  # level
+    Kind.CLAIM: 1,  # digest of task queue and activity id
+    Kind.LOCK: 1,  # digest of the guarded queue's name
+    Kind.PARKED: 0,
+    Kind.UNROUTED: 0,
+    Kind.SETTINGS: 0,
+}
+
+
+class Exchange(enum.Enum):
+    """The exchanges of a namespace, one per direction. The value is the word in the name."""
+
+    TASKS = "tasks"
+    """direct: tasks to their queues; publishes here are mandatory."""
+    DUE = "due"
+    """topic: tasks whose delay is over; what it cannot route goes to UNROUTED."""
+    REPLIES = "replies"
+    """direct: outcomes to the clients' reply queues."""
+    CONTROL = "control"
+    """direct: requests to living workers."""
+    DELAY = "delay"
+    """topic: entry of the delay ladder."""
+    UNROUTED = "unrouted"
+    """fanout: tasks whose queue was gone; workers route them anew."""
+    PARKED = "parked"
+    """fanout: messages that wait for an operator."""
+
+
+def check_text(argument: str, value: object, *, bytes_max: int | None = None) -> str:
+    """Return ``value`` if it is a visible, non-empty string.
+
+    Args:
+        argument: The name to blame in the error.
+        bytes_max: Bound of the encoded form; ``None`` checks no length.
+
+    Raises:
+        InvalidArgument: not a string, empty, with control, bidirectional or surrogate
+            characters, or too long.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{argument} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidArgument(f"{argument} must not be empty")
+    if not value.isascii() or not value.isprintable():
+        for char in value:
+            if unicodedata.category(char) in _HIDDEN:
+                raise InvalidArgument(
+                    f"{argument} has the control or invisible character U+{ord(char):04X}"
+                )
+    if bytes_max is not None and len(encode_part(value)) > bytes_max:
+        raise InvalidArgument(
+            f"{argument} is {len(encode_part(value))} bytes long when encoded for RabbitMQ;"
+            f" the bound is {bytes_max}"
+        )
+    return value
+
+
+def check_namespace(value: object) -> str:
+    """Return ``value`` if it can name a namespace, else raise `InvalidArgument`."""
+    return check_text("namespace", value, bytes_max=NAMESPACE_BYTES_MAX)
+
+
+def check_task_queue(value: object) -> str:
+    """Return ``value`` if it can name a task queue, else raise `InvalidArgument`."""
+    return check_text("task_queue", value, bytes_max=TASK_QUEUE_BYTES_MAX)
+
+
+def encode_part(text: str) -> str:
+    """Encode one user-given part for use in a name or key."""
+    # quote() leaves "." and "~" alone as well; both are outside our alphabet.
+    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def decode_part(part: str) -> str:
+    """Undo `encode_part`. Raises `InvalidArgument` for what it cannot have made."""
+    if not _ENCODED.match(part):
+        raise InvalidArgument(f"{part!r} is not an encoded name part")
+    try:
+        text = unquote_to_bytes(part).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{part!r} is not UTF-8") from error
+    if encode_part(text) != part:
+        raise InvalidArgument(f"{part!r} is not in the one form that is used")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class QueueName:
+    """A queue of ours: namespace, kind and the decoded parts."""
+
+    namespace: str
+    kind: Kind
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != _ARITY[self.kind]:
+            raise InvalidArgument(
+                f"a {self.kind.value} queue has {_ARITY[self.kind]} name part(s),"
+                f" not {len(self.parts)}"
+            )
+
+    @property
+    def key(self) -> str:
+        """The routing key under which this queue is bound."""
+        return ".".join((self.kind.value, *map(encode_part, self.parts)))
+
+    @property
+    def task_queue(self) -> str | None:
+        """The user's task queue that this queue belongs to, if it belongs to one."""
+        if self.kind in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS):
+            return self.parts[-1]
+        return None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}.{encode_part(self.namespace)}.{self.key}"
+
+    @classmethod
+    def parse(cls, name: str) -> QueueName:
+        """Read a queue name. Raises `InvalidArgument` if it is none of ours."""
+        head, _, rest = name.partition(".")
+        namespace, _, key = rest.partition(".")
+        if head != PREFIX or not key:
+            raise InvalidArgument(f"{name!r} is not the name of a tq_broker queue")
+        return cls.from_key(decode_part(namespace), key)
+
+    @classmethod
+    def from_key(cls, namespace: str, key: str) -> QueueName:
+        """Read a routing key. Raises `InvalidArgument` if it is none of ours."""
+        word, *parts = key.split(".")
+        try:
+            kind = Kind(word)
+        except ValueError:
+            raise InvalidArgument(f"{key!r} is not the key of a tq_broker queue") from None
+        return cls(namespace, kind, tuple(map(decode_part, parts)))
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All names of one namespace."""
+
+    namespace: str
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+
+    def exchange(self, exchange: Exchange) -> str:
+        """The physical name of an exchange."""
+        return f"{PREFIX}.{encode_part(self.namespace)}.{exchange.value}"
+
+    def delay_exchange(self, level: int) -> str:
+        """The exchange above level ``level`` of the delay ladder."""
+        return f"{self.exchange(Exchange.DELAY)}.{level}"
+
+    def queue(self, kind: Kind, *parts: str) -> QueueName:
+        """A queue of this namespace."""
+        return QueueName(self.namespace, kind, parts)
+
+    def activity(self, task_queue: str) -> QueueName:
+        """The shared queue of an activity task queue."""
+        return self.queue(Kind.ACTIVITY, task_queue)
+
+    def owns(self, queue: str, *kinds: Kind) -> bool:
+        """Whether ``queue`` is a queue of this namespace, of one of ``kinds`` if any are given.
+
+        The check for names that come from outside, such as a task's ``reply_to``.
+        """
+        try:
+            name = QueueName.parse(queue)
+        except InvalidArgument:
+            return False
+        return name.namespace == self.namespace and (not kinds or name.kind in kinds)

@@ -1,0 +1,229 @@
+"""Activity tasks and their outcomes, as values.
+
+Times are wall-clock milliseconds since the epoch, durations are milliseconds; 0 or ``None``
+means "not set". `msgspec.Struct` for speed, see `tq_broker.model.message`.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from tq_broker.common import (
+    ActivityIDConflictPolicy,
+    ActivityOptions,
+    OnGone,
+    RetryPolicy,
+    Route,
+    TargetKind,
+    to_ms,
+)
+from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.model.failure import Failure
+
+DEFAULT_RETRY_POLICY = RetryPolicy()
+
+
+class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The JSON body of a task: arguments, and what the attempt before left behind."""
+
+    args: list[msgspec.Raw]
+    heartbeat: list[msgspec.Raw] = []
+    failure: Failure | None = None
+
+
+class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of one activity, on its way to a worker or in its hands.
+
+    Attributes:
+        body: `TaskBody` as JSON, after the codecs that ``codecs`` names.
+        scheduled_ms: When the activity was started by its caller.
+        attempt_scheduled_ms: When this attempt was put on its queue (or is due).
+        id_retention_ms: For how long the id is claimed; 0 means it is not.
+        start_token: Tells one start of the same id from another.
+        resent: How often the publisher sent this copy again.
+        lease: The worker that already runs it and only keeps hold of it.
+        not_before_ms: Not due before; only set when the delay ladder was too short.
+    """
+
+    activity_id: str
+    activity_type: str
+    task_queue: str
+    body: bytes
+    codecs: str = ""
+    attempt: int = 1
+    scheduled_ms: int = 0
+    attempt_scheduled_ms: int = 0
+    start_to_close_ms: int = 0
+    schedule_to_start_ms: int = 0
+    schedule_to_close_ms: int = 0
+    heartbeat_ms: int = 0
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
+    reply_to: str | None = None
+    route: Route | None = None
+    priority: int | None = None
+    id_retention_ms: int = 0
+    id_conflict: ActivityIDConflictPolicy = ActivityIDConflictPolicy.USE_EXISTING
+    start_token: str = ""
+    resent: int = 0
+    lease: str = ""
+
+    def left(self, now_ms: int) -> timedelta | None:
+        """Until the schedule-to-close timeout; ``None`` without one."""
+        if not self.schedule_to_close_ms:
+            return None
+        return timedelta(milliseconds=self.scheduled_ms + self.schedule_to_close_ms - now_ms)
+
+
+def task_fields(options: ActivityOptions) -> dict[str, Any]:
+    """The fields of a task that options decide, with Temporal's rules for missing timeouts.
+
+    Raises:
+        InvalidArgument: neither start-to-close nor schedule-to-close is set.
+    """
+    start_to_close, close = options.start_to_close_timeout, options.schedule_to_close_timeout
+    if start_to_close is None and close is None:
+        raise InvalidArgument(
+            "start_to_close_timeout or schedule_to_close_timeout must be set,"
+            " at the activity's decorator or at the call"
+        )
+    start_to_close_ms = to_ms(start_to_close) if start_to_close else 0
+    close_ms = to_ms(close) if close else 0
+    start_to_close_ms = min(start_to_close_ms or close_ms, close_ms or start_to_close_ms)
+    start = options.schedule_to_start_timeout
+    heartbeat = options.heartbeat_timeout
+    fields: dict[str, Any] = {
+        "start_to_close_ms": start_to_close_ms,
+        "schedule_to_close_ms": close_ms,
+        "schedule_to_start_ms": to_ms(start) if start else 0,
+        "heartbeat_ms": min(to_ms(heartbeat), start_to_close_ms) if heartbeat else 0,
+        "route": options.route,
+        "priority": options.priority,
+    }
+    if options.retry_policy is not None:
+        fields["retry_policy"] = options.retry_policy
+    return fields
+
+
+class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
+    """A retry policy as it travels, in the ``tq-retry-policy`` header."""
+
+    initial_ms: int = 1000
+    coefficient: float = 2.0
+    maximum_ms: int | None = None
+    attempts: int = 0
+    non_retryable: list[str] = []
+
+
+_decode_policy = msgspec.json.Decoder(WireRetryPolicy).decode
+
+
+def dump_retry_policy(policy: RetryPolicy) -> str:
+    """The header value for ``policy``."""
+    maximum = policy.maximum_interval
+    wire = WireRetryPolicy(
+        initial_ms=to_ms(policy.initial_interval),
+        coefficient=policy.backoff_coefficient,
+        maximum_ms=None if maximum is None else to_ms(maximum),
+        attempts=policy.maximum_attempts,
+        non_retryable=list(policy.non_retryable_error_types),
+    )
+    return msgspec.json.encode(wire).decode()
+
+
+def load_retry_policy(text: str) -> RetryPolicy:
+    """The policy of a header value. Raises `Malformed`."""
+    try:
+        wire = _decode_policy(text)
+        return RetryPolicy(
+            initial_interval=timedelta(milliseconds=wire.initial_ms),
+            backoff_coefficient=wire.coefficient,
+            maximum_interval=None
+            if wire.maximum_ms is None
+            else timedelta(milliseconds=wire.maximum_ms),
+            maximum_attempts=wire.attempts,
+            non_retryable_error_types=tuple(wire.non_retryable),
+        )
+    except (msgspec.DecodeError, InvalidArgument, OverflowError) as error:
+        raise Malformed(f"header tq-retry-policy: {error}") from error
+
+
+class WireRoute(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
+    """A route as it travels, in the ``tq-route`` header."""
+
+    kind: TargetKind
+    target: str
+    on_gone: OnGone = OnGone.FAIL
+    wait_ms: int | None = None
+
+
+_decode_route = msgspec.json.Decoder(WireRoute).decode
+
+
+def dump_route(route: Route) -> str:
+    """The header value for ``route``."""
+    wire = WireRoute(
+        kind=route.kind,
+        target=route.target,
+        on_gone=route.on_gone,
+        wait_ms=None if route.wait is None else to_ms(route.wait),
+    )
+    return msgspec.json.encode(wire).decode()
+
+
+def load_route(text: str) -> Route:
+    """The route of a header value. Raises `Malformed`."""
+    try:
+        wire = _decode_route(text)
+        wait = None if wire.wait_ms is None else timedelta(milliseconds=wire.wait_ms)
+        return Route(wire.kind, wire.target, wire.on_gone, wait)
+    except (msgspec.DecodeError, InvalidArgument, OverflowError) as error:
+        raise Malformed(f"header tq-route: {error}") from error
+
+
+class Status(str, enum.Enum):
+    """What an outcome message says."""
+
+    STARTED = "started"
+    """A worker has begun an attempt. Only sent when a schedule-to-start timeout is set."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    TIMED_OUT = "timed_out"
+    JOINED = "joined"
+    """The id was started before; the outcome is, or will be, in the queue ``result`` names."""
+    REFUSED = "refused"
+    """The id was started before, and the caller wanted to be refused."""
+
+
+class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an activity ended, or a notice about it, as told to its caller.
+
+    ``result`` is JSON, before codecs.
+    """
+
+    activity_id: str
+    activity_type: str
+    status: Status
+    attempt: int = 1
+    result: bytes = b"null"
+    failure: Failure | None = None
+    retry_state: int | None = None
+    identity: str = ""
+    host: str = ""
+    worker_id: str = ""
+    started_ms: int = 0
+    finished_ms: int = 0
+
+
+NO_RESULT = msgspec.Raw(b"null")
+
+
+class OutcomeBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The JSON body of an outcome."""
+
+    result: msgspec.Raw = NO_RESULT
+    failure: Failure | None = None

@@ -1,0 +1,209 @@
+"""The declarer: takes the steps of a plan on the administration channel.
+
+A plan is first sent as a whole, with one answer awaited at its end. When RabbitMQ objects, it
+closes the channel and ignores what follows; then the steps are taken one by one, to find out
+which it was, and to go on when it does no harm.
+
+Rules of this file: runs on the reader's thread; holds no state but the reader's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import amqp.exceptions
+
+from tq_broker.queues.errors import Locked, translate
+from tq_broker.queues.reader import Reader
+from tq_broker.queues.topology import (
+    BindExchange,
+    BindQueue,
+    DeclareExchange,
+    DeclareQueue,
+    DeleteQueue,
+    Plan,
+    Step,
+    UnbindQueue,
+)
+
+log = logging.getLogger(__name__)
+
+LOCK_ARGUMENTS = {"x-queue-type": "classic"}
+
+
+class Inequivalent(Exception):
+    """A queue exists with other arguments, and the caller wants to know."""
+
+
+def take_plan(reader: Reader, plan: Plan, deadline: float, *, strict: bool = False) -> None:
+    """Take the steps of ``plan`` once.
+
+    Args:
+        strict: Raise `Inequivalent` for a queue that exists with other arguments, instead of a
+            warning.
+
+    Raises:
+        Locked: its lock, or an exclusive queue of it, belongs to somebody else.
+        TqBrokerError: RabbitMQ's objection.
+    """
+    lock = plan.lock
+    if lock in reader.held_locks:
+        raise Locked(f"another thread holds {lock}")
+    steps = plan.steps
+    if lock is not None:
+        steps = (DeclareQueue(lock, LOCK_ARGUMENTS, exclusive=True), *steps, DeleteQueue(lock))
+    if not steps:
+        return
+    if lock is None:
+        _take(reader, steps, deadline, strict)
+        return
+    # The thread serves no other command meanwhile, but its subscriptions' callbacks may come.
+    reader.held_locks.add(lock)
+    try:
+        _take(reader, steps, deadline, strict)
+    except BaseException:
+        # Harmless when we do not hold it: RabbitMQ refuses to delete what is another's.
+        _quietly_delete(reader, lock, deadline)
+        raise
+    finally:
+        reader.held_locks.discard(lock)
+
+
+def take_lock(reader: Reader, name: str, deadline: float) -> int:
+    """Take the lock ``name``; returns the epoch under which it is held.
+
+    Raises:
+        Locked: somebody holds it.
+    """
+    if name in reader.held_locks:
+        raise Locked(f"another thread holds {name}")
+    declare = DeclareQueue(name, LOCK_ARGUMENTS, exclusive=True)
+    try:
+        reader.rpc(lambda ch: _declare_queue(ch, declare, nowait=False), deadline)
+    except amqp.exceptions.ResourceLocked as error:
+        raise Locked(str(translate(error))) from error
+    reader.held_locks.add(name)
+    return reader.epoch
+
+
+def release_lock(reader: Reader, name: str, epoch: int, deadline: float) -> None:
+    """Let go of the lock ``name`` unless its connection was lost since."""
+    if epoch != reader.epoch or name not in reader.held_locks:
+        return
+    reader.held_locks.discard(name)
+    reader.rpc(lambda ch: ch.queue_delete(name, nowait=True), deadline)
+
+
+def _quietly_delete(reader: Reader, queue: str, deadline: float) -> None:
+    try:
+        reader.rpc(lambda ch: ch.queue_delete(queue), deadline)
+    except Exception as error:
+        log.debug("consumer: the lock %s: %r", queue, error)
+
+
+def _take(reader: Reader, steps: Sequence[Step], deadline: float, strict: bool) -> None:
+    try:
+        reader.rpc(lambda ch: _send(ch, steps), deadline)
+    except amqp.exceptions.ResourceLocked as error:
+        raise Locked(str(translate(error))) from error
+    except amqp.exceptions.ChannelError as error:
+        if len(steps) == 1 and not isinstance(
+            error, (amqp.exceptions.PreconditionFailed, amqp.exceptions.NotFound)
+        ):
+            raise
+        for step in steps:
+            _take_one(reader, step, deadline, strict)
+
+
+def _send(channel: Any, steps: Sequence[Step]) -> None:
+    for step in steps[:-1]:
+        _SENDERS[type(step)](channel, step, True)
+    _SENDERS[type(steps[-1])](channel, steps[-1], False)
+
+
+def _take_one(reader: Reader, step: Step, deadline: float, strict: bool) -> None:
+    try:
+        reader.rpc(lambda ch: _SENDERS[type(step)](ch, step, False), deadline)
+    except amqp.exceptions.ResourceLocked as error:
+        raise Locked(str(translate(error))) from error
+    except amqp.exceptions.NotFound:
+        if not isinstance(step, (UnbindQueue, DeleteQueue)):
+            raise
+    except amqp.exceptions.PreconditionFailed as error:
+        if not isinstance(step, (DeclareQueue, DeclareExchange)):
+            raise
+        _accept_drift(reader, step, error, deadline, strict)
+
+
+def _accept_drift(
+    reader: Reader,
+    step: DeclareQueue | DeclareExchange,
+    error: amqp.exceptions.PreconditionFailed,
+    deadline: float,
+    strict: bool,
+) -> None:
+    """Use what exists as it is; if nothing exists, the arguments themselves are wrong."""
+    try:
+        if isinstance(step, DeclareQueue):
+            reader.rpc(lambda ch: ch.queue_declare(step.name, passive=True), deadline)
+        else:
+            reader.rpc(lambda ch: ch.exchange_declare(step.name, step.type, passive=True), deadline)
+    except amqp.exceptions.NotFound:
+        raise error from None
+    if strict and isinstance(step, DeclareQueue):
+        raise Inequivalent
+    if step.name not in reader.warned:
+        reader.warned.add(step.name)
+        log.warning(
+            "%s exists with other arguments and is used as it is: %s", step.name, error.reply_text
+        )
+
+
+def _declare_exchange(channel: Any, step: DeclareExchange, nowait: bool) -> None:
+    channel.exchange_declare(
+        step.name,
+        step.type,
+        durable=True,
+        auto_delete=False,
+        nowait=nowait,
+        arguments=dict(step.arguments),
+    )
+
+
+def _declare_queue(channel: Any, step: DeclareQueue, nowait: bool) -> None:
+    channel.queue_declare(
+        step.name,
+        durable=not step.exclusive,
+        exclusive=step.exclusive,
+        auto_delete=False,
+        nowait=nowait,
+        arguments=dict(step.arguments),
+    )
+
+
+def _bind_queue(channel: Any, step: BindQueue, nowait: bool) -> None:
+    channel.queue_bind(step.queue, step.exchange, step.routing_key, nowait=nowait)
+
+
+def _bind_exchange(channel: Any, step: BindExchange, nowait: bool) -> None:
+    channel.exchange_bind(step.destination, step.source, step.routing_key, nowait=nowait)
+
+
+def _unbind_queue(channel: Any, step: UnbindQueue, _nowait: bool) -> None:
+    channel.queue_unbind(step.queue, step.exchange, step.routing_key)  # AMQP has no nowait here
+
+
+def _delete_queue(channel: Any, step: DeleteQueue, nowait: bool) -> None:
+    channel.queue_delete(step.queue, nowait=nowait)
+
+
+_SENDERS: dict[type[Step], Callable[[Any, Any, bool], None]] = {
+    DeclareExchange: _declare_exchange,
+    DeclareQueue: _declare_queue,
+    BindQueue: _bind_queue,
+    BindExchange: _bind_exchange,
+    UnbindQueue: _unbind_queue,
+    DeleteQueue: _delete_queue,
+}

@@ -1,0 +1,248 @@
+"""Publishing with declaration on demand: what is missing is declared, then sent again.
+
+The first publish to a queue, and one that was returned, take the slow path: declare under the
+queue's lock on a thread of our own (``tq-declare``), then publish. All others are one publish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tq_broker.clock import Clock, epoch_ms
+from tq_broker.exceptions import (
+    BrokerBlocked,
+    DeadlineExceeded,
+    Rejected,
+    TqBrokerError,
+    Unavailable,
+)
+from tq_broker.model import settings
+from tq_broker.model.message import Publication
+from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Broker, Receipt, Verdict
+from tq_broker.queues.ids import IdSource
+from tq_broker.queues.topology import Plan, QueueType
+
+log = logging.getLogger(__name__)
+
+Done = Callable[[TqBrokerError | None], None]
+"""Called once, with ``None`` when the broker has the message. Must be short and not raise."""
+
+IndexedDone = Callable[[int, TqBrokerError | None], None]
+
+NAMESPACE = "namespace"
+LADDER = "delay ladder"
+Need = QueueName | str
+"""Something a publish relies on: a queue, or one of the two words above."""
+
+ANNOUNCE_WITHIN_S = 30.0
+SLOW_THREADS = 4
+
+
+class NoRoute(Unavailable):
+    """No queue is bound under the key."""
+
+
+def lock_name(names: Names, queue: QueueName) -> QueueName:
+    """The lock that guards declaring and reclaiming ``queue``."""
+    digest = hashlib.blake2b(str(queue).encode(), digest_size=16).hexdigest()
+    return names.queue(Kind.LOCK, digest)
+
+
+class Sender:
+    """Publishes through a `Broker`; knows what this process has declared.
+
+    Thread-safe. Across a fork only `after_fork` has to be called.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        names: Names,
+        clock: Clock,
+        *,
+        identity: str,
+        queue_type: QueueType = QueueType.QUORUM,
+    ) -> None:
+        self.broker = broker
+        self.names = names
+        self._clock = clock
+        self._identity = identity
+        self._queue_type = queue_type
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget threads and locks that the child does not have."""
+        self._present: set[Need] = set()
+        self.ids = IdSource()
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def plan(self, need: Need) -> Plan:
+        """What must be declared for ``need``."""
+        names = self.names
+        if need == NAMESPACE:
+            return topology.namespace(names)
+        if need == LADDER:
+            return topology.delay_ladder(names)
+        assert isinstance(need, QueueName), need
+        if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+            return topology.task_queue(names, need, lock_name(names, need), self._queue_type)
+        if need.kind in (Kind.HOST, Kind.PROCESS):
+            return topology.private_queue(names, need)
+        if need.kind is Kind.LEASE:
+            return topology.lease_queue(names, need)
+        assert need.kind is Kind.SETTINGS, need
+        return topology.settings_log(names)
+
+    def ensure(self, needs: Sequence[Need], deadline: float) -> None:
+        """Declare what is not known to exist; blocks. Raises as `Broker.apply` does."""
+        for need in (NAMESPACE, *needs):
+            if need in self._present:
+                continue
+            self.broker.apply(self.plan(need), deadline)
+            self._present.add(need)
+            if isinstance(need, QueueName) and need.kind is Kind.ACTIVITY:
+                self._announce(need.parts[0])
+
+    def declared(self, need: Need) -> None:
+        """``need`` was declared by somebody else in this process."""
+        self._present.add(need)
+
+    def forget(self, need: Need) -> None:
+        """``need`` may not exist any more."""
+        self._present.discard(need)
+
+    def _announce(self, task_queue: str) -> None:
+        record = settings.TaskQueueDeclared(task_queue, epoch_ms(self._clock), self._identity)
+        self.append(record, self._clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
+
+    def append(self, record: settings.Record, deadline: float, done: Done) -> None:
+        """Append ``record`` to the namespace's settings log."""
+        log_queue = self.names.queue(Kind.SETTINGS)
+        message = settings.record_message(record, self.ids.next())
+        publication = Publication(self.names.exchange(Exchange.TASKS), log_queue.key, message)
+        self.send(publication, (log_queue,), deadline, done)
+
+    def send(
+        self, publication: Publication, needs: Sequence[Need], deadline: float, done: Done
+    ) -> None:
+        """Publish, declaring ``needs`` if they are not known to exist; returns at once."""
+        if not self._present.issuperset(needs) or NAMESPACE not in self._present:
+            self._slowly(publication, needs, deadline, done)
+            return
+        self.broker.publish(
+            publication, deadline, lambda r: self._ended(r, publication, needs, deadline, done)
+        )
+
+    def send_many(
+        self,
+        publications: Sequence[Publication],
+        needs: Sequence[Need],
+        deadline: float,
+        done: IndexedDone,
+    ) -> None:
+        """The same for many with the same needs; blocks while it declares."""
+        try:
+            self.ensure(needs, deadline)
+        except TqBrokerError as error:
+            for index in range(len(publications)):
+                done(index, error)
+            return
+
+        def ended(index: int, receipt: Receipt) -> None:
+            if receipt.verdict is Verdict.CONFIRMED:
+                done(index, None)
+            else:
+                self._ended(
+                    receipt, publications[index], needs, deadline, lambda e: done(index, e)
+                )
+
+        self.broker.publish_many(publications, deadline, ended)
+
+    def _ended(
+        self,
+        receipt: Receipt,
+        publication: Publication,
+        needs: Sequence[Need],
+        deadline: float,
+        done: Done,
+    ) -> None:
+        if receipt.verdict is Verdict.CONFIRMED:
+            done(None)
+        elif receipt.verdict is Verdict.RETURNED and needs:
+            for need in needs:
+                self.forget(need)
+            self.forget(NAMESPACE)
+            self._slowly(publication, needs, deadline, done)
+        else:
+            done(error_of(receipt))
+
+    def _slowly(
+        self, publication: Publication, needs: Sequence[Need], deadline: float, done: Done
+    ) -> None:
+        def declare_and_publish() -> None:
+            try:
+                if self._clock.monotonic() >= deadline:
+                    raise DeadlineExceeded("not published before the deadline")
+                self.ensure(needs, deadline)
+                self.broker.publish(
+                    publication,
+                    deadline,
+                    lambda r: self._ended(r, publication, needs, deadline, done),
+                )
+            except TqBrokerError as error:
+                done(error)
+
+        self.in_background(declare_and_publish)
+
+    def in_background(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which may block on the broker, on a thread of this sender."""
+        with self._lock:
+            if self._closed:
+                pool = None
+            else:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix="tq-declare")
+                pool = self._pool
+        if pool is None:
+            work()
+        else:
+            pool.submit(_logged, work)
+
+    def close(self) -> None:
+        """Wait for the slow path to empty. Afterwards it runs on the caller's thread."""
+        with self._lock:
+            pool, self._pool, self._closed = self._pool, None, True
+        if pool is not None:
+            pool.shutdown(wait=True)
+
+
+def error_of(receipt: Receipt) -> TqBrokerError:
+    """The error that a receipt other than a confirmation stands for."""
+    if receipt.verdict is Verdict.RETURNED:
+        return NoRoute(receipt.reason or "no queue is bound under that key")
+    if receipt.verdict is Verdict.REFUSED:
+        return Rejected(f"the broker refused the message: {receipt.reason}")
+    if "block" in receipt.reason:
+        return BrokerBlocked(receipt.reason)
+    return DeadlineExceeded(receipt.reason or "not confirmed before the deadline")
+
+
+def _logged(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception:  # supervisor of the slow path: a defect must not vanish in a future
+        log.exception("declaring on demand failed")
+
+
+def _ignore(error: TqBrokerError | None) -> None:
+    if error is not None:
+        log.debug("settings record not appended: %s", error)
+

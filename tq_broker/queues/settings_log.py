@@ -1,0 +1,101 @@
+"""Following a namespace's settings log: a stream in RabbitMQ, folded into `Settings`.
+
+Every process that follows it has the same state within milliseconds of each append. A record
+that cannot be read is skipped and logged; the last good state stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from tq_broker.clock import Clock, remaining
+from tq_broker.exceptions import Malformed
+from tq_broker.model.names import Kind, Names
+from tq_broker.model.settings import Record, Settings, read_record
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 500
+
+
+class SettingsLog:
+    """One follower. ``on_record`` is called after each record has been taken into account,
+    on the broker's reading thread."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        names: Names,
+        clock: Clock,
+        on_record: Callable[[Record], None] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._broker = broker
+        self._names = names
+        self._on_record = on_record
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._read_count = 0
+        self._settings = Settings()
+        self._subscription: Subscription | None = None
+
+    def follow(self) -> Subscription:
+        """Read from the start of the log and go on for ever; returns at once."""
+        self._subscription = self._broker.subscribe(
+            str(self._names.queue(Kind.SETTINGS)),
+            self._read,
+            SubscribeOptions(
+                prefetch=PREFETCH,
+                arguments={"x-stream-offset": "first"},
+                plan=topology.namespace(self._names) + topology.settings_log(self._names),
+            ),
+        )
+        return self._subscription
+
+    def stop(self) -> None:
+        """Stop following; the state stays as it is."""
+        if self._subscription is not None:
+            self._subscription.cancel_nowait()
+            self._subscription = None
+
+    def wait_read(self, records: int, deadline: float) -> bool:
+        """Wait until so many records were read; False if the deadline came first."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._read_count >= records, remaining(self._clock, deadline)
+            )
+
+    def is_cancelled(self, activity_id: str) -> bool:
+        """Whether a cancellation of ``activity_id`` has been read."""
+        # One look-up in a dict that only the reading thread changes: atomic without the lock.
+        return activity_id in self._settings.cancelled
+
+    def cancel_reason(self, activity_id: str) -> str:
+        """The reason given with a cancellation; empty if none was."""
+        record = self._settings.cancelled.get(activity_id)
+        return record.reason if record is not None else ""
+
+    def task_queues(self) -> dict[str, int]:
+        """Task queues known to exist, with the time (epoch ms) of their last declaration."""
+        with self._lock:
+            return dict(self._settings.task_queues)
+
+    def _read(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            try:
+                record = read_record(delivery.message)
+            except Malformed as error:
+                log.warning("settings record skipped: %s", error)
+            else:
+                with self._lock:
+                    self._settings.apply(record)
+                if self._on_record is not None:
+                    self._on_record(record)
+            delivery.ack()
+        with self._changed:
+            self._read_count += len(deliveries)
+            self._changed.notify_all()

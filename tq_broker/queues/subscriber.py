@@ -1,0 +1,360 @@
+"""The subscriber: keeps every wish for messages fulfilled, each on a channel of its own.
+
+A subscription is *missing* until RabbitMQ has accepted it, and again when its channel, its queue
+or the connection was lost; it is then established anew, through its plan. A cancelled one keeps
+its channel until all that it delivered is settled: closing gives back what is held.
+
+Rules of this file: runs on the reader's thread, except where it says not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import amqp.exceptions
+
+from tq_broker.clock import Clock, remaining
+from tq_broker.exceptions import (
+    AccessRefused,
+    DeadlineExceeded,
+    TqBrokerError,
+)
+from tq_broker.queues.backoff import backoff_s
+from tq_broker.queues.broker import DeliveriesCallback, SubscribeOptions
+from tq_broker.queues.errors import Locked, RpcTimeout, is_fatal, translate
+from tq_broker.queues.feeds import AmqpDelivery, Feed
+from tq_broker.queues.kombu_transport import Channel
+from tq_broker.queues.topology import Plan
+
+log = logging.getLogger(__name__)
+
+ESTABLISH_S = 10.0
+"""How long establishing one subscription may wait for RabbitMQ."""
+LOCKED_RETRY_S = 0.05
+FATAL_RETRY_S = 30.0
+"""Pause of a subscription whose request made RabbitMQ close the whole connection."""
+NEVER_S = 3600.0
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """The reader, as far as subscriptions need it."""
+
+    @property
+    def closing(self) -> bool: ...
+
+    # from any thread
+    def call(self, run: Callable[[float], T], deadline: float, *, offline: bool) -> T: ...
+    def post(self, run: Callable[[float], None]) -> None: ...
+    def check_hope(self) -> None: ...
+    def why_late(self) -> TqBrokerError: ...
+
+    # on the thread
+    def take_plan(self, plan: Plan, deadline: float) -> None: ...
+    def open_feed(self, queue: str, deadline: float, owner: Any) -> Feed: ...
+    def on_channel(self, channel: Channel, run: Callable[[Any], T], deadline: float) -> T: ...
+    def forget(self, feed: Feed) -> None: ...
+
+
+class AmqpSubscription:
+    """A standing wish. See `tq_broker.queues.broker.Subscription`.
+
+    Attributes:
+        wanted: Nobody has cancelled it.
+        over: RabbitMQ has said that nothing more will come.
+        silent: Its callback must not be called any more.
+        feed: Where its deliveries come from; ``None`` while it is missing.
+        error: Why it is missing, as far as known.
+    """
+
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        queue: str,
+        callback: DeliveriesCallback,
+        options: SubscribeOptions,
+        tag: str,
+    ) -> None:
+        self._subscriber = subscriber
+        self._queue = queue
+        self.callback = callback
+        self.options = options
+        self.tag = tag
+        self.wanted = True
+        self.over = False
+        self.silent = False
+        self.feed: Feed | None = None
+        self.error: TqBrokerError | None = None
+        self.retry_at = 0.0
+        self.attempt = 0
+
+    def __repr__(self) -> str:
+        return f"<AmqpSubscription to {self._queue}>"
+
+    @property
+    def queue(self) -> str:
+        return self._queue
+
+    @property
+    def missing(self) -> bool:
+        return self.wanted and self.feed is None
+
+    def cancel(self, deadline: float) -> None:
+        self._subscriber.cancel(self, deadline)
+
+    def cancel_nowait(self) -> None:
+        self._subscriber.cancel_nowait(self)
+
+
+class Subscriber:
+    """All subscriptions of one reader."""
+
+    def __init__(self, reader: Host, clock: Clock) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._tags = itertools.count(1)
+        self._changed = threading.Condition()
+        self._all: list[AmqpSubscription] = []
+        self._tended = True
+
+    # --- from any thread ---
+
+    def subscribe(
+        self, queue: str, callback: DeliveriesCallback, options: SubscribeOptions
+    ) -> AmqpSubscription:
+        """See `tq_broker.queues.broker.Broker.subscribe`."""
+        subscription = AmqpSubscription(self, queue, callback, options, f"tq-{next(self._tags)}")
+        self._reader.post(lambda _: self._add(subscription))
+        return subscription
+
+    def wait(self, subscriptions: Sequence[AmqpSubscription], deadline: float) -> None:
+        """See `tq_broker.queues.broker.Broker.wait_subscribed`."""
+        with self._changed:
+            while missing := [s for s in subscriptions if s.missing]:
+                self._reader.check_hope()
+                for subscription in missing:
+                    if isinstance(subscription.error, AccessRefused):
+                        raise AccessRefused(str(subscription.error))
+                left_s = remaining(self._clock, deadline)
+                if not left_s:
+                    late = self._reader.why_late()
+                    error = missing[0].error
+                    if isinstance(late, DeadlineExceeded) and error is not None:
+                        late = DeadlineExceeded(f"not subscribed to {missing[0].queue}: {error}")
+                    raise late
+                self._changed.wait(left_s)
+
+    def cancel(self, subscription: AmqpSubscription, deadline: float) -> None:
+        """See `tq_broker.queues.broker.Subscription.cancel`."""
+        try:
+            self._reader.call(functools.partial(self._cancel, subscription), deadline, offline=True)
+        except TqBrokerError:
+            # Dropped all the same: what still comes is given back unseen.
+            subscription.silent = True
+            if not self._reader.closing:
+                self.cancel_nowait(subscription)
+                raise
+
+    def cancel_nowait(self, subscription: AmqpSubscription) -> None:
+        """See `tq_broker.queues.broker.Subscription.cancel_nowait`."""
+        if not self._reader.closing:
+            self._reader.post(lambda _: self._cancel_nowait(subscription))
+
+    def notify(self) -> None:
+        """From any thread: something changed for those who wait."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- on the thread ---
+
+    def connected(self) -> None:
+        """There is a new connection: everything is to be established, now."""
+        for subscription in self._all:
+            subscription.retry_at = 0.0
+        self._tended = False
+
+    def tend(self) -> float:
+        """Establish what is due; returns the seconds until something is due again."""
+        if self._tended:
+            return NEVER_S
+        for subscription in list(self._all):
+            now = self._clock.monotonic()
+            if subscription.missing and subscription.retry_at <= now:
+                self._establish(subscription, now + ESTABLISH_S)
+        # Read anew: some may have been lost while others were established.
+        due = [subscription.retry_at for subscription in self._all if subscription.missing]
+        self._tended = not due
+        return max(0.0, min(due) - self._clock.monotonic()) if due else NEVER_S
+
+    def hand_over(self, feed: Feed) -> None:
+        """Give what has come on ``feed`` to its subscription."""
+        deliveries, feed.inbox = feed.inbox, []
+        subscription: AmqpSubscription = feed.owner
+        if subscription.silent:
+            for delivery in deliveries:
+                delivery.reject(requeue=True)
+        elif deliveries:
+            self._call_back(subscription, deliveries)
+
+    def _call_back(self, subscription: AmqpSubscription, deliveries: list[AmqpDelivery]) -> None:
+        try:
+            subscription.callback(deliveries)
+        except Exception:
+            # The contract forbids it; the deliveries stay held until the channel goes.
+            log.exception("consumer: the callback for %s raised", subscription.queue)
+
+    def retire(self, feed: Feed) -> None:
+        """Close the channel of a cancelled subscription when nothing on it is held.
+
+        Not earlier: RabbitMQ would give back what is held, and what is on its way to us.
+        """
+        subscription: AmqpSubscription = feed.owner
+        if subscription.over and feed.live and not feed.ledger.held and not feed.inbox:
+            self.lost(feed)
+            feed.channel.close_nowait()
+
+    def lost(self, feed: Feed) -> None:
+        """RabbitMQ has taken back all that was delivered on ``feed``."""
+        self._reader.forget(feed)
+        subscription: AmqpSubscription = feed.owner
+        if subscription.feed is feed:
+            subscription.feed = None
+            self._tended = False
+            if not subscription.wanted:
+                self._drop(subscription)
+
+    def silence(self) -> None:
+        """The end: what still comes is not handed over."""
+        for subscription in self._all:
+            subscription.silent = True
+
+    def _add(self, subscription: AmqpSubscription) -> None:
+        self._all.append(subscription)
+        self._tended = False
+
+    def _drop(self, subscription: AmqpSubscription) -> None:
+        if subscription in self._all:
+            self._all.remove(subscription)
+
+    def _establish(self, subscription: AmqpSubscription, deadline: float) -> None:
+        plan = subscription.options.plan
+        try:
+            if plan.steps:
+                self._reader.take_plan(plan, deadline)
+            self._consume(subscription, deadline)
+        except Locked as locked:
+            self._failed(subscription, locked, LOCKED_RETRY_S)
+        except RpcTimeout:
+            error = DeadlineExceeded("no answer from RabbitMQ")
+            self._failed(subscription, error, backoff_s(subscription.attempt))
+        except (TqBrokerError, amqp.exceptions.ChannelError) as error:
+            self._failed(subscription, translate(error), backoff_s(subscription.attempt))
+        except amqp.exceptions.AMQPError as error:
+            if is_fatal(error):
+                self._failed(subscription, translate(error), FATAL_RETRY_S)
+            raise
+
+    def _failed(
+        self, subscription: AmqpSubscription, error: TqBrokerError | None, wait_s: float
+    ) -> None:
+        if str(subscription.error) != str(error) and not isinstance(error, Locked):
+            log.warning("consumer: cannot consume %s: %s; trying again", subscription.queue, error)
+        with self._changed:
+            subscription.error = error
+            subscription.attempt += 1
+            subscription.retry_at = self._clock.monotonic() + wait_s
+            self._changed.notify_all()
+
+    def _consume(self, subscription: AmqpSubscription, deadline: float) -> None:
+        reader = self._reader
+        feed = reader.open_feed(subscription.queue, deadline, subscription)
+        channel: Channel = feed.channel
+        channel.on_ended = functools.partial(self._on_ended, feed)
+        channel.on_cancel_ok = functools.partial(self._on_cancel_ok, feed)
+        options = subscription.options
+
+        def consume(channel: Channel) -> None:
+            channel.basic_qos(0, options.prefetch, False)
+            channel.basic_consume(
+                subscription.queue,
+                subscription.tag,
+                exclusive=options.exclusive,
+                arguments=dict(options.arguments),
+                on_cancel=functools.partial(self._on_cancelled, feed),
+            )
+
+        try:
+            reader.on_channel(channel, consume, deadline)
+        except BaseException:
+            reader.forget(feed)
+            channel.close_nowait()
+            raise
+        if not feed.live:
+            self._book_retry(subscription)  # Lost again before we got here.
+            return
+        with self._changed:
+            subscription.feed = feed
+            subscription.error = None
+            subscription.attempt = 0
+            self._changed.notify_all()
+        if not subscription.wanted:
+            channel.cancel_nowait(subscription.tag)
+
+    def _on_ended(self, feed: Feed, error: Exception) -> None:
+        """RabbitMQ has closed the channel, for instance because of its own timeout."""
+        subscription: AmqpSubscription = feed.owner
+        established = subscription.feed is feed
+        self.lost(feed)
+        if established:
+            log.warning("consumer: lost %s: %s; subscribing again", feed.queue, error)
+            self._book_retry(subscription)
+
+    def _on_cancelled(self, feed: Feed, _tag: str) -> None:
+        """The queue was deleted, or its node has failed."""
+        log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
+        self.lost(feed)
+        feed.channel.close_nowait()
+        self._book_retry(feed.owner)
+
+    def _book_retry(self, subscription: AmqpSubscription) -> None:
+        subscription.retry_at = self._clock.monotonic() + backoff_s(subscription.attempt)
+        subscription.attempt += 1
+        self._tended = False
+
+    def _cancel(self, subscription: AmqpSubscription, deadline: float) -> None:
+        subscription.wanted = False
+        feed = subscription.feed
+        if feed is not None and not subscription.over:
+            with contextlib.suppress(amqp.exceptions.ChannelError):
+                # The error would mean that its channel has just ended, and it with it.
+                self._reader.on_channel(
+                    feed.channel, lambda ch: ch.basic_cancel(subscription.tag), deadline
+                )
+            self.hand_over(feed)
+        subscription.silent = True
+        if subscription.feed is None:
+            self._drop(subscription)
+        else:
+            self.retire(subscription.feed)
+        self.notify()
+
+    def _cancel_nowait(self, subscription: AmqpSubscription) -> None:
+        if not subscription.wanted:
+            return
+        subscription.wanted = False
+        if subscription.feed is None:
+            self._drop(subscription)
+        else:
+            subscription.feed.channel.cancel_nowait(subscription.tag)
+        self.notify()
+
+    def _on_cancel_ok(self, feed: Feed) -> None:
+        """Nothing more will come on ``feed``."""
+        feed.owner.over = True

@@ -1,0 +1,331 @@
+"""What must exist on the broker: names and options in, declarations out.
+
+Rules of this file:
+
+* only *identity* goes into arguments (queue type, single active consumer, time-to-live, expiry
+  and dead-lettering of private queues): what an operator may want to tune belongs in a policy;
+* ``x-queue-type`` is always sent, because a vhost can have another default;
+* names that churn (host, process, lease, reply, claim, lock) are classic: a quorum queue leaves
+  an Erlang atom behind for every name ever used;
+* a private queue's ``x-expires`` is at least twice its time-to-live and a minute: a queue that
+  expires drops its messages, confirmed or not, so they must have been dead-lettered long before.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tq_broker.model.names import Exchange, Kind, Names, QueueName
+
+DELIVERY_LIMIT = 20
+"""Redeliveries before a quorum queue gives a message up to the parked queue.
+
+RabbitMQ's default from 4.0; sent explicitly because 3.x has none, and because with a limit a
+message that comes back keeps its place in the queue.
+"""
+PRIVATE_TTL_MS = 10_000
+PRIVATE_EXPIRES_MS = 2 * PRIVATE_TTL_MS + 60_000
+LEASE_TTL_MS = 1_000
+LEASE_EXPIRES_MS = 600_000
+REPLY_EXPIRES_MS = 600_000
+SETTINGS_BYTES_MAX = 50_000_000
+SETTINGS_SEGMENT_BYTES = 1_000_000
+
+DELAY_LEVELS = 28
+DELAY_UNIT_MS = 100
+
+
+class QueueType(str, enum.Enum):
+    """Kind of RabbitMQ queue behind a shared task queue."""
+
+    QUORUM = "quorum"
+    CLASSIC = "classic"
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareExchange:
+    """A durable exchange."""
+
+    name: str
+    type: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareQueue:
+    """A queue: durable unless exclusive (then it lives as long as its connection)."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BindQueue:
+    """A binding from an exchange to a queue."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class BindExchange:
+    """A binding from ``source`` to the exchange ``destination``."""
+
+    destination: str
+    source: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnbindQueue:
+    """Removal of a binding; harmless when there is none."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteQueue:
+    """Removal of a queue with whatever is in it; harmless when there is none."""
+
+    queue: str
+
+
+Step = DeclareExchange | DeclareQueue | BindQueue | BindExchange | UnbindQueue | DeleteQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps to take in order, idempotent as a whole.
+
+    ``lock`` names the exclusive queue to hold meanwhile: whoever declares a shared queue and
+    whoever reclaims it exclude each other through it. ``None`` takes no lock.
+    """
+
+    steps: tuple[Step, ...]
+    lock: str | None = None
+
+    def __add__(self, other: Plan) -> Plan:
+        return Plan(self.steps + other.steps, self.lock or other.lock)
+
+
+def namespace(names: Names) -> Plan:
+    """The exchanges of a namespace and its three fixed queues (unrouted, parked)."""
+    unrouted, parked = names.queue(Kind.UNROUTED), names.queue(Kind.PARKED)
+    exchange = names.exchange
+    return Plan(
+        (
+            DeclareExchange(exchange(Exchange.PARKED), "fanout"),
+            DeclareExchange(exchange(Exchange.UNROUTED), "fanout"),
+            DeclareExchange(exchange(Exchange.TASKS), "direct"),
+            DeclareExchange(
+                exchange(Exchange.DUE),
+                "topic",
+                # What a timer releases must find a home although its queue was reclaimed
+                # meanwhile. The task exchange must not have this: a message rescued by an
+                # alternate exchange counts as routed, and publishers would never know.
+                {"alternate-exchange": exchange(Exchange.UNROUTED)},
+            ),
+            DeclareExchange(exchange(Exchange.REPLIES), "direct"),
+            DeclareExchange(exchange(Exchange.CONTROL), "direct"),
+            DeclareQueue(str(parked), {"x-queue-type": "quorum"}),
+            BindQueue(str(parked), exchange(Exchange.PARKED), parked.key),
+            DeclareQueue(str(unrouted), _shared_arguments(names, QueueType.QUORUM)),
+            BindQueue(str(unrouted), exchange(Exchange.UNROUTED), unrouted.key),
+        )
+    )
+
+
+def _shared_arguments(names: Names, queue_type: QueueType) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "x-queue-type": queue_type.value,
+        "x-dead-letter-exchange": names.exchange(Exchange.PARKED),
+    }
+    if queue_type is QueueType.QUORUM:
+        arguments["x-delivery-limit"] = DELIVERY_LIMIT
+    return arguments
+
+
+def task_queue_arguments(names: Names, queue_type: QueueType = QueueType.QUORUM) -> dict[str, Any]:
+    """The arguments of a shared task queue, for programs that declare it themselves."""
+    return _shared_arguments(names, queue_type)
+
+
+def task_queue(
+    names: Names, queue: QueueName, lock: QueueName, queue_type: QueueType = QueueType.QUORUM
+) -> Plan:
+    """A shared task queue, bound where tasks and due tasks arrive."""
+    return Plan(
+        (
+            DeclareQueue(str(queue), _shared_arguments(names, queue_type)),
+            *_task_bindings(names, queue),
+        ),
+        lock=str(lock),
+    )
+
+
+def private_queue(names: Names, queue: QueueName) -> Plan:
+    """A host or process queue: what waits in it for too long goes to be routed anew."""
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-expires": PRIVATE_EXPIRES_MS,
+                    "x-message-ttl": PRIVATE_TTL_MS,
+                    "x-dead-letter-exchange": names.exchange(Exchange.UNROUTED),
+                },
+            ),
+            *_task_bindings(names, queue),
+        )
+    )
+
+
+def lease_queue(names: Names, queue: QueueName) -> Plan:
+    """Where a worker process keeps the tasks it holds for long, unacknowledged.
+
+    When the process dies its messages come back after their time-to-live has passed, and are
+    dead-lettered at once: the loss of a long activity is known in milliseconds.
+    """
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-expires": LEASE_EXPIRES_MS,
+                    "x-message-ttl": LEASE_TTL_MS,
+                    "x-dead-letter-exchange": names.exchange(Exchange.UNROUTED),
+                },
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
+        )
+    )
+
+
+def _task_bindings(names: Names, queue: QueueName) -> tuple[Step, ...]:
+    return (
+        BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
+        BindQueue(str(queue), names.exchange(Exchange.DUE), f"#.{queue.key}"),
+    )
+
+
+def unbind_task_queue(names: Names, queue: QueueName) -> Plan:
+    """Takes away the bindings of `task_queue`, so that publishes are returned."""
+    return Plan(
+        (
+            UnbindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
+            UnbindQueue(str(queue), names.exchange(Exchange.DUE), f"#.{queue.key}"),
+        )
+    )
+
+
+def reply_queue(names: Names, queue: QueueName) -> Plan:
+    """A client's reply queue: outlives a broken connection, not its client."""
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue), {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES_MS}
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.REPLIES), str(queue)),
+        )
+    )
+
+
+def claim_queue(names: Names, queue: QueueName, token: str, expires_ms: int) -> Plan:
+    """The claim of one activity id: the first ``token`` to declare it has it.
+
+    A second declaration with another token is inequivalent (406), because the dead-letter
+    routing key differs. It also holds the outcome for those who join, for as long as it lives.
+    """
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-expires": expires_ms,
+                    "x-max-length": 1,
+                    "x-dead-letter-exchange": names.exchange(Exchange.REPLIES),
+                    "x-dead-letter-routing-key": token,
+                },
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.REPLIES), str(queue)),
+        )
+    )
+
+
+def control_queue(names: Names, queue: QueueName, keys: tuple[str, ...]) -> Plan:
+    """A worker's control queue, bound under each key it answers to.
+
+    Exclusive: it goes with the worker's connection, so a mandatory publish to one of its keys
+    is returned as soon as the worker is gone.
+    """
+    exchange = names.exchange(Exchange.CONTROL)
+    return Plan(
+        (
+            DeclareQueue(str(queue), {"x-queue-type": "classic"}, exclusive=True),
+            *(BindQueue(str(queue), exchange, key) for key in keys),
+        )
+    )
+
+
+def settings_log(names: Names) -> Plan:
+    """The namespace's log of settings: a stream, read from its start and followed live."""
+    return Plan(
+        (
+            DeclareQueue(
+                str(names.queue(Kind.SETTINGS)),
+                {
+                    "x-queue-type": "stream",
+                    "x-max-length-bytes": SETTINGS_BYTES_MAX,
+                    "x-stream-max-segment-size-bytes": SETTINGS_SEGMENT_BYTES,
+                },
+            ),
+            BindQueue(
+                str(names.queue(Kind.SETTINGS)),
+                names.exchange(Exchange.TASKS),
+                names.queue(Kind.SETTINGS).key,
+            ),
+        )
+    )
+
+
+def delay_ladder(names: Names) -> Plan:
+    """The ladder of delay queues: level ``k`` holds a message for ``2**k`` units.
+
+    The routing key carries one word per level, ``1`` to wait there and ``0`` to pass by, highest
+    level first, and then the key of the queue that the message is for. Each level has one fixed
+    time-to-live (only the head of a queue expires, so a per-message one would wait behind
+    longer ones).
+    """
+    steps: list[Step] = []
+    for level in range(DELAY_LEVELS):
+        below = names.delay_exchange(level - 1) if level else names.exchange(Exchange.DUE)
+        queue = str(names.queue(Kind.DELAY, str(level)))
+        here = names.delay_exchange(level)
+        passed = "*." * (DELAY_LEVELS - 1 - level)
+        steps += [
+            DeclareExchange(here, "topic"),
+            DeclareQueue(
+                queue,
+                {
+                    "x-queue-type": "quorum",
+                    "x-message-ttl": DELAY_UNIT_MS << level,
+                    "x-dead-letter-exchange": below,
+                    # Both are needed for dead-lettering that is confirmed inside the broker.
+                    "x-dead-letter-strategy": "at-least-once",
+                    "x-overflow": "reject-publish",
+                },
+            ),
+            BindQueue(queue, here, f"{passed}1.#"),
+            BindExchange(below, here, f"{passed}0.#"),
+        ]
+    return Plan(tuple(steps))

@@ -1,0 +1,248 @@
+"""One attempt in this worker's hands: its state, its deadlines, and what its code sees of it.
+
+Two things end separately: the *attempt*, whose outcome is reported once, and its *code*, which
+holds a slot until it returns. An attempt that timed out has ended while its code may still run.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+
+from tq_broker.activity import Info, Signal
+from tq_broker.clock import Clock
+from tq_broker.converter import DataConverter, PayloadConverter
+from tq_broker.exceptions import TimeoutType
+from tq_broker.model.control import TaskToken
+from tq_broker.model.tasks import ActivityTask, TaskBody
+from tq_broker.queues.broker import Delivery
+from tq_broker.worker.registry import Registered
+
+
+class State(enum.Enum):
+    """Where an attempt stands."""
+
+    RUNNING = "running"
+    AWAITED = "awaited"
+    """Its code has returned; somebody else completes it by its task token."""
+    ENDED = "ended"
+
+
+_MOVES = {
+    State.RUNNING: {State.AWAITED, State.ENDED},
+    State.AWAITED: {State.ENDED},
+    State.ENDED: set[State](),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where attempts run: what all attempts of a worker have in common."""
+
+    namespace: str
+    host: str
+    worker_id: str
+    identity: str
+    clock: Clock
+    converter: DataConverter
+    shutdown: Signal
+
+
+class Attempt:
+    """See the module. It is the `tq_broker.activity.Context` of its code."""
+
+    __slots__ = (
+        "_cancelled",
+        "_info",
+        "_lock",
+        "body",
+        "cancel_requested",
+        "close_at",
+        "close_type",
+        "code_running",
+        "delivery",
+        "details",
+        "handle",
+        "heartbeat_at",
+        "held_since",
+        "leasing",
+        "on_heartbeat",
+        "place",
+        "registered",
+        "saved",
+        "saved_at",
+        "shielding",
+        "started_ms",
+        "state",
+        "task",
+        "window",
+        "windowless",
+    )
+
+    def __init__(
+        self,
+        task: ActivityTask,
+        body: TaskBody,
+        registered: Registered,
+        delivery: Delivery,
+        place: Place,
+        *,
+        window: Any,
+        now: float,
+        now_ms: int,
+        on_heartbeat: Callable[[Attempt], None],
+    ) -> None:
+        self.task = task
+        self.body = body
+        self.registered = registered
+        self.delivery = delivery
+        self.place = place
+        self.window = window
+        """The consumer it came by: tells whether that has been closed since."""
+        self.started_ms = now_ms
+        self.held_since = now
+        self.state = State.RUNNING
+        self.code_running = True
+        self.windowless = False
+        """Its delivery is acknowledged or leased: no prefetch window counts it."""
+        self.leasing = False
+        self.cancel_requested = False
+        self.details: list[msgspec.Raw] | None = None
+        self.saved: list[msgspec.Raw] | None = None
+        """The heartbeat details in the lease, as of ``saved_at``."""
+        self.saved_at = float("-inf")
+        self.handle: Any = None
+        """The executor's own."""
+        self.shielding: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.on_heartbeat = on_heartbeat
+        self._lock: threading.Lock | None = None
+        self._info: Info | None = None
+        self._cancelled: Signal | None = None
+        self.close_at, self.close_type = _close(task, now, now_ms)
+        self.heartbeat_at = now + task.heartbeat_ms / 1000 if task.heartbeat_ms else None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells this attempt's activity from others in this worker."""
+        return (self.task.task_queue, self.task.activity_id)
+
+    @property
+    def where(self) -> str:
+        """The executor that runs it: ``async``, ``thread`` or ``process``."""
+        return self.registered.where
+
+    def move(self, to: State) -> bool:
+        """Go to state ``to``; False if somebody else has ended the attempt before.
+
+        The owner's lock must be held.
+        """
+        if to not in _MOVES[self.state]:
+            return False
+        self.state = to
+        return True
+
+    def arguments(self) -> list[Any]:
+        """The decoded arguments. Raises `Malformed` if they do not fit the type hints."""
+        args = self.body.args
+        if not args and not self.registered.definition.dynamic:
+            return []
+        return self.registered.arguments(args)
+
+    # --- tq_broker.activity.Context -------------------------------------------------------------
+
+    @property
+    def info(self) -> Info:
+        if self._info is None:
+            self._info = _info(self.task, self.place, self.body, self.started_ms)
+        return self._info
+
+    @property
+    def cancelled(self) -> Signal:
+        if self._cancelled is None:
+            self._cancelled = Signal()
+            if self.cancel_requested:
+                self._cancelled.set()
+        return self._cancelled
+
+    @property
+    def worker_shutdown(self) -> Signal:
+        return self.place.shutdown
+
+    @property
+    def payload_converter(self) -> PayloadConverter:
+        return self.place.converter.payload_converter
+
+    def heartbeat(self, *details: Any) -> None:
+        encode = self.place.converter.payload_converter.encode
+        self.beat([msgspec.Raw(encode(detail)) for detail in details])
+
+    def shield(self) -> AbstractContextManager[None]:
+        return self.shielding()
+
+    # ---------------------------------------------------------------------------------------------
+
+    def beat(self, details: list[msgspec.Raw]) -> None:
+        """It lives: put the heartbeat deadline off, and remember ``details``."""
+        if self.heartbeat_at is not None:
+            self.heartbeat_at = self.place.clock.monotonic() + self.task.heartbeat_ms / 1000
+        self.details = details
+        self.on_heartbeat(self)
+
+    def request_cancel(self) -> None:
+        """Tell the code that cancellation was requested."""
+        self.cancel_requested = True
+        if self._cancelled is not None:
+            self._cancelled.set()
+
+
+def _close(task: ActivityTask, now: float, now_ms: int) -> tuple[float | None, TimeoutType]:
+    start_s = task.start_to_close_ms / 1000
+    left = task.left(now_ms)
+    if left is not None and (not start_s or left.total_seconds() < start_s):
+        return now + left.total_seconds(), TimeoutType.SCHEDULE_TO_CLOSE
+    return (now + start_s if start_s else None), TimeoutType.START_TO_CLOSE
+
+
+def _info(task: ActivityTask, place: Place, body: TaskBody, started_ms: int) -> Info:
+    token = TaskToken(place.namespace, place.worker_id, task.activity_id, task.attempt)
+    decode = place.converter.payload_converter.decoder(Any)
+    return Info(
+        activity_id=task.activity_id,
+        activity_type=task.activity_type,
+        attempt=task.attempt,
+        task_queue=task.task_queue,
+        namespace=place.namespace,
+        task_token=token.dump(),
+        host=place.host,
+        worker_id=place.worker_id,
+        identity=place.identity,
+        scheduled_time=_time(task.scheduled_ms),
+        current_attempt_scheduled_time=_time(task.attempt_scheduled_ms or task.scheduled_ms),
+        started_time=_time(started_ms),
+        start_to_close_timeout=_duration(task.start_to_close_ms),
+        schedule_to_start_timeout=_duration(task.schedule_to_start_ms),
+        schedule_to_close_timeout=_duration(task.schedule_to_close_ms),
+        heartbeat_timeout=_duration(task.heartbeat_ms),
+        heartbeat_details=_details(body.heartbeat, decode),
+        retry_policy=task.retry_policy,
+        priority=task.priority,
+    )
+
+
+def _details(raws: Sequence[msgspec.Raw], decode: Callable[[bytes], Any]) -> tuple[Any, ...]:
+    return tuple(decode(bytes(raw)) for raw in raws)
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, timezone.utc)
+
+
+def _duration(ms: int) -> timedelta | None:
+    return timedelta(milliseconds=ms) if ms else None

@@ -1,0 +1,113 @@
+"""What follows an attempt that has ended: another attempt, or an outcome for the caller. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tq_broker import retry
+from tq_broker.exceptions import RetryState, TimeoutType
+from tq_broker.model import failure as failures
+from tq_broker.model.failure import Failure, FailureKind
+from tq_broker.model.tasks import ActivityTask, Status, TaskBody
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The next attempt, due after ``delay_ms``; its body still has to be made of ``body``."""
+
+    task: ActivityTask
+    body: TaskBody
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The activity has ended without a result."""
+
+    status: Status
+    failure: Failure
+    state: RetryState
+
+
+_STATUS = {
+    FailureKind.APPLICATION: Status.FAILED,
+    FailureKind.CANCELED: Status.CANCELED,
+    FailureKind.TERMINATED: Status.FAILED,
+    FailureKind.TIMEOUT: Status.TIMED_OUT,
+}
+
+
+WORKER_SHUTDOWN = "WorkerShutdown"
+
+
+def shut_down() -> Failure:
+    """The retryable failure of an attempt that a worker had to leave behind."""
+    return failures.application("the worker has shut down", WORKER_SHUTDOWN)
+
+
+def failure_of(error: BaseException, *, cancel_requested: bool, closing: bool) -> Failure:
+    """What an exception that left an activity means.
+
+    A cancellation counts as one only if it was requested: raised because the worker shuts down
+    it is a failure to be retried elsewhere, and out of the blue it is an error like any other.
+    """
+    failure = failures.from_exception(error)
+    if failure.kind is not FailureKind.CANCELED or cancel_requested:
+        return failure
+    if closing:
+        return shut_down()
+    return msgspec.structs.replace(
+        failure, kind=FailureKind.APPLICATION, type=type(error).__name__
+    )
+
+
+def after_failure(
+    task: ActivityTask,
+    body: TaskBody,
+    failure: Failure,
+    heartbeat: Sequence[msgspec.Raw] | None,
+    now_ms: int,
+) -> Retry | Final:
+    """What follows when attempt ``task`` ended with ``failure``.
+
+    Args:
+        heartbeat: The last details that the attempt reported; ``None`` hands on those that it
+            was given itself.
+    """
+    decision = retry.decide(task.retry_policy, failure.attempt(task.attempt), task.left(now_ms))
+    if isinstance(decision, retry.GiveUp):
+        return Final(_STATUS[failure.kind], _told(failure, decision.state), decision.state)
+    delay_ms = round(decision.delay.total_seconds() * 1000)
+    following = msgspec.structs.replace(
+        task,
+        attempt=task.attempt + 1,
+        attempt_scheduled_ms=now_ms + delay_ms,
+        start_token=claim_token(task),
+        resent=0,
+        lease="",
+    )
+    left_behind = TaskBody(
+        args=body.args,
+        heartbeat=body.heartbeat if heartbeat is None else list(heartbeat),
+        # The stack trace has been logged here; it need not travel with every attempt.
+        failure=msgspec.structs.replace(failure, stack_trace="", cause=None),
+    )
+    return Retry(following, left_behind, delay_ms)
+
+
+def _told(failure: Failure, state: RetryState) -> Failure:
+    """The failure as the caller sees it: retries that ran out of time are a timeout."""
+    if state is not RetryState.TIMEOUT or failure.kind is FailureKind.TIMEOUT:
+        return failure
+    out_of_time = failures.timed_out(TimeoutType.SCHEDULE_TO_CLOSE)
+    return msgspec.structs.replace(out_of_time, cause=failure)
+
+
+def claim_token(task: ActivityTask) -> str:
+    """What this copy of a start claims its id with: a copy that was sent again is another."""
+    if not task.resent or not task.start_token:
+        return task.start_token
+    return f"{task.start_token}.{task.resent}"

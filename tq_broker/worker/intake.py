@@ -1,0 +1,152 @@
+"""What becomes of a delivery: one pure decision, made before anything is run.
+
+Rules of this file:
+
+* ``redelivered`` means that somebody may have begun: the attempt is *lost*, and goes to the retry
+  policy, never blindly to the activity again;
+* a task that is given back has used no attempt;
+* limits (rates, permits, pauses) are further questions asked here, in this order.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from tq_broker.exceptions import TimeoutType
+from tq_broker.model import failure
+from tq_broker.model.failure import Failure
+from tq_broker.model.tasks import ActivityTask
+
+
+class Known(enum.Enum):
+    """What this worker knows of an attempt that arrives."""
+
+    NO = "no"
+    OPEN = "open"
+    """It is in hand here already."""
+    ENDED = "ended"
+    """It ended here lately, and was reported."""
+
+
+class Action(enum.Enum):
+    """What to do with a delivery."""
+
+    RUN = "run"
+    CLAIM = "claim"
+    """Run it if nobody has claimed its id before."""
+    HOLD = "hold"
+    """No slot is free: keep it for a moment, then give it back."""
+    GIVE_BACK = "give back"
+    """Put it back on its queue as it is; no attempt is used up."""
+    ADOPT = "adopt"
+    """It runs here already; this delivery takes the place of the lost one."""
+    DROP = "drop"
+    """It has been dealt with; only acknowledge it."""
+    LOST = "lost"
+    """Whoever had it is gone: the attempt has failed."""
+    END = "end"
+    """It ends without running, with ``failure``."""
+    PARK = "park"
+    """Nobody can make sense of it; keep it for an operator, with ``reason``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An action, with what it needs."""
+
+    action: Action
+    failure: Failure | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a decision depends on besides the task.
+
+    ``registered`` are the activity types of the worker, for the error message; ``serves`` says
+    whether the task's is among them.
+    """
+
+    now_ms: int
+    redelivered: bool
+    known: Known
+    cancelled: bool
+    serves: bool
+    registered: tuple[str, ...]
+    answerable: bool
+    closing: bool
+    free_slots: int
+
+
+RUN = Decision(Action.RUN)
+CLAIM = Decision(Action.CLAIM)
+HOLD = Decision(Action.HOLD)
+ADOPT = Decision(Action.ADOPT)
+DROP = Decision(Action.DROP)
+LOST = Decision(Action.LOST)
+CLOSING = Decision(Action.GIVE_BACK, reason="the worker is shutting down")
+FORGED = Decision(Action.PARK, reason="reply_to is not a reply queue of this namespace")
+
+
+def decide(task: ActivityTask, at: Situation) -> Decision:
+    """What becomes of ``task`` now."""
+    if not at.answerable:
+        return FORGED
+    known = _if_known(task, at)
+    if known is not None:
+        return known
+    if at.cancelled:
+        return Decision(Action.END, failure.canceled("cancelled before it was started"))
+    late = timeout(task, at.now_ms)
+    if late is not None:
+        return Decision(Action.END, failure.timed_out(late))
+    if at.redelivered:
+        return LOST
+    if at.closing:
+        return CLOSING
+    if not at.serves:
+        return Decision(Action.END, not_registered(task, at.registered))
+    if at.free_slots <= 0:
+        return HOLD
+    return CLAIM if task.id_retention_ms else RUN
+
+
+def _if_known(task: ActivityTask, at: Situation) -> Decision | None:
+    if at.known is Known.NO:
+        return None
+    if at.redelivered:
+        return ADOPT if at.known is Known.OPEN else DROP
+    # A second copy of the same attempt, which its publisher sent again after a reconnect; or a
+    # second start with the same id, which the claim will tell.
+    return None if task.id_retention_ms else DROP
+
+
+def timeout(task: ActivityTask, now_ms: int) -> TimeoutType | None:
+    """Which timeout has fired before the attempt could start, if one has."""
+    if not task.scheduled_ms:
+        return None
+    if task.schedule_to_close_ms and now_ms >= task.scheduled_ms + task.schedule_to_close_ms:
+        return TimeoutType.SCHEDULE_TO_CLOSE
+    since_ms = task.attempt_scheduled_ms or task.scheduled_ms
+    if task.schedule_to_start_ms and now_ms >= since_ms + task.schedule_to_start_ms:
+        return TimeoutType.SCHEDULE_TO_START
+    return None
+
+
+def not_registered(task: ActivityTask, registered: tuple[str, ...]) -> Failure:
+    """The retryable failure of a type that this worker does not have."""
+    names = ", ".join(sorted(registered)) or "none"
+    return failure.application(
+        f"Activity function {task.activity_type} is not registered on this worker,"
+        f" available activities: {names}",
+        "NotFoundError",
+    )
+
+
+WORKER_LOST = "WorkerLost"
+
+
+def lost() -> Failure:
+    """The retryable failure of an attempt whose worker is gone."""
+    return failure.application("the worker that had this attempt is gone", WORKER_LOST)

@@ -1,0 +1,166 @@
+"""Keeping hold of long attempts: exchanging their delivery for a fresh one, the *lease*.
+
+A lease is a copy of the task on this worker's own lease queue, held unacknowledged instead of the
+original. It is made
+
+* before RabbitMQ's acknowledgement timeout would end the channel of a long attempt;
+* when an attempt is to be completed asynchronously, so that its queue's window is free again;
+* when an attempt has reported heartbeat details, which the copy then carries: the next attempt
+  gets them also when this worker is killed.
+
+When this worker dies its leases come back to their queue, are dead-lettered at once, and reach
+another worker as lost attempts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from tq_broker.exceptions import Malformed, PayloadTooLarge, TqBrokerError
+from tq_broker.model import envelope
+from tq_broker.model.message import Publication
+from tq_broker.model.names import Exchange, Kind, Names
+from tq_broker.model.tasks import TaskBody
+from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
+from tq_broker.queues.sender import Sender
+from tq_broker.worker.attempt import Attempt, Place
+from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.table import Table
+
+log = logging.getLogger(__name__)
+
+SEND_WITHIN_S = 20.0
+THROTTLE_SHARE = 0.8
+"""Of the heartbeat timeout: details are kept at least this often."""
+
+
+class Keeper:
+    """The leases of a worker. Thread-safe."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        sender: Sender,
+        names: Names,
+        place: Place,
+        table: Table,
+        options: WorkerOptions,
+        on_leased: Callable[[Attempt], None],
+    ) -> None:
+        self._broker = broker
+        self._sender = sender
+        self._place = place
+        self._table = table
+        self._lease_after_s = options.lease_after.total_seconds()
+        self._longest = options.max_heartbeat_throttle_interval
+        self._default = options.default_heartbeat_throttle_interval
+        self._on_leased = on_leased
+        self._queue = names.queue(Kind.LEASE, place.worker_id)
+        self._exchange = names.exchange(Exchange.TASKS)
+        self._lock = threading.Lock()
+        self._subscription: Subscription | None = None
+
+    def beat(self, attempt: Attempt) -> None:
+        """``attempt`` has reported details: keep them now if none were kept lately."""
+        if attempt.details and self._worth_saving(attempt, self._place.clock.monotonic()):
+            self.keep(attempt)
+
+    def tick(self, attempts: Iterable[Attempt], now: float) -> None:
+        """Renew what has been held for long, and keep details that had to wait."""
+        for attempt in attempts:
+            old = now - attempt.held_since >= self._lease_after_s
+            if old or (attempt.details and self._worth_saving(attempt, now)):
+                self.keep(attempt)
+
+    def _worth_saving(self, attempt: Attempt, now: float) -> bool:
+        if attempt.details is attempt.saved:
+            return False
+        return now - attempt.saved_at >= self._throttle(attempt).total_seconds()
+
+    def _throttle(self, attempt: Attempt) -> timedelta:
+        heartbeat_ms = attempt.task.heartbeat_ms
+        interval = (
+            THROTTLE_SHARE * timedelta(milliseconds=heartbeat_ms)
+            if heartbeat_ms
+            else self._default
+        )
+        return min(interval, self._longest)
+
+    def keep(self, attempt: Attempt) -> None:
+        """Exchange the delivery of ``attempt`` for a lease; returns at once."""
+        with self._lock:
+            if attempt.leasing:
+                return
+            attempt.leasing = True
+            self._subscribe()
+        details = attempt.details
+        body = attempt.body
+        if details is not None:
+            body = TaskBody(args=body.args, heartbeat=details, failure=body.failure)
+        attempt.saved, attempt.saved_at = details, self._place.clock.monotonic()
+        converter = self._place.converter
+        try:
+            sealed = envelope.task_body(body, converter)
+        except PayloadTooLarge as error:
+            log.warning("heartbeat details of %s not kept: %s", attempt.task.activity_id, error)
+            sealed = attempt.task.body
+        task = msgspec.structs.replace(
+            attempt.task,
+            body=sealed,
+            codecs=converter.codec_names,
+            lease=self._place.worker_id,
+        )
+        # The task queue travels in the key of neither a lease nor its dead letter.
+        message = envelope.forwarded(
+            envelope.task_message(task), headers={"tq-task-queue": task.task_queue}
+        )
+
+        def sent(error: TqBrokerError | None) -> None:
+            if error is not None:
+                attempt.leasing = False
+                log.warning("lease of %s not made: %s", task.activity_id, error)
+
+        deadline = self._place.clock.monotonic() + SEND_WITHIN_S
+        publication = Publication(self._exchange, self._queue.key, message)
+        self._sender.send(publication, (self._queue,), deadline, sent)
+
+    def _subscribe(self) -> None:
+        if self._subscription is None:
+            self._subscription = self._broker.subscribe(
+                str(self._queue),
+                self._on_deliveries,
+                SubscribeOptions(prefetch=0, plan=self._sender.plan(self._queue)),
+            )
+
+    def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            attempt = self._find(delivery)
+            if attempt is None:
+                delivery.ack()  # it ended while its lease was on the way
+                continue
+            before, attempt.delivery = attempt.delivery, delivery
+            attempt.held_since = self._place.clock.monotonic()
+            attempt.leasing = False
+            before.ack()
+            self._on_leased(attempt)
+
+    def _find(self, delivery: Delivery) -> Attempt | None:
+        task_queue = delivery.message.headers.get("tq-task-queue", "")
+        try:
+            task = envelope.read_task(delivery.message, str(task_queue))
+        except Malformed as error:
+            log.warning("foreign message in the lease queue dropped: %s", error)
+            return None
+        return self._table.find(task.task_queue, task.activity_id, task.attempt)
+
+    def close(self) -> None:
+        """Take no more leases."""
+        with self._lock:
+            if self._subscription is not None:
+                self._subscription.cancel_nowait()
+                self._subscription = None

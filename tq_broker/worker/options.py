@@ -1,0 +1,89 @@
+"""What a user may set about a worker, checked when it is made."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from tq_broker.common import check_duration
+from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.names import TARGET_BYTES_MAX, check_text
+
+SLOTS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Options of a `Worker`.
+
+    Attributes:
+        max_concurrent_activities: Slots, shared by all task queues; 1 to 10 000.
+        activity_executor: Runs synchronous activities instead of the worker's own threads.
+        max_processes: Processes for activities with ``executor="process"``; the number of
+            cores by default.
+        graceful_shutdown_timeout: How long running activities may go on when the worker shuts
+            down, before they are cancelled.
+        cancel_grace: How long a cancelled activity may go on before its process is killed, and
+            before a worker that shuts down leaves it behind.
+        max_heartbeat_throttle_interval: Heartbeat details are kept at least this often.
+        default_heartbeat_throttle_interval: The same without a heartbeat timeout.
+        lease_after: A delivery held for so long is exchanged for a fresh one, so that
+            RabbitMQ's acknowledgement timeout (30 minutes by default) never ends the channel.
+        reclaim_after: Task queues that were empty and unserved for so long are removed;
+            ``None`` leaves that to ``tq-broker task-queue reclaim``.
+        host: The name that `Route.host` knows this machine by.
+        worker_id: The name that `Route.process` knows this worker by; made up if ``None``.
+        identity: How the worker signs; ``pid@host`` if ``None``.
+        on_fatal_error: Called when the worker cannot go on.
+    """
+
+    max_concurrent_activities: int = 100
+    activity_executor: Executor | None = None
+    max_processes: int | None = None
+    graceful_shutdown_timeout: timedelta = timedelta(seconds=30)
+    cancel_grace: timedelta = timedelta(seconds=5)
+    max_heartbeat_throttle_interval: timedelta = timedelta(seconds=60)
+    default_heartbeat_throttle_interval: timedelta = timedelta(seconds=30)
+    lease_after: timedelta = timedelta(minutes=10)
+    reclaim_after: timedelta | None = timedelta(minutes=10)
+    host: str = field(default_factory=socket.gethostname)
+    worker_id: str | None = None
+    identity: str | None = None
+    on_fatal_error: Callable[[BaseException], None] | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("max_concurrent_activities", self.max_concurrent_activities, SLOTS_MAX)
+        if self.max_processes is not None:
+            _check_count("max_processes", self.max_processes, 1000)
+        zero = timedelta(0)
+        for name, minimum in (
+            ("graceful_shutdown_timeout", zero),
+            ("cancel_grace", zero),
+            ("max_heartbeat_throttle_interval", timedelta(milliseconds=100)),
+            ("default_heartbeat_throttle_interval", timedelta(milliseconds=100)),
+            ("lease_after", timedelta(milliseconds=100)),
+        ):
+            check_duration(name, getattr(self, name), minimum=minimum)
+        if self.reclaim_after is not None:
+            check_duration("reclaim_after", self.reclaim_after, minimum=timedelta(seconds=1))
+        if self.activity_executor is not None and not isinstance(self.activity_executor, Executor):
+            raise InvalidArgument("activity_executor must be a concurrent.futures.Executor")
+        check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
+        if self.worker_id is not None:
+            check_text("worker_id", self.worker_id, bytes_max=TARGET_BYTES_MAX)
+        if self.identity is not None:
+            check_text("identity", self.identity)
+
+    @property
+    def processes(self) -> int:
+        """How many processes there may be."""
+        return self.max_processes or os.cpu_count() or 1
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidArgument(f"{name} is {value!r}; it must be from 1 to {most}")

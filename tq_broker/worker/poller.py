@@ -1,0 +1,116 @@
+"""Consuming task queues: opens and closes consumers as the prefetch windows say."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from tq_broker.model.names import QueueName
+from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
+from tq_broker.queues.sender import Sender
+from tq_broker.worker.windows import Close, Grow, Windows
+
+log = logging.getLogger(__name__)
+
+OnDeliveries = Callable[["Consumer", Sequence[Delivery]], None]
+
+
+class Consumer:
+    """One subscription of one queue; ``open`` until it has been closed."""
+
+    __slots__ = ("open", "queue", "subscription")
+
+    def __init__(self, queue: QueueName) -> None:
+        self.queue = queue
+        self.open = True
+        self.subscription: Subscription | None = None
+
+
+class Poller:
+    """The consumers of a worker. Thread-safe."""
+
+    def __init__(
+        self, broker: Broker, sender: Sender, slots: int, on_deliveries: OnDeliveries
+    ) -> None:
+        self._broker = broker
+        self._sender = sender
+        self._on_deliveries = on_deliveries
+        self._lock = threading.Lock()
+        self._windows = Windows(slots)
+        self._queues: dict[str, QueueName] = {}
+        self._consumers: dict[str, list[Consumer]] = {}
+        self._stopped = False
+
+    def serve(self, queue: QueueName) -> None:
+        """Consume ``queue`` from the next `adjust` on; harmless if it is consumed already."""
+        with self._lock:
+            self._queues.setdefault(str(queue), queue)
+            self._windows.add(str(queue))
+
+    def adjust(self, occupied: int) -> None:
+        """Open and close consumers as it is fit now.
+
+        Args:
+            occupied: Slots in use that no window counts.
+        """
+        with self._lock:
+            if self._stopped:
+                return
+            for change in self._windows.plan(occupied):
+                if isinstance(change, Grow):
+                    self._open(change.queue, change.by)
+                else:
+                    self._close(change)
+
+    def _open(self, queue: str, prefetch: int) -> None:
+        consumer = Consumer(self._queues[queue])
+        consumer.subscription = self._broker.subscribe(
+            queue,
+            lambda deliveries: self._taken(consumer, deliveries),
+            SubscribeOptions(prefetch=prefetch, plan=self._sender.plan(consumer.queue)),
+        )
+        self._consumers.setdefault(queue, []).append(consumer)
+
+    def _close(self, change: Close) -> None:
+        for consumer in self._consumers.pop(change.queue, []):
+            consumer.open = False
+            if consumer.subscription is not None:
+                consumer.subscription.cancel_nowait()
+
+    def _taken(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        with self._lock:
+            self._windows.taken(
+                str(consumer.queue), len(deliveries), drained=not consumer.open
+            )
+        self._on_deliveries(consumer, deliveries)
+
+    def released(self, consumer: Consumer) -> None:
+        """A delivery of ``consumer`` was acknowledged, or is counted elsewhere from now on."""
+        with self._lock:
+            self._windows.released(str(consumer.queue), drained=not consumer.open)
+
+    def subscriptions(self) -> list[Subscription]:
+        """The open subscriptions."""
+        with self._lock:
+            return [
+                consumer.subscription
+                for consumers in self._consumers.values()
+                for consumer in consumers
+                if consumer.subscription is not None
+            ]
+
+    def stop(self, deadline: float) -> None:
+        """Close all consumers; when this returns nothing more is delivered.
+
+        Raises:
+            DeadlineExceeded: the broker did not confirm in time.
+        """
+        with self._lock:
+            self._stopped = True
+            consumers = [c for group in self._consumers.values() for c in group]
+            self._consumers.clear()
+        for consumer in consumers:
+            # Not before: until the broker has confirmed, deliveries are on their way.
+            if consumer.subscription is not None:
+                consumer.subscription.cancel(deadline)

@@ -1,0 +1,270 @@
+"""Telling how attempts ended: outcomes, next attempts, tasks given back or parked.
+
+A delivery is acknowledged (``done`` is called) only when what follows from it is safe with the
+broker; until then this insists, over broken connections and blocked brokers, for as long as the
+worker lives. If it does not live that long the broker gives the delivery to somebody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from tq_broker.clock import epoch_ms
+from tq_broker.exceptions import PayloadTooLarge, TargetGone, TqBrokerError, Unavailable
+from tq_broker.model import envelope, failure
+from tq_broker.model.failure import Failure
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
+from tq_broker.queues.dispatcher import Dispatcher
+from tq_broker.queues.sender import Done, NoRoute
+from tq_broker.worker.attempt import Place
+from tq_broker.worker.conclusion import Final, Retry, after_failure
+
+log = logging.getLogger(__name__)
+
+SEND_WITHIN_S = 30.0
+INSIST_EVERY_S = 1.0
+
+Then = Callable[[], None]
+
+
+def claim_queue_name(names: Names, task_queue: str, activity_id: str) -> QueueName:
+    """The queue that stands for one activity id of one task queue."""
+    digest = hashlib.blake2b(f"{task_queue}\0{activity_id}".encode(), digest_size=16)
+    return names.queue(Kind.CLAIM, digest.hexdigest())
+
+
+class Reporter:
+    """See the module. Thread-safe."""
+
+    def __init__(self, dispatcher: Dispatcher, names: Names, place: Place) -> None:
+        self._dispatcher = dispatcher
+        self._sender = dispatcher.sender
+        self._names = names
+        self._place = place
+        self._closed = False
+
+    def close(self) -> None:
+        """Insist no more."""
+        self._closed = True
+
+    # --- ends ----------------------------------------------------------------------------------
+
+    def completed(self, task: ActivityTask, result: bytes, started_ms: int, done: Then) -> None:
+        """The activity has a result."""
+        if task.reply_to is None and not task.id_retention_ms:
+            done()
+            return
+        outcome = self._outcome(task, Status.COMPLETED, started_ms, result=result)
+        self._tell(task, outcome, done)
+
+    def failed(
+        self,
+        task: ActivityTask,
+        body: TaskBody,
+        failed: Failure,
+        started_ms: int,
+        done: Then,
+        *,
+        heartbeat: Sequence[msgspec.Raw] | None = None,
+    ) -> None:
+        """The attempt has no result: another follows, or the activity has failed."""
+        now_ms = epoch_ms(self._place.clock)
+        match after_failure(task, body, failed, heartbeat, now_ms):
+            case Retry() as retry:
+                log.info(
+                    "attempt %d of %s %s failed (%s); next in %d ms",
+                    task.attempt, task.activity_type, task.activity_id, failed.message,
+                    retry.delay_ms,
+                )  # fmt: skip
+                self._retry(retry, started_ms, done)
+            case Final(status, told, state):
+                benign = failed.category == 1
+                log.log(
+                    logging.DEBUG if benign else logging.WARNING,
+                    "%s %s ended: %s (%s)\n%s",
+                    task.activity_type, task.activity_id, told.message, state.name,
+                    failed.stack_trace,
+                )  # fmt: skip
+                outcome = self._outcome(
+                    task, status, started_ms, failure=told, retry_state=int(state)
+                )
+                self._tell(task, outcome, done)
+
+    def _retry(self, retry: Retry, started_ms: int, done: Then) -> None:
+        converter = self._place.converter
+        try:
+            body = envelope.task_body(retry.body, converter)
+        except PayloadTooLarge:
+            # The arguments fitted before: it is what the attempt left behind that does not.
+            body = envelope.task_body(TaskBody(args=retry.body.args), converter)
+        task = msgspec.structs.replace(retry.task, body=body, codecs=converter.codec_names)
+        self.dispatch(task, envelope.task_message(task), started_ms, done, retry.delay_ms)
+
+    def dispatch(
+        self, task: ActivityTask, message: Message, started_ms: int, done: Then, delay_ms: int = 0
+    ) -> None:
+        """Put a task on its queue, wherever the router says; if it says fail, the task fails."""
+
+        def send(ended: Done) -> None:
+            self._dispatcher.dispatch(task, message, self._deadline(), ended, delay_ms=delay_ms)
+
+        def refused(error: TqBrokerError) -> None:
+            kind = "TargetGone" if isinstance(error, TargetGone) else type(error).__name__
+            outcome = self._outcome(
+                task,
+                Status.FAILED,
+                started_ms,
+                failure=failure.application(str(error), kind, non_retryable=True),
+            )
+            self._tell(task, outcome, done)
+
+        self._insist(send, done, refused)
+
+    def notice(self, task: ActivityTask, status: Status, result: bytes, done: Then) -> None:
+        """Tell the caller something that is not the end."""
+        if task.reply_to is None:
+            done()
+            return
+        outcome = self._outcome(task, status, 0, result=result)
+        self._send_outcome(task.reply_to, outcome, done)
+
+    def _outcome(
+        self,
+        task: ActivityTask,
+        status: Status,
+        started_ms: int,
+        *,
+        result: bytes = b"null",
+        failure: Failure | None = None,
+        retry_state: int | None = None,
+    ) -> ActivityOutcome:
+        place = self._place
+        return ActivityOutcome(
+            activity_id=task.activity_id,
+            activity_type=task.activity_type,
+            status=status,
+            attempt=task.attempt,
+            result=result,
+            failure=failure,
+            retry_state=retry_state,
+            identity=place.identity,
+            host=place.host,
+            worker_id=place.worker_id,
+            started_ms=started_ms,
+            finished_ms=epoch_ms(place.clock),
+        )
+
+    def _tell(self, task: ActivityTask, outcome: ActivityOutcome, done: Then) -> None:
+        """Send ``outcome`` to whoever waits for it; who has left loses only its own answer."""
+        listeners = [] if task.reply_to is None else [task.reply_to]
+        if task.id_retention_ms:
+            claim = claim_queue_name(self._names, task.task_queue, task.activity_id)
+            listeners.append(str(claim))
+        if not listeners:
+            done()
+            return
+        left = len(listeners)
+
+        def one_done() -> None:
+            nonlocal left
+            left -= 1  # all receipts come on the publisher's one thread
+            if not left:
+                done()
+
+        for listener in listeners:
+            self._send_outcome(listener, outcome, one_done)
+
+    def _send_outcome(self, listener: str, outcome: ActivityOutcome, done: Then) -> None:
+        try:
+            message = envelope.outcome_message(outcome, self._place.converter)
+        except PayloadTooLarge as error:
+            message = self._instead(outcome, error)
+        publication = Publication(self._names.exchange(Exchange.REPLIES), listener, message)
+
+        def refused(error: TqBrokerError) -> None:
+            if outcome.failure is not None and outcome.failure.type == "ResultRefused":
+                log.error("outcome of %s not taken: %s", outcome.activity_id, error)
+                done()
+                return
+            failed = failure.application(str(error), "ResultRefused", non_retryable=True)
+            instead = msgspec.structs.replace(outcome, status=Status.FAILED, failure=failed)
+            self._send_outcome(listener, instead, done)
+
+        self._insist(
+            lambda ended: self._sender.send(publication, (), self._deadline(), ended),
+            done,
+            refused,
+        )
+
+    def _instead(self, outcome: ActivityOutcome, error: PayloadTooLarge) -> Message:
+        failed = failure.application(str(error), "PayloadTooLarge", non_retryable=True)
+        smaller = msgspec.structs.replace(
+            outcome, status=Status.FAILED, result=b"null", failure=failed
+        )
+        return envelope.outcome_message(smaller, self._place.converter)
+
+    # --- not run --------------------------------------------------------------------------------
+
+    def give_back(self, message: Message, queue: QueueName, done: Then) -> None:
+        """Put ``message`` on ``queue`` again as a fresh copy, which no attempt is used up by."""
+        fresh = envelope.forwarded(message)
+        publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, fresh)
+        self._insist(
+            lambda ended: self._sender.send(publication, (queue,), self._deadline(), ended),
+            done,
+            lambda error: log.error("%s not given back: %s", queue, error),
+        )
+
+    def park(self, message: Message, queue: str, reason: str, done: Then) -> None:
+        """Keep ``message`` for an operator, with the reason, where it came from, and when."""
+        log.warning("message %.100r of %s parked: %s", message.message_id, queue, reason)
+        parked = envelope.forwarded(
+            message,
+            headers={
+                "tq-parked-reason": reason[: envelope.TEXT_MAX],
+                "tq-parked-from": queue,
+                "tq-parked-ms": epoch_ms(self._place.clock),
+                "tq-parked-by": self._place.identity,
+            },
+        )
+        key = self._names.queue(Kind.PARKED).key
+        publication = Publication(self._names.exchange(Exchange.PARKED), key, parked)
+        self._insist(
+            lambda ended: self._sender.send(publication, (), self._deadline(), ended),
+            done,
+            lambda error: log.error("message of %s not parked: %s", queue, error),
+            gone_is_fine=False,
+        )
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _deadline(self) -> float:
+        return self._place.clock.monotonic() + SEND_WITHIN_S
+
+    def _insist(
+        self,
+        send: Callable[[Done], None],
+        done: Then,
+        refused: Callable[[TqBrokerError], None],
+        *,
+        gone_is_fine: bool = True,
+    ) -> None:
+        """Send until it is taken; ``refused`` gets an error that no repetition would change."""
+        clock = self._place.clock
+
+        def ended(error: TqBrokerError | None) -> None:
+            if error is None or (gone_is_fine and isinstance(error, NoRoute)):
+                done()
+            elif not isinstance(error, Unavailable):
+                refused(error)
+            elif not self._closed:
+                log.warning("not sent, trying again: %s", error)
+                clock.call_at(clock.monotonic() + INSIST_EVERY_S, lambda: send(ended))
+
+        send(ended)

@@ -1,0 +1,170 @@
+"""Prefetch windows: how one worker's slots are shared among the queues that it consumes.
+
+RabbitMQ bounds what a consumer holds per consumer, not per worker, so a window (a prefetch) is
+given to each queue such that together they are never wider than the slots: a worker never
+takes more than it can run. Queues that want more get what others do not use.
+
+Rules of this file:
+
+* as long as there are at least as many slots as queues, the windows and what is still in hand
+  from closed windows never exceed the capacity together;
+* with more queues than slots each open window is 1, and all are closed while no slot is free;
+* a window only shrinks when another queue wants what it does not use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+CONSUMERS_MAX = 8
+"""A window that has grown in more steps than this is closed and opened anew, in one piece."""
+
+
+@dataclass(slots=True)
+class Window:
+    """One queue's share.
+
+    Attributes:
+        size: Messages the broker may let us hold through open consumers.
+        in_hand: Held through open consumers.
+        draining: Held from consumers that have been closed.
+        peak: Most in hand since the last look.
+        consumers: Open consumers that the size is spread over.
+    """
+
+    size: int = 0
+    in_hand: int = 0
+    draining: int = 0
+    peak: int = 0
+    consumers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """Open a further consumer on ``queue`` with this prefetch."""
+
+    queue: str
+    by: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close all consumers of ``queue``; what is in hand stays in hand."""
+
+    queue: str
+
+
+Change = Grow | Close
+
+
+class Windows:
+    """The windows of all queues of a worker. Not thread-safe; it has one owner."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._windows: dict[str, Window] = {}
+
+    def __getitem__(self, queue: str) -> Window:
+        return self._windows[queue]
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self._windows
+
+    def queues(self) -> tuple[str, ...]:
+        """The queues served, in order of arrival."""
+        return tuple(self._windows)
+
+    def add(self, queue: str) -> None:
+        """Serve ``queue`` from the next `plan` on."""
+        self._windows.setdefault(queue, Window())
+
+    def taken(self, queue: str, count: int, *, drained: bool) -> None:
+        """``count`` messages of ``queue`` have arrived; ``drained``: by a closed consumer."""
+        window = self._windows[queue]
+        if drained:
+            window.draining += count
+            return
+        window.in_hand += count
+        window.peak = max(window.peak, window.in_hand)
+
+    def released(self, queue: str, *, drained: bool) -> None:
+        """One message of ``queue`` is no longer in hand; ``drained``: of a closed consumer."""
+        window = self._windows[queue]
+        if drained:
+            window.draining -= 1
+        else:
+            window.in_hand -= 1
+
+    def used(self) -> int:
+        """Slots that windows and draining messages may still need."""
+        return sum(window.size + window.draining for window in self._windows.values())
+
+    def plan(self, occupied: int) -> list[Change]:
+        """How to change the windows now; the changes are taken as made.
+
+        Args:
+            occupied: Slots in use by attempts that no window accounts for (their delivery was
+                moved to the lease queue, or acknowledged while their code still runs).
+        """
+        capacity = max(0, self.capacity - occupied)
+        if not self._windows:
+            return []
+        changes = (
+            self._crowded(capacity)
+            if len(self._windows) > self.capacity
+            else self._roomy(capacity)
+        )
+        for window in self._windows.values():
+            window.peak = window.in_hand
+        return changes
+
+    def _crowded(self, capacity: int) -> list[Change]:
+        busy = sum(window.in_hand + window.draining for window in self._windows.values())
+        if busy >= capacity:
+            return [self._close(queue) for queue, w in self._windows.items() if w.size]
+        return [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
+
+    def _roomy(self, capacity: int) -> list[Change]:
+        hungry = {q for q, w in self._windows.items() if w.peak >= w.size}
+        if not hungry and self.used() <= capacity:
+            return []
+        changes = self._take_back(capacity, hungry)
+        free = capacity - self.used()
+        waiting = [queue for queue in self._windows if queue in hungry]
+        for position, queue in enumerate(waiting):
+            share = free // (len(waiting) - position)
+            if share > 0:
+                changes.append(self._grow(queue, share))
+                free -= share
+        return changes
+
+    def _take_back(self, capacity: int, hungry: set[str]) -> list[Change]:
+        """Close what is wider than it needs to be, if somebody else wants it."""
+        changes: list[Change] = []
+        fair = max(1, capacity // len(self._windows))
+        for queue, window in self._windows.items():
+            scattered = window.consumers > CONSUMERS_MAX
+            if self.used() < capacity and not scattered:
+                continue
+            wanted = self.used() > capacity or bool(hungry - {queue})
+            if queue in hungry:
+                if scattered or (wanted and window.size > fair):
+                    changes.append(self._close(queue))
+            elif wanted and window.size > 2 * max(1, window.peak):
+                keep = max(1, window.peak)
+                changes.append(self._close(queue))
+                changes.append(self._grow(queue, keep))
+        return changes
+
+    def _grow(self, queue: str, by: int) -> Grow:
+        window = self._windows[queue]
+        window.size += by
+        window.consumers += 1
+        return Grow(queue, by)
+
+    def _close(self, queue: str) -> Close:
+        window = self._windows[queue]
+        window.draining += window.in_hand
+        window.in_hand = window.size = window.peak = window.consumers = 0
+        return Close(queue)

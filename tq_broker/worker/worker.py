@@ -1,0 +1,416 @@
+"""The worker: builds its parts from options, and starts, drains and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from tq_broker.activity import Signal
+from tq_broker.clock import epoch_ms, remaining
+from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
+from tq_broker.model import control
+from tq_broker.model.names import Kind, check_task_queue
+from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared
+from tq_broker.queues.connection import Connected
+from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.worker import watch
+from tq_broker.worker.attempt import Place
+from tq_broker.worker.desk import Desk, private_queues
+from tq_broker.worker.executors import AsyncExecutor, Executor, ThreadExecutor
+from tq_broker.worker.handler import Handler
+from tq_broker.worker.keeper import Keeper
+from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.poller import Poller
+from tq_broker.worker.processes import ProcessExecutor, check_runnable
+from tq_broker.worker.registry import Registry
+from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.rerouting import Rerouter
+from tq_broker.worker.table import Table
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+START_WITHIN_S = 60.0
+SETTINGS_WITHIN_S = 5.0
+"""How long a starting worker waits until it has read what was cancelled before."""
+REPORT_WITHIN_S = 10.0
+
+
+class Worker:
+    """Runs activities of one or more task queues.
+
+    Use it as a context manager (``with`` or ``async with``), or call `run`. It works on threads
+    of its own; its methods may be called from any other.
+
+    Args:
+        client: Whose connection, namespace and converter it uses. It is not closed with it.
+        task_queue: The one task queue to serve; or
+        task_queues: several, which share the slots.
+        activities: Decorated functions, bound methods, or instances of callable classes.
+        **options: `WorkerOptions`.
+
+    Raises:
+        InvalidArgument: names the argument and its bound.
+    """
+
+    def __init__(
+        self,
+        client: Connected,
+        *,
+        activities: Sequence[Callable[..., Any]],
+        task_queue: str | None = None,
+        task_queues: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self.options = _options(options)
+        self.task_queues = _task_queues(task_queue, task_queues)
+        self._connection = connection = client.connection
+        self._clock = connection.clock
+        self._registry = Registry(activities, connection.converter.payload_converter)
+        if not len(self._registry):
+            raise InvalidArgument("At least one activity must be specified")
+        self._place = Place(
+            namespace=connection.names.namespace,
+            host=self.options.host,
+            worker_id=self.options.worker_id or secrets.token_hex(8),
+            identity=self.options.identity or f"{os.getpid()}@{self.options.host}",
+            clock=connection.clock,
+            converter=connection.converter,
+            shutdown=Signal(),
+        )
+        self._table = Table()
+        self._build()
+        self._started_ms = 0
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+        self._supervisor: threading.Thread | None = None
+        self.fatal_error: BaseException | None = None
+
+    def _build(self) -> None:
+        options, place, table = self.options, self._place, self._table
+        connection = self._connection
+        broker, sender, names = connection.broker, connection.sender, connection.names
+        slots = options.max_concurrent_activities
+        self._reporter = Reporter(connection.dispatcher, names, place)
+        self._handler = handler = Handler(
+            self._registry, table, self._reporter, sender, place, slots
+        )
+        self._poller = handler.poller = Poller(broker, sender, slots, handler.on_deliveries)
+        self._keeper = handler.keeper = Keeper(
+            broker, sender, names, place, table, options, handler.leave_window
+        )
+        self._settings = handler.settings = SettingsLog(
+            broker, names, self._clock, self._on_record
+        )
+        self._executors = handler.executors = self._make_executors(slots)
+        self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
+        self._rerouter = Rerouter(broker, names, place, self._reporter)
+        self._private = {
+            str(queue): queue for queue in private_queues(names, place, self.task_queues)
+        }
+
+    def _make_executors(self, slots: int) -> dict[str, Executor]:
+        handler, options = self._handler, self.options
+        executors: dict[str, Executor] = {
+            "async": AsyncExecutor(handler, self._clock),
+            "thread": ThreadExecutor(handler, slots, options.activity_executor),
+        }
+        for definition in self._registry.definitions():
+            if definition.executor == "process":
+                check_runnable(definition)
+                executors.setdefault(
+                    "process",
+                    ProcessExecutor(
+                        handler,
+                        self._clock,
+                        self._place,
+                        options.processes,
+                        options.cancel_grace.total_seconds(),
+                    ),
+                )
+        return executors
+
+    # --- facts ------------------------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> str:
+        """The name that `Route.process` knows this worker by."""
+        return self._place.worker_id
+
+    @property
+    def host(self) -> str:
+        """The name that `Route.host` knows its machine by."""
+        return self._place.host
+
+    @property
+    def identity(self) -> str:
+        """How it signs outcomes."""
+        return self._place.identity
+
+    @property
+    def running(self) -> int:
+        """Slots in use now."""
+        return self._table.running()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and does not shut down yet."""
+        return self._supervisor is not None and not self._stopping.is_set()
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether it has been stopped for good."""
+        return self._stopped.is_set()
+
+    def info(self) -> control.WorkerInfo:
+        """What it answers to ``tq-broker worker ping``."""
+        return control.WorkerInfo(
+            worker_id=self.worker_id,
+            identity=self.identity,
+            host=self.host,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            task_queues=list(self.task_queues),
+            activities=list(self._registry.types),
+            slots=self.options.max_concurrent_activities,
+            running=self._table.running(),
+            held=self._table.in_hand(),
+            shutting_down=self._stopping.is_set(),
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect and subscribe; blocks until tasks can come.
+
+        Raises:
+            AccessRefused, BrokerUnavailable, DeadlineExceeded: what stands in the way.
+        """
+        if self._supervisor is not None or self._stopping.is_set():
+            raise InvalidArgument("a worker can be started once")
+        self._started_ms = epoch_ms(self._clock)
+        broker, deadline = self._connection.broker, self._clock.monotonic() + START_WITHIN_S
+        try:
+            supporting = [self._desk.open(), self._settings.follow(), self._rerouter.open()]
+            broker.wait_subscribed(supporting, deadline)
+            # What was cancelled must be known before the first task comes.
+            self._read_settings()
+            for task_queue in self.task_queues:
+                self._poller.serve(self._connection.names.activity(task_queue))
+            self._poller.adjust(0)
+            broker.wait_subscribed(self._poller.subscriptions(), deadline)
+        except TqBrokerError:
+            self._close_supporting()
+            raise
+        self._announce()
+        self._supervisor = threading.Thread(
+            target=self._supervise, name="tq-supervisor", daemon=True
+        )
+        self._supervisor.start()
+
+    def _read_settings(self) -> None:
+        deadline = self._clock.monotonic() + SETTINGS_WITHIN_S
+        queue = str(self._connection.names.queue(Kind.SETTINGS))
+        stats = self._connection.broker.stats(queue, deadline)
+        if stats is not None and not self._settings.wait_read(stats.ready, deadline):
+            log.warning("the settings log was not read to its end in %g s", SETTINGS_WITHIN_S)
+
+    def _announce(self) -> None:
+        """Tell the settings log of task queues that it does not know."""
+        known = self._settings.task_queues()
+        for task_queue in self.task_queues:
+            self._connection.sender.declared(self._connection.names.activity(task_queue))
+            if task_queue not in known:
+                record = TaskQueueDeclared(task_queue, epoch_ms(self._clock), self.identity)
+                deadline = self._clock.monotonic() + REPORT_WITHIN_S
+                self._connection.sender.append(record, deadline, _ignore)
+
+    def stop(self, *, cold: bool = False) -> None:
+        """Shut down: take nothing more, let running activities end, report, close.
+
+        In order: consuming stops; activities are told (``is_worker_shutdown``); they have
+        ``graceful_shutdown_timeout`` to end; then they are cancelled, with ``cancel_grace`` to
+        heed it; what still runs is reported as failed by ``WorkerShutdown``, to be retried
+        elsewhere. Idempotent; a further call waits for the first.
+
+        Args:
+            cold: Cancel at once. A cold call hurries a warm one that is under way.
+        """
+        with self._lock:
+            first = not self._stopping.is_set()
+            self._stopping.set()
+        if first:
+            try:
+                self._drain(cold)
+            finally:
+                self._finish()
+        else:
+            if cold:
+                self._handler.interrupt_all()
+            self._stopped.wait()
+
+    def _drain(self, cold: bool) -> None:
+        handler, options = self._handler, self.options
+        if self._supervisor is None:
+            return
+        try:
+            self._poller.stop(self._clock.monotonic() + REPORT_WITHIN_S)
+        except Unavailable as error:
+            log.warning("consumers not closed properly: %s", error)
+        handler.close_intake()
+        self._place.shutdown.set()
+        if not cold:
+            self._idle_within(options.graceful_shutdown_timeout.total_seconds())
+        if self._table.running():
+            handler.interrupt_all()
+            self._idle_within(options.cancel_grace.total_seconds())
+        handler.leave_behind()
+        if not self._until(lambda: not handler.unreported, REPORT_WITHIN_S):
+            log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
+
+    def _idle_within(self, seconds: float) -> None:
+        self._until(lambda: not self._table.running(), seconds)
+
+    def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = self._clock.monotonic() + seconds
+        while not condition():
+            if not remaining(self._clock, deadline):
+                return False
+            self._clock.sleep(0.01)
+        return True
+
+    def _finish(self) -> None:
+        if self._supervisor is not None and self._supervisor is not threading.current_thread():
+            self._supervisor.join()
+        self._close_supporting()
+        self._reporter.close()
+        deadline = self._clock.monotonic() + self.options.cancel_grace.total_seconds()
+        for executor in self._executors.values():
+            executor.close(deadline)
+        self._stopped.set()
+
+    def _close_supporting(self) -> None:
+        self._keeper.close()
+        self._desk.close()
+        self._rerouter.close()
+        self._settings.stop()
+
+    async def run(self) -> None:
+        """Start, and serve until `shutdown` or `stop` is called, or this task is cancelled."""
+        async with self:
+            await asyncio.to_thread(self._stopping.wait)
+
+    async def shutdown(self) -> None:
+        """Shut down as `stop` does, without blocking the event loop."""
+        await asyncio.to_thread(self.stop)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.shutdown()
+
+    # --- requests and records ---------------------------------------------------------------------
+
+    def _on_request(self, request: control.Request) -> control.Reply | None:
+        match request:
+            case control.Ping():
+                return self.info()
+            case control.Serve(queue):
+                if queue in self._private and not self._stopping.is_set():
+                    self._poller.serve(self._private[queue])
+                    self._poller.adjust(self._table.occupied())
+                return None
+            case control.CompleteAttempt():
+                return self._on_completion(request)
+
+    def _on_completion(self, request: control.CompleteAttempt) -> control.Answer:
+        for attempt in self._table.with_id(request.activity_id):
+            if attempt.task.attempt != request.attempt:
+                continue
+            if request.heartbeat is not None:
+                attempt.beat(request.heartbeat)
+            elif request.failure is not None:
+                self._handler.end(attempt, request.failure)
+            else:
+                self._handler.complete(attempt, bytes(request.result))
+            return control.Answer(found=True, cancel_requested=attempt.cancel_requested)
+        return control.Answer(found=False)
+
+    def _on_record(self, record: Record) -> None:
+        if isinstance(record, ActivityCanceled):
+            self._handler.request_cancel(record.activity_id)
+
+    # --- supervision --------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        while not self._stopped.is_set() and not self._drained():
+            try:
+                self.tick()
+            except Exception as error:  # supervisor: a defect here must end the worker, loudly
+                log.exception("the worker cannot go on")
+                self.fatal_error = error
+                if self.options.on_fatal_error is not None:
+                    self.options.on_fatal_error(error)
+                threading.Thread(target=self.stop, name="tq-stop", daemon=True).start()
+                return
+            self._stopped.wait(TICK_S)
+
+    def _drained(self) -> bool:
+        return self._stopping.is_set() and not (
+            self._table.open() or self._table.running() or self._handler.unreported
+        )
+
+    def tick(self) -> None:
+        """Look at deadlines, held tasks, leases and windows; done every `TICK_S`."""
+        now = self._clock.monotonic()
+        attempts = self._table.open()
+        for attempt, timeout in watch.overdue(attempts, now):
+            self._handler.time_out(attempt, timeout)
+        self._handler.give_back_waiting()
+        self._keeper.tick(attempts, now)
+        self._poller.adjust(self._table.occupied())
+
+
+def _options(keywords: dict[str, Any]) -> WorkerOptions:
+    known = {field.name for field in fields(WorkerOptions)}
+    unknown = sorted(set(keywords) - known)
+    if unknown:
+        raise InvalidArgument(
+            f"unknown worker option {unknown[0]!r}; known are: {', '.join(sorted(known))}"
+        )
+    return WorkerOptions(**keywords)
+
+
+def _task_queues(one: str | None, several: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(several, str):
+        raise InvalidArgument("task_queues must be a sequence of names; use task_queue for one")
+    names = (*(() if one is None else (one,)), *several)
+    if not names:
+        raise InvalidArgument("task_queue or task_queues must be given")
+    for name in names:
+        check_task_queue(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _ignore(error: TqBrokerError | None) -> None:
+    if error is not None:
+        log.debug("task queue not announced: %s", error)
