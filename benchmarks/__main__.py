@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 from pathlib import Path
 
 import amqp
@@ -60,6 +61,8 @@ def main(
     if list_rows:
         click.echo("\n".join(row.name for row in rows))
         return
+    # So that also a run that is ended from outside leaves nothing behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with servers.started(broker) as running:
         about = describe(running.url)
         outcomes = run(rows, running, quick=quick, repeat=repeat or (1 if quick else 5))

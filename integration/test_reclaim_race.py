@@ -19,7 +19,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -153,9 +153,9 @@ def consume(actor: Actor, seed: str) -> None:
         queue = actor.names.activity(name)
         options = SubscribeOptions(prefetch=10, plan=actor.sender(name).plan(queue))
         subscription = actor.broker.subscribe(str(queue), on_deliveries, options)
-        clock.sleep(rng.uniform(0.05, 0.5))
+        clock.sleep(rng.uniform(0.02, 0.2))
         subscription.cancel(soon())
-        clock.sleep(rng.uniform(0.1, 1.0))
+        clock.sleep(rng.uniform(0, 0.1))
 
 
 def _take(actor: Actor, delivery: Delivery) -> None:
@@ -172,7 +172,9 @@ ACTORS: dict[str, Callable[[Actor, str], None]] = {
 
 
 @contextmanager
-def running(role: str, seed: str, where: Sequence[str], log: IO[str]) -> Iterator[subprocess.Popen[str]]:
+def running(
+    role: str, seed: str, where: Sequence[str], log: IO[str]
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, __file__, role, seed, *where],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -183,7 +185,8 @@ def running(role: str, seed: str, where: Sequence[str], log: IO[str]) -> Iterato
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # All have ended by themselves.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -108,8 +108,9 @@ class ClientConfigProfile:
 
     def to_dict(self) -> ClientConnectConfig:
         """What is set, as a table; the inverse of `from_dict`."""
-        said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
-        return ClientConnectConfig(**said)  # type: ignore[typeddict-item]
+        said: Any = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        config: ClientConnectConfig = said
+        return config
 
     def to_client_connect_config(self) -> ClientConnectConfig:
         """What is set, as keywords of ``Client.connect``."""

@@ -245,10 +245,6 @@ class BrokerContract:
         return world.make_broker
 
     @pytest.fixture
-    def broker(self, make_broker: Callable[[], Broker]) -> Broker:
-        return make_broker()
-
-    @pytest.fixture
     def other(self, make_broker: Callable[[], Broker]) -> Broker:
         return make_broker()
 
@@ -261,8 +257,8 @@ class BrokerContract:
         return world.pass_time
 
     @pytest.fixture
-    def bench(self, world: World, broker: Broker, names: Names) -> Iterator[Bench]:
-        bench = Bench(world, broker, names)
+    def bench(self, world: World, names: Names) -> Iterator[Bench]:
+        bench = Bench(world, world.make_broker(), names)
         yield bench
         # What is durable must not pile up on a server that other tests share.
         janitor = world.make_broker()
@@ -272,9 +268,9 @@ class BrokerContract:
 
     # --- publishing ---
 
-    def test_it_tells_the_url_without_a_password(self, broker: Broker) -> None:
-        assert "://" in broker.url
-        assert "guest:guest" not in broker.url
+    def test_it_tells_the_url_without_a_password(self, bench: Bench) -> None:
+        assert "://" in bench.broker.url
+        assert "guest:guest" not in bench.broker.url
 
     def test_it_tells_the_version_of_the_server(self, bench: Bench) -> None:
         assert bench.broker.server_version(bench.deadline()) >= (3, 10)

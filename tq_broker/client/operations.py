@@ -128,6 +128,8 @@ class Operations:
     def __init__(self, core: ClientCore) -> None:
         self._core = core
         self._names = core.names
+        # One for all calls: two of one broker object would get into each other's way.
+        self._reclaimer = Reclaimer(core.broker, core.sender, core.names, core.clock)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -232,12 +234,13 @@ class Operations:
         return self._core.broker.purge(str(self._existing(task_queue)), self._core.deadline())
 
     def reclaim(self, task_queues: Sequence[str] | None = None, *, grace_s: float) -> list[str]:
-        """Remove task queues that are empty and unserved, and stay so for ``grace_s`` seconds.
+        """Remove task queues that are empty and unserved.
 
         No publisher can lose a task by it: one that comes meanwhile makes the queue anew.
 
         Args:
             task_queues: ``None`` means all that are empty and unserved now.
+            grace_s: How long a task may be on its way inside RabbitMQ; 0 to 60 seconds.
 
         Returns:
             The names of those that were removed.
@@ -252,9 +255,7 @@ class Operations:
             check_task_queue(name)
         if not task_queues or not self.exists():
             return []
-        core = self._core
-        reclaimer = Reclaimer(core.broker, core.sender, self._names, core.clock)
-        return reclaimer.reclaim(task_queues, grace_s=grace_s)
+        return self._reclaimer.reclaim(task_queues, grace_s=grace_s)
 
     def replay(
         self, keys: Iterable[str] | None, *, task_queue: str | None = None

@@ -7,7 +7,7 @@ A worker that parks a message says so in headers (``tq-parked-reason``, ``-from`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,19 +117,25 @@ def _task_queue(
     death = _last_death(message.headers)
     keys = death.get("routing-keys")
     first = _str(keys[0]) if isinstance(keys, list) and keys else ""
-    clues = (
-        lambda: QueueName.parse(origin),
-        lambda: QueueName.from_key(namespace, destination_key(first)),
-        lambda: QueueName.from_key(namespace, destination_key(routing_key)),
-    )
-    for clue in clues:
-        try:
-            queue = clue()
-        except InvalidArgument:
-            continue
-        if queue.namespace == namespace and queue.task_queue is not None:
+
+    def from_key(key: str) -> QueueName:
+        return QueueName.from_key(namespace, key)
+
+    for queue in (
+        _queue(origin, QueueName.parse),
+        _queue(destination_key(first), from_key),
+        _queue(destination_key(routing_key), from_key),
+    ):
+        if queue and queue.namespace == namespace and queue.task_queue is not None:
             return queue.task_queue
     return _str(message.headers.get(TASK_QUEUE)) or None
+
+
+def _queue(text: str, read: Callable[[str], QueueName]) -> QueueName | None:
+    try:
+        return read(text)
+    except InvalidArgument:
+        return None
 
 
 def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

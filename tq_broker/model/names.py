@@ -30,6 +30,7 @@ TARGET_BYTES_MAX = 64
 """Longest encoded host name or worker id."""
 
 _ENCODED = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -128,6 +129,8 @@ def check_task_queue(value: object) -> str:
 
 def encode_part(text: str) -> str:
     """Encode one user-given part for use in a name or key."""
+    if _PLAIN.match(text):
+        return text
     # quote() leaves "." and "~" alone as well; both are outside our alphabet.
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
 

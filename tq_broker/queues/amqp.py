@@ -144,7 +144,7 @@ class AmqpBroker:
                 locked = error
             wait_s = random.uniform(ceiling_s / 2, ceiling_s)
             if wait_s >= remaining(self._clock, deadline):
-                raise DeadlineExceeded(f"held by somebody else until the deadline: {locked}")
+                raise DeadlineExceeded(f"{locked} until the deadline")
             self._clock.sleep(wait_s)
             ceiling_s = min(LOCK_RETRY_MAX_S, ceiling_s * 2)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import amqp.exceptions
 
-from tq_broker.queues.errors import Locked, translate
+from tq_broker.queues.errors import Locked
 from tq_broker.queues.reader import Reader
 from tq_broker.queues.topology import (
     BindExchange,
@@ -45,30 +45,29 @@ def take_plan(reader: Reader, plan: Plan, deadline: float, *, strict: bool = Fal
             warning.
 
     Raises:
-        Locked: its lock, or an exclusive queue of it, belongs to somebody else.
-        TqBrokerError: RabbitMQ's objection.
+        Locked: somebody else holds its lock.
+        Inequivalent: see ``strict``.
+        amqp.exceptions.ChannelError: RabbitMQ's objection.
     """
     lock = plan.lock
     if lock in reader.held_locks:
         raise Locked(f"another thread holds {lock}")
-    steps = plan.steps
-    if lock is not None:
-        steps = (DeclareQueue(lock, LOCK_ARGUMENTS, exclusive=True), *steps, DeleteQueue(lock))
-    if not steps:
+    if not plan.steps:
         return
     if lock is None:
-        _take(reader, steps, deadline, strict)
+        _take(reader, plan.steps, deadline, strict)
         return
-    # The thread serves no other command meanwhile, but its subscriptions' callbacks may come.
-    reader.held_locks.add(lock)
+    held = (DeclareQueue(lock, LOCK_ARGUMENTS, exclusive=True), *plan.steps, DeleteQueue(lock))
     try:
-        _take(reader, steps, deadline, strict)
-    except BaseException:
-        # Harmless when we do not hold it: RabbitMQ refuses to delete what is another's.
+        _take(reader, held, deadline, strict)
+    except amqp.exceptions.ResourceLocked as error:
+        if f"'{lock}'" not in str(error.reply_text):
+            _quietly_delete(reader, lock, deadline)
+            raise
+        raise Locked(f"another connection holds {lock}") from error
+    except Exception:
         _quietly_delete(reader, lock, deadline)
         raise
-    finally:
-        reader.held_locks.discard(lock)
 
 
 def take_lock(reader: Reader, name: str, deadline: float) -> int:
@@ -83,7 +82,7 @@ def take_lock(reader: Reader, name: str, deadline: float) -> int:
     try:
         reader.rpc(lambda ch: _declare_queue(ch, declare, nowait=False), deadline)
     except amqp.exceptions.ResourceLocked as error:
-        raise Locked(str(translate(error))) from error
+        raise Locked(f"another connection holds {name}") from error
     reader.held_locks.add(name)
     return reader.epoch
 
@@ -106,13 +105,7 @@ def _quietly_delete(reader: Reader, queue: str, deadline: float) -> None:
 def _take(reader: Reader, steps: Sequence[Step], deadline: float, strict: bool) -> None:
     try:
         reader.rpc(lambda ch: _send(ch, steps), deadline)
-    except amqp.exceptions.ResourceLocked as error:
-        raise Locked(str(translate(error))) from error
-    except amqp.exceptions.ChannelError as error:
-        if len(steps) == 1 and not isinstance(
-            error, (amqp.exceptions.PreconditionFailed, amqp.exceptions.NotFound)
-        ):
-            raise
+    except (amqp.exceptions.PreconditionFailed, amqp.exceptions.NotFound):
         for step in steps:
             _take_one(reader, step, deadline, strict)
 
@@ -126,8 +119,6 @@ def _send(channel: Any, steps: Sequence[Step]) -> None:
 def _take_one(reader: Reader, step: Step, deadline: float, strict: bool) -> None:
     try:
         reader.rpc(lambda ch: _SENDERS[type(step)](ch, step, False), deadline)
-    except amqp.exceptions.ResourceLocked as error:
-        raise Locked(str(translate(error))) from error
     except amqp.exceptions.NotFound:
         if not isinstance(step, (UnbindQueue, DeleteQueue)):
             raise

@@ -22,7 +22,7 @@ from tq_broker.exceptions import (
 
 
 class Locked(Unavailable):
-    """An exclusive queue belongs to another connection for now."""
+    """Somebody else holds a lock for now."""
 
 
 class RpcTimeout(Exception):
@@ -36,7 +36,7 @@ _BY_CODE: dict[int, tuple[type[TqBrokerError], str]] = {
         "RabbitMQ refused access; check the user, the password and its permissions",
     ),
     404: (NotFound, "there is no such queue or exchange"),
-    405: (Locked, "the queue is exclusive to another connection"),
+    405: (AccessRefused, "the queue is exclusive to another connection"),
     406: (InvalidArgument, "RabbitMQ does not accept this"),
     530: (
         AccessRefused,

@@ -71,9 +71,9 @@ class Sender:
     ) -> None:
         self.broker = broker
         self.names = names
-        self._clock = clock
+        self.clock = clock
         self._identity = identity
-        self._queue_type = queue_type
+        self.queue_type = queue_type
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -93,7 +93,7 @@ class Sender:
             return topology.delay_ladder(names)
         assert isinstance(need, QueueName), need
         if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
-            return topology.task_queue(names, need, lock_name(names, need), self._queue_type)
+            return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in (Kind.HOST, Kind.PROCESS):
             return topology.private_queue(names, need)
         if need.kind is Kind.LEASE:
@@ -120,8 +120,8 @@ class Sender:
         self._present.discard(need)
 
     def _announce(self, task_queue: str) -> None:
-        record = settings.TaskQueueDeclared(task_queue, epoch_ms(self._clock), self._identity)
-        self.append(record, self._clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
+        record = settings.TaskQueueDeclared(task_queue, epoch_ms(self.clock), self._identity)
+        self.append(record, self.clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
 
     def append(self, record: settings.Record, deadline: float, done: Done) -> None:
         """Append ``record`` to the namespace's settings log."""
@@ -189,7 +189,7 @@ class Sender:
     ) -> None:
         def declare_and_publish() -> None:
             try:
-                if self._clock.monotonic() >= deadline:
+                if self.clock.monotonic() >= deadline:
                     raise DeadlineExceeded("not published before the deadline")
                 self.ensure(needs, deadline)
                 self.broker.publish(

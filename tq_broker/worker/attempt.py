@@ -23,6 +23,7 @@ from tq_broker.exceptions import TimeoutType
 from tq_broker.model.control import TaskToken
 from tq_broker.model.tasks import ActivityTask, TaskBody
 from tq_broker.queues.broker import Delivery
+from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered
 
 
@@ -94,7 +95,7 @@ class Attempt:
         delivery: Delivery,
         place: Place,
         *,
-        window: Any,
+        window: Source,
         now: float,
         now_ms: int,
         on_heartbeat: Callable[[Attempt], None],
@@ -105,7 +106,7 @@ class Attempt:
         self.delivery = delivery
         self.place = place
         self.window = window
-        """The consumer it came by: tells whether that has been closed since."""
+        """Where its delivery came from."""
         self.started_ms = now_ms
         self.held_since = now
         self.state = State.RUNNING

@@ -246,7 +246,7 @@ class Child:
                 job.interrupter.end()
         except CompleteAsyncError as error:
             return Awaited(number, str(error))
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
+        except BaseException as error:  # whatever user code raises is its outcome
             return Failed(number, msgspec.json.encode(failures.from_exception(error)))
         finally:
             current.reset(token)

@@ -97,7 +97,7 @@ class AsyncExecutor:
         current.set(attempt)
         try:
             result = _encode(attempt, await attempt.registered.fn(*attempt.arguments()))
-        except BaseException as error:  # noqa: BLE001 - whatever user code raises is its outcome
+        except BaseException as error:  # whatever user code raises is its outcome
             self._owner.raised(attempt, error)
         else:
             self._owner.returned(attempt, result)
@@ -147,7 +147,7 @@ class ThreadExecutor:
                 result = _encode(attempt, attempt.registered.fn(*attempt.arguments()))
             finally:
                 interrupter.end()
-        except BaseException as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # as above
             self._owner.raised(attempt, error)
         else:
             self._owner.returned(attempt, result)

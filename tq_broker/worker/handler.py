@@ -32,7 +32,7 @@ from tq_broker.worker.conclusion import claim_token, failure_of, shut_down
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.intake import Action, Decision, Situation
 from tq_broker.worker.keeper import Keeper
-from tq_broker.worker.poller import Consumer, Poller
+from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, Then, claim_queue_name
 from tq_broker.worker.table import Table
@@ -52,7 +52,6 @@ class Handler:
     the worker after they are made.
     """
 
-    poller: Poller
     keeper: Keeper
     settings: SettingsLog
     executors: Mapping[str, Executor]
@@ -91,7 +90,7 @@ class Handler:
 
     # --- taking ---------------------------------------------------------------------------------
 
-    def on_deliveries(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+    def on_deliveries(self, consumer: Source, deliveries: Sequence[Delivery]) -> None:
         """Deliveries of a task queue have come."""
         begun: dict[str, list[Attempt]] = {}
         now_ms = epoch_ms(self._clock)
@@ -106,10 +105,8 @@ class Handler:
         for where, attempts in begun.items():
             self.executors[where].start(attempts)
 
-    def _take(self, consumer: Consumer, delivery: Delivery, now_ms: int) -> Attempt | None:
-        task_queue = consumer.queue.task_queue
-        assert task_queue is not None, "only queues of task queues are polled"
-        task = envelope.read_task(delivery.message, task_queue)
+    def _take(self, consumer: Source, delivery: Delivery, now_ms: int) -> Attempt | None:
+        task = envelope.read_task(delivery.message, consumer.task_queue)
         registered = self._registry.find(task.activity_type)
         decision = intake.decide(
             task,
@@ -132,7 +129,7 @@ class Handler:
 
     def _begin(
         self,
-        consumer: Consumer,
+        consumer: Source,
         delivery: Delivery,
         task: ActivityTask,
         registered: Registered,
@@ -156,7 +153,7 @@ class Handler:
         return attempt
 
     def _dispose(
-        self, decision: Decision, consumer: Consumer, delivery: Delivery, task: ActivityTask
+        self, decision: Decision, consumer: Source, delivery: Delivery, task: ActivityTask
     ) -> None:
         """Act on a decision other than to run it now."""
         match decision.action:
@@ -182,33 +179,33 @@ class Handler:
                 raise AssertionError(f"{unknown} is not for here")
 
     def _fail(
-        self, consumer: Consumer, delivery: Delivery, task: ActivityTask, failure: Failure
+        self, consumer: Source, delivery: Delivery, task: ActivityTask, failure: Failure
     ) -> None:
         """The attempt ends without having run here."""
         body = envelope.read_task_body(task, self._place.converter)
         done = self._reported(lambda: self._ack(consumer, delivery))
         self._reporter.failed(task, body, failure, epoch_ms(self._clock), done)
 
-    def _park(self, consumer: Consumer, delivery: Delivery, reason: str) -> None:
+    def _park(self, consumer: Source, delivery: Delivery, reason: str) -> None:
         done = self._reported(lambda: self._ack(consumer, delivery))
-        self._reporter.park(delivery.message, str(consumer.queue), reason, done)
+        self._reporter.park(delivery.message, consumer.name, reason, done)
 
-    def _give_back(self, consumer: Consumer, delivery: Delivery) -> None:
+    def _give_back(self, consumer: Source, delivery: Delivery) -> None:
         done = self._reported(lambda: self._ack(consumer, delivery))
         self._reporter.give_back(delivery.message, consumer.queue, done)
 
-    def _adopt(self, consumer: Consumer, delivery: Delivery, task: ActivityTask) -> None:
+    def _adopt(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
         """The delivery of a running attempt was lost with its connection; here it is again."""
         attempt = self._table.find(task.task_queue, task.activity_id, task.attempt)
         if attempt is None:  # it has ended in this very moment, and that is being told
             self._ack(consumer, delivery)
             return
         if not attempt.windowless:
-            self.poller.released(attempt.window)
+            attempt.window.released()
         attempt.delivery, attempt.window, attempt.windowless = delivery, consumer, False
         attempt.held_since = self._clock.monotonic()
 
-    def _claim(self, consumer: Consumer, delivery: Delivery, task: ActivityTask) -> None:
+    def _claim(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
         """Claim the task's id on the broker, and run it or answer for it; blocks."""
         queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
         plan = topology.claim_queue(self._names, queue, claim_token(task), task.id_retention_ms)
@@ -227,7 +224,7 @@ class Handler:
         status = Status.JOINED if joins else Status.REFUSED
         self._reporter.notice(task, status, msgspec.json.encode(str(queue)), done)
 
-    def _start(self, consumer: Consumer, delivery: Delivery, task: ActivityTask) -> None:
+    def _start(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
         """Run a task that was claimed, or that has waited for a slot."""
         registered = self._registry.find(task.activity_type)
         assert registered is not None, "what is not served neither waits nor claims"
@@ -352,11 +349,11 @@ class Handler:
         """The delivery of ``attempt`` is acknowledged, or was exchanged for a lease."""
         if not attempt.windowless:
             attempt.windowless = True
-            self.poller.released(attempt.window)
+            attempt.window.released()
 
-    def _ack(self, consumer: Consumer, delivery: Delivery) -> None:
+    def _ack(self, consumer: Source, delivery: Delivery) -> None:
         delivery.ack()
-        self.poller.released(consumer)
+        consumer.released()
 
     def _reported(self, then: Then) -> Then:
         """``then``, and it is known that this is not reported yet."""
@@ -377,7 +374,7 @@ class _Waiting:
     __slots__ = ("consumer", "delivery", "since", "task")
 
     def __init__(
-        self, since: float, consumer: Consumer, delivery: Delivery, task: ActivityTask
+        self, since: float, consumer: Source, delivery: Delivery, task: ActivityTask
     ) -> None:
         self.since = since
         self.consumer = consumer

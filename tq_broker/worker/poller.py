@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tq_broker.model.names import QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
@@ -13,18 +14,39 @@ from tq_broker.worker.windows import Close, Grow, Windows
 
 log = logging.getLogger(__name__)
 
-OnDeliveries = Callable[["Consumer", Sequence[Delivery]], None]
+class Source(Protocol):
+    """Where a delivery of a task queue came from."""
+
+    @property
+    def queue(self) -> QueueName: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def task_queue(self) -> str: ...
+
+    def released(self) -> None:
+        """One of its deliveries was acknowledged, or is counted elsewhere from now on."""
 
 
 class Consumer:
     """One subscription of one queue; ``open`` until it has been closed."""
 
-    __slots__ = ("open", "queue", "subscription")
+    __slots__ = ("_poller", "name", "open", "queue", "subscription", "task_queue")
 
-    def __init__(self, queue: QueueName) -> None:
+    def __init__(self, queue: QueueName, poller: Poller) -> None:
+        self._poller = poller
+        assert queue.task_queue is not None, "only queues of task queues are polled"
         self.queue = queue
+        self.task_queue = queue.task_queue
+        self.name = str(queue)
         self.open = True
         self.subscription: Subscription | None = None
+
+    def released(self) -> None:
+        self._poller.released(self)
+
+
+OnDeliveries = Callable[[Source, Sequence[Delivery]], None]
 
 
 class Poller:
@@ -64,7 +86,7 @@ class Poller:
                     self._close(change)
 
     def _open(self, queue: str, prefetch: int) -> None:
-        consumer = Consumer(self._queues[queue])
+        consumer = Consumer(self._queues[queue], self)
         consumer.subscription = self._broker.subscribe(
             queue,
             lambda deliveries: self._taken(consumer, deliveries),
@@ -80,15 +102,13 @@ class Poller:
 
     def _taken(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
-            self._windows.taken(
-                str(consumer.queue), len(deliveries), drained=not consumer.open
-            )
+            self._windows.taken(consumer.name, len(deliveries), drained=not consumer.open)
         self._on_deliveries(consumer, deliveries)
 
     def released(self, consumer: Consumer) -> None:
-        """A delivery of ``consumer`` was acknowledged, or is counted elsewhere from now on."""
+        """See `Source.released`."""
         with self._lock:
-            self._windows.released(str(consumer.queue), drained=not consumer.open)
+            self._windows.released(consumer.name, drained=not consumer.open)
 
     def subscriptions(self) -> list[Subscription]:
         """The open subscriptions."""

@@ -24,6 +24,7 @@ from tq_broker.worker.attempt import Place
 from tq_broker.worker.desk import Desk, private_queues
 from tq_broker.worker.executors import AsyncExecutor, Executor, ThreadExecutor
 from tq_broker.worker.handler import Handler
+from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Poller
@@ -105,7 +106,7 @@ class Worker:
         self._handler = handler = Handler(
             self._registry, table, self._reporter, sender, place, slots
         )
-        self._poller = handler.poller = Poller(broker, sender, slots, handler.on_deliveries)
+        self._poller = Poller(broker, sender, slots, handler.on_deliveries)
         self._keeper = handler.keeper = Keeper(
             broker, sender, names, place, table, options, handler.leave_window
         )
@@ -198,21 +199,52 @@ class Worker:
         """
         if self._supervisor is not None or self._stopping.is_set():
             raise InvalidArgument("a worker can be started once")
-        self._started_ms = epoch_ms(self._clock)
-        broker, deadline = self._connection.broker, self._clock.monotonic() + START_WITHIN_S
+        deadline = self._clock.monotonic() + START_WITHIN_S
+        self._start_support(deadline)
+        for task_queue in self.task_queues:
+            self._poller.serve(self._connection.names.activity(task_queue))
+        self._poller.adjust(0)
         try:
-            supporting = [self._desk.open(), self._settings.follow(), self._rerouter.open()]
-            broker.wait_subscribed(supporting, deadline)
-            # What was cancelled must be known before the first task comes.
-            self._read_settings()
-            for task_queue in self.task_queues:
-                self._poller.serve(self._connection.names.activity(task_queue))
-            self._poller.adjust(0)
-            broker.wait_subscribed(self._poller.subscriptions(), deadline)
+            self._connection.broker.wait_subscribed(self._poller.subscriptions(), deadline)
         except TqBrokerError:
             self._close_supporting()
             raise
         self._announce()
+
+    def get_consumers(self, consumer_class: Any, channel: Any) -> list[Any]:
+        """The worker's consumers, for a Kombu program to run: call it from
+        ``ConsumerMixin.get_consumers`` (again after every reconnect; Kombu does).
+
+        The program's connection delivers and acknowledges the tasks of the task queues. What
+        else a worker needs goes over the client's own connection, and is started by the first
+        call. The program calls `stop` at its end.
+
+        Args:
+            consumer_class: Kombu's; our consumers have a channel of their own beside it.
+            channel: A channel of the program's connection.
+        """
+        if self._supervisor is None:
+            self._start_support(self._clock.monotonic() + START_WITHIN_S)
+            self._announce()
+        return hosted_consumers(
+            channel,
+            [self._connection.names.activity(task_queue) for task_queue in self.task_queues],
+            self._connection.sender,
+            self.options.max_concurrent_activities,
+            self._handler.on_deliveries,
+        )
+
+    def _start_support(self, deadline: float) -> None:
+        """Start everything but the consumers of the task queues."""
+        self._started_ms = epoch_ms(self._clock)
+        try:
+            supporting = [self._desk.open(), self._settings.follow(), self._rerouter.open()]
+            self._connection.broker.wait_subscribed(supporting, deadline)
+            # What was cancelled must be known before the first task comes.
+            self._read_settings()
+        except TqBrokerError:
+            self._close_supporting()
+            raise
         self._supervisor = threading.Thread(
             target=self._supervise, name="tq-supervisor", daemon=True
         )

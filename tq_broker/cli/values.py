@@ -1,0 +1,127 @@
+"""Option values: durations, lists, JSON and routes, read from what people type. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tq_broker.common import OnGone, Route
+from tq_broker.exceptions import InvalidArgument
+
+_UNITS = {
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+\Z")
+
+if TYPE_CHECKING:
+    _Duration = click.ParamType[timedelta]
+    _Names = click.ParamType[tuple[str, ...]]
+    _Value = click.ParamType[Any]
+else:
+    _Duration = _Names = _Value = click.ParamType
+
+
+def parse_duration(text: str) -> timedelta:
+    """``30s``, ``5m``, ``100ms``, ``2h``, ``1h30m``. Raises `InvalidArgument`."""
+    if not _DURATION.match(text):
+        raise InvalidArgument(f"{text!r} is not a duration; write 30s, 5m, 100ms or 1h30m")
+    try:
+        return sum(
+            (float(number) * _UNITS[unit] for number, unit in _PART.findall(text)), timedelta(0)
+        )
+    except OverflowError:
+        raise InvalidArgument(f"{text!r} is too long a duration") from None
+
+
+def parse_route(text: str, on_gone: str) -> Route:
+    """``host:NAME`` or ``process:WORKER_ID``, and ``fail``, ``fall-back`` or ``wait:30s``.
+
+    Raises:
+        InvalidArgument: it is none of them.
+    """
+    kind, _, target = text.partition(":")
+    makers = {"host": Route.host, "process": Route.process}
+    if kind not in makers or not target:
+        raise InvalidArgument(f"{text!r} is not a route; write host:NAME or process:WORKER_ID")
+    word, _, pause = on_gone.partition(":")
+    if word == "wait" and pause:
+        return makers[kind](target, on_gone=OnGone.WAIT, wait=parse_duration(pause))
+    answers = {"fail": OnGone.FAIL, "fall-back": OnGone.FALL_BACK}
+    if on_gone not in answers:
+        raise InvalidArgument(f"{on_gone!r} is not fail, fall-back or wait:30s")
+    return makers[kind](target, on_gone=answers[on_gone])
+
+
+class Duration(_Duration):
+    """An option such as ``30s``."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return parse_duration(str(value).strip())
+        except InvalidArgument as error:
+            self.fail(f"{error}", param, ctx)
+
+
+class NameList(_Names):
+    """An option such as ``a,b``; may be given several times."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class JsonValue(_Value):
+    """An option that is JSON."""
+
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            hint = f"; a text is written '\"{value}\"'" if value.isalnum() else ""
+            self.fail(f"{value!r:.80} is not JSON: {error}{hint}", param, ctx)
+
+
+class JsonList(JsonValue):
+    """An option that is a JSON list."""
+
+    name = "json list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        found = super().convert(value, param, ctx)
+        if not isinstance(found, list):
+            self.fail(f"{value!r:.80} is not a JSON list, such as '[1, \"two\"]'", param, ctx)
+        return found
+
+
+DURATION = Duration()
+NAMES = NameList()
+JSON_VALUE = JsonValue()
+JSON_LIST = JsonList()
