@@ -262,9 +262,11 @@ class BrokerContract:
         yield bench
         # What is durable must not pile up on a server that other tests share.
         janitor = world.make_broker()
-        with contextlib.suppress(AccessRefused):
-            for name in ("q", "r", "s", "q-grave", "s-grave"):
-                janitor.apply(Plan((DeleteQueue(bench.full(name)),)), bench.deadline())
+        for name in ("q", "r", "s", "q-grave"):
+            # What is exclusive is locked, and goes with its owner.
+            with contextlib.suppress(AccessRefused, DeadlineExceeded):
+                soon = world.clock.monotonic() + 1
+                janitor.apply(Plan((DeleteQueue(bench.full(name)),)), soon)
 
     # --- publishing ---
 
@@ -286,10 +288,24 @@ class BrokerContract:
         assert receipt.verdict is Verdict.RETURNED
         assert receipt.reason
 
-    def test_a_publish_to_a_missing_exchange_is_refused(self, bench: Bench) -> None:
+    def test_a_publish_to_a_missing_exchange_is_returned(self, bench: Bench) -> None:
         receipt = bench.publish("q", exchange=bench.full("no-exchange"))
-        assert receipt.verdict is Verdict.REFUSED
-        assert receipt.reason
+        assert receipt.verdict is Verdict.RETURNED
+        assert "NOT_FOUND" in receipt.reason
+
+    def test_a_missing_exchange_does_not_harm_the_publishes_beside_it(self, bench: Bench) -> None:
+        full = bench.declare("q")
+        exchanges = [bench.exchange if number % 7 else bench.full("x") for number in range(50)]
+        answers: queue.Queue[tuple[int, Receipt]] = queue.Queue()
+        bench.broker.publish_many(
+            [Publication(exchange, full, message()) for exchange in exchanges],
+            bench.deadline(),
+            lambda index, receipt: answers.put((index, receipt)),
+        )
+        found = dict(answers.get(timeout=PATIENCE_S) for _ in exchanges)
+        for index, exchange in enumerate(exchanges):
+            expected = Verdict.CONFIRMED if exchange == bench.exchange else Verdict.RETURNED
+            assert found[index].verdict is expected
 
     def test_a_publish_to_a_full_queue_that_refuses_is_refused(self, bench: Bench) -> None:
         full = bench.declare("q", {"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -455,7 +471,8 @@ class BrokerContract:
     def test_a_broken_connection_gives_back_what_it_held(
         self, bench: Bench, other: Broker, world: World, queue_type: str
     ) -> None:
-        full = bench.declare("q", {"x-queue-type": queue_type, "x-delivery-limit": 20})
+        limit = {"x-delivery-limit": 20} if queue_type == "quorum" else {}
+        full = bench.declare("q", {"x-queue-type": queue_type, **limit})
         bench.send(full, *numbered(3))
         held = Inbox()
         doomed = world.make_broker()
@@ -715,10 +732,19 @@ class BrokerContract:
         bench.world.eventually(lambda: bench.publish(full).verdict is Verdict.CONFIRMED)
         assert inbox.take().queue == full
 
-    def test_an_exclusive_queue_is_closed_to_others(self, bench: Bench, other: Broker) -> None:
-        bench.apply(bench.queue("q", exclusive=True))
-        with pytest.raises(AccessRefused):
-            other.apply(bench.queue("q", exclusive=True), bench.deadline())
+    def test_an_exclusive_queue_is_closed_to_others_while_it_is_there(
+        self, bench: Bench, make_broker: Callable[[], Broker]
+    ) -> None:
+        owner, heir = make_broker(), make_broker()
+        plan = bench.queue("q", exclusive=True)
+        bench.apply(plan, owner)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(heir.apply, plan, bench.world.clock.monotonic() + 0.3)
+            bench.world.eventually(waiting.done)
+            assert isinstance(waiting.exception(), DeadlineExceeded)
+            waiting = pool.submit(heir.apply, plan, bench.deadline())
+            owner.close(bench.deadline())
+            waiting.result(PATIENCE_S)
 
     @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
     def test_of_single_active_consumers_one_is_served_and_the_next_takes_over(
@@ -1249,7 +1275,9 @@ class BrokerContract:
         assert late.message.message_id == "long"
         deaths = [death["queue"] for death in late.message.headers["x-death"]]
         levels = [str(bench.names.queue(Kind.DELAY, level)) for level in ("0", "2", "4")]
-        assert deaths == levels
+        # The latest is the first one; 3.10 mixes up the others.
+        assert deaths[0] == levels[0]
+        assert sorted(deaths) == sorted(levels)
         assert late.routing_key.endswith(task.key)
 
     def test_what_the_ladder_finds_no_queue_for_is_unrouted(

@@ -70,6 +70,10 @@ def handed(queue: Queue) -> list[tuple[Consumer, str]]:
         {"x-max-priority": 256},
         {"x-max-priority": 5, "x-queue-type": "quorum"},
         {"x-message-ttl": 1, "x-queue-type": "stream"},
+        {"x-dead-letter-exchange": "x", "x-queue-type": "stream"},
+        {"x-delivery-limit": 1},
+        {"x-dead-letter-strategy": "at-least-once"},
+        {"x-max-age": "1D", "x-queue-type": "quorum"},
         {"x-max-length": -1},
     ],
 )
@@ -95,7 +99,7 @@ def test_dead_letters_are_kept_only_where_rabbitmq_does() -> None:
         "x-dead-letter-strategy": "at-least-once",
     }
     assert QueueArguments.parse(full).keeps_dead_letters
-    for name in full:
+    for name in ("x-overflow", "x-dead-letter-strategy"):
         less = {key: value for key, value in full.items() if key != name}
         assert not QueueArguments.parse(less).keeps_dead_letters
 

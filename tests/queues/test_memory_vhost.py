@@ -426,9 +426,7 @@ class RandomUse(RuleBasedStateMachine):
         )
 
     def held(self) -> list[tuple[Connection, int]]:
-        return [
-            (connection, tag) for connection in self.connections for tag in connection.unacked
-        ]
+        return [(connection, tag) for connection in self.connections for tag in connection.unacked]
 
     def forget(self, connection: Connection, tag: int) -> str:
         stored = connection.unacked[tag][1]

@@ -42,7 +42,7 @@ from tq_broker.queues.broker import (
 from tq_broker.queues.memory_mail import Mailbox, MemoryDelivery
 from tq_broker.queues.memory_queue import Consumer, Stored
 from tq_broker.queues.memory_server import VERSION, MemoryServer, forget, server_for
-from tq_broker.queues.memory_vhost import Connection
+from tq_broker.queues.memory_vhost import Connection, Locked
 from tq_broker.queues.topology import DeclareQueue, Plan
 
 __all__ = ["MemoryBroker", "MemoryServer", "forget", "server_for"]
@@ -181,11 +181,7 @@ class MemoryBroker:
     def apply(self, plan: Plan, deadline: float) -> None:
         self._check_thread()
         with self._server.changed:
-            connection = self._unlocked_locked(plan.lock, deadline)
-            try:
-                differences = self._take_locked(plan, connection)
-            finally:
-                self._server.book(self._clock)
+            differences = self._apply_locked(plan, deadline)
         self._warn(differences)
 
     def claim(self, plan: Plan, deadline: float) -> bool:
@@ -195,10 +191,7 @@ class MemoryBroker:
             for step in plan.steps:
                 if isinstance(step, DeclareQueue) and self._vhost.difference(step):
                     return False
-            try:
-                differences = self._take_locked(plan, connection)
-            finally:
-                self._server.book(self._clock)
+            differences = self._take_locked(plan, connection)
         self._warn(differences)
         return True
 
@@ -431,6 +424,19 @@ class MemoryBroker:
                 self._pending.remove(pending)
                 self._mail.call(pending.done, _EXPIRED)
 
+    def _apply_locked(self, plan: Plan, deadline: float) -> list[str]:
+        """Take the steps when nobody holds the lock nor any of the queues."""
+        while True:
+            connection = self._unlocked_locked(plan.lock, deadline)
+            try:
+                return self._take_locked(plan, connection)
+            except Locked as error:
+                held = self._vhost.queues[error.queue]
+            if not self._server.wait(
+                self._clock, deadline, lambda: self._vhost.queues.get(held.name) is not held
+            ):
+                raise DeadlineExceeded(f"{held.name} was exclusive to another until the deadline")
+
     def _take_locked(self, plan: Plan, connection: Connection) -> list[str]:
         """Take the steps; returns what differs, in words."""
         now = self._clock.monotonic()
@@ -444,6 +450,7 @@ class MemoryBroker:
                     )
         finally:
             self._server.exclusive_gone()
+            self._server.book(self._clock)
         return differences
 
     def _warn(self, differences: list[str]) -> None:

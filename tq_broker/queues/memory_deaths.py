@@ -4,6 +4,7 @@ Rules of this file:
 
 * pure: messages in, messages out;
 * the header ``x-death`` is a list with the latest death first, one entry per (queue, reason);
+  the others follow in order (3.10 mixes them up);
 * a message that comes back to a queue by itself, without a rejection on the way, goes round in
   a cycle and is dropped (all versions; 3.10 also believes the ``x-death`` of a client).
 """
@@ -46,7 +47,8 @@ def with_death(message: Message, death: Death) -> Message:
     others = []
     for entry in deaths_of(message):
         if entry.get("queue") == death.queue and entry.get("reason") == death.reason.value:
-            count += int(entry.get("count", 0))
+            told = entry.get("count")
+            count += told if isinstance(told, int) else 0
         else:
             others.append(entry)
     latest: dict[str, Any] = {

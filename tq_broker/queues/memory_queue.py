@@ -23,6 +23,20 @@ from tq_broker.model.message import Message
 
 QUEUE_TYPES = ("classic", "quorum", "stream")
 PRIORITY_MAX = 255
+_ONLY_FOR = {
+    "x-delivery-limit": {"quorum"},
+    "x-dead-letter-strategy": {"quorum"},
+    "x-max-priority": {"classic"},
+    "x-max-age": {"stream"},
+    "x-stream-max-segment-size-bytes": {"stream"},
+    "x-dead-letter-exchange": {"classic", "quorum"},
+    "x-dead-letter-routing-key": {"classic", "quorum"},
+    "x-expires": {"classic", "quorum"},
+    "x-max-length": {"classic", "quorum"},
+    "x-message-ttl": {"classic", "quorum"},
+    "x-overflow": {"classic", "quorum"},
+}
+"""Known arguments that not every type of queue has; another type refuses them."""
 _DELIVERY_COUNT = "x-delivery-count"
 _STREAM_OFFSET = "x-stream-offset"
 
@@ -101,16 +115,15 @@ class QueueArguments(msgspec.Struct, frozen=True, kw_only=True):
         queue_type = arguments.get("x-queue-type", "classic")
         if queue_type not in QUEUE_TYPES:
             raise InvalidArgument(f"x-queue-type must be one of {QUEUE_TYPES}, not {queue_type!r}")
+        for name, types in _ONLY_FOR.items():
+            if name in arguments and queue_type not in types:
+                raise InvalidArgument(f"invalid arg {name!r} for a queue of type {queue_type}")
         is_quorum = queue_type == "quorum"
         priority_max = _whole(arguments, "x-max-priority", 1) or 0
-        if priority_max > PRIORITY_MAX or (priority_max and queue_type != "classic"):
-            raise InvalidArgument(
-                f"x-max-priority must be 1 to {PRIORITY_MAX}, and the queue classic"
-            )
+        if priority_max > PRIORITY_MAX:
+            raise InvalidArgument(f"x-max-priority must be 1 to {PRIORITY_MAX}")
         ttl_ms = _whole(arguments, "x-message-ttl", 0)
         expires_ms = _whole(arguments, "x-expires", 1)
-        if queue_type == "stream" and (ttl_ms is not None or expires_ms is not None):
-            raise InvalidArgument("a stream takes neither x-message-ttl nor x-expires")
         rejects_publish = arguments.get("x-overflow") == "reject-publish"
         return cls(
             queue_type=queue_type,

@@ -68,6 +68,16 @@ _COMPARED = frozenset(
 _CONFIRMED = Receipt(Verdict.CONFIRMED)
 
 
+class Locked(AccessRefused):
+    """The queue is exclusive to another connection."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(
+            f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}'"
+        )
+        self.queue = queue
+
+
 class Connection:
     """A client's connection: what it holds unacknowledged, and its consumers."""
 
@@ -228,9 +238,7 @@ class Vhost:
     def _find(self, name: str, connection: Connection) -> Queue | None:
         queue = self.queues.get(name)
         if queue is not None and queue.owner not in (None, connection):
-            raise AccessRefused(
-                f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{name}'"
-            )
+            raise Locked(name)
         return queue
 
     def _remove(self, queue: Queue, why: str) -> None:
@@ -258,7 +266,8 @@ class Vhost:
         """Store a message in every queue that it is routed to, mandatory."""
         exchange, key = publication.exchange, publication.routing_key
         if exchange and exchange not in self.exchanges:
-            return Receipt(Verdict.REFUSED, f"NOT_FOUND - no exchange '{exchange}' in the vhost")
+            # Over AMQP this closes the channel; to the publisher it is one more missing route.
+            return Receipt(Verdict.RETURNED, f"NOT_FOUND - no exchange '{exchange}' in the vhost")
         queues = self._route(exchange, key)
         if not queues:
             return Receipt(Verdict.RETURNED, "NO_ROUTE")
