@@ -20,6 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -100,11 +101,7 @@ def _publish(actor: Actor, seed: str) -> None:
         for _ in range(size):
             number += 1
             task = f"{seed}/{number}"
-
-            def done(error: TqBrokerError | None, task: str = task) -> None:
-                actor.write("confirmed" if error is None else "failed", task, repr(error))
-                ended.release()
-
+            done = partial(_ended, actor, ended, task)
             message = Message(body=task.encode(), message_id=task)
             publication = Publication(exchange, queue.key, message)
             actor.sender(name).send(publication, (queue,), soon(15), done)
@@ -114,6 +111,13 @@ def _publish(actor: Actor, seed: str) -> None:
             assert ended.acquire(timeout=30), "a publish has no end"
         # Around the length of one round of a reclaimer, so that both meet everywhere.
         clock.sleep(rng.uniform(0, 0.4))
+
+
+def _ended(
+    actor: Actor, ended: threading.Semaphore, task: str, error: TqBrokerError | None
+) -> None:
+    actor.write("confirmed" if error is None else "failed", task, repr(error))
+    ended.release()
 
 
 def reclaim(actor: Actor, seed: str) -> None:

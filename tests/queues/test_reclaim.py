@@ -350,6 +350,6 @@ def test_idle_are_the_empty_ones_without_consumers(process: Process, other: Proc
 @pytest.mark.parametrize("grace_s", [-1.0, 61.0, float("nan")])
 def test_a_grace_out_of_bounds_is_refused(process: Process, grace_s: float) -> None:
     process.declare("a")
-    with pytest.raises(InvalidArgument, match="grace_s is .*; it must be from 0 to 60"):
+    with pytest.raises(InvalidArgument, match=r"grace_s is .*; it must be from 0 to 60"):
         process.reclaimer.reclaim(["a"], grace_s=grace_s)
     assert process.exists("a")
