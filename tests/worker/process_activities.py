@@ -118,8 +118,8 @@ def spins() -> None:
 
 @process
 def shields() -> str:
-    activity.heartbeat("ready")
     with activity.shield_thread_cancel_exception():
+        activity.heartbeat("ready")
         activity.wait_for_cancelled_sync(60)
         activity.heartbeat("cleaned up")
     return "never"

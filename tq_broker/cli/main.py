@@ -50,13 +50,16 @@ class Main(commands.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            code = super().invoke(ctx)
         except TqBrokerError as error:
             click.echo(f"{PROGRAM}: {visible(exits.message_of(error))}", err=True)
             ctx.exit(exits.code_of(error))
         except KeyboardInterrupt:
             click.echo(f"{PROGRAM}: interrupted", err=True)
             ctx.exit(exits.INTERRUPTED)
+        if isinstance(code, int) and code != exits.OK:
+            ctx.exit(code)
+        return code
 
 
 def _version() -> str:
@@ -66,9 +69,7 @@ def _version() -> str:
         return "unknown (not installed)"
 
 
-@click.group(
-    cls=Main, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG
-)
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(_version(), prog_name=PROGRAM)
 def cli() -> None:
     """Activity task queues on RabbitMQ.

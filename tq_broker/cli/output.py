@@ -104,9 +104,7 @@ class Output:
         for row in cells:
             click.echo(_line(row, widths))
 
-    def record(
-        self, fields: Sequence[tuple[str, object]], *, data: Mapping[str, Any]
-    ) -> None:
+    def record(self, fields: Sequence[tuple[str, object]], *, data: Mapping[str, Any]) -> None:
         """One thing: a line per field."""
         if self.as_json:
             self.json(data)

@@ -177,10 +177,10 @@ def _serve(worker: Worker, events: Events) -> tuple[bool, int]:
         if event is _Happened.FATAL:
             _say(f"the worker cannot go on: {visible(worker.fatal_error)}")
             restart, code = False, exits.GAVE_UP
-        if event is signal.SIGHUP:
+        if event in (_Happened.FATAL, _Happened.ORPHANED, signal.SIGHUP):
             if stage is not _Stage.SERVING:
-                continue
-            restart = True
+                continue  # it ends anyway; only people may hurry it
+            restart = event is signal.SIGHUP
         if event in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             restart = False
         stage = _Stage.COLD if event is signal.SIGQUIT else _NEXT[stage]

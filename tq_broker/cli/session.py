@@ -101,9 +101,7 @@ def session_of(ctx: click.Context) -> Session:
     session = Session(
         config=config,
         app=said.get("app"),
-        output=Output.detect(
-            as_json=bool(said.get("json")), no_color=bool(said.get("no_color"))
-        ),
+        output=Output.detect(as_json=bool(said.get("json")), no_color=bool(said.get("no_color"))),
         loglevel=said.get("loglevel"),
         arguments=tuple(commands.arguments(ctx)),
     )

@@ -45,9 +45,7 @@ def supervise(session: Session, count: int, *, reload: bool) -> int:
         os.close(guard)
 
 
-def start_process(
-    arguments: Sequence[str], index: int, guard: int
-) -> subprocess.Popen[bytes]:
+def start_process(arguments: Sequence[str], index: int, guard: int) -> subprocess.Popen[bytes]:
     """Start the worker process with number ``index``."""
     kept, url = without_password(arguments)
     environment = dict(os.environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -150,9 +151,7 @@ def purge(ctx: click.Context, name: str, yes: bool) -> None:
         backlog = operations.describe(name, wait_s=0.0).summary.backlog
         confirm(f"Drop {backlog} tasks of task queue {name!r} for ever?", yes)
         dropped = operations.purge(name)
-    session.output.done(
-        f"{dropped} tasks dropped", data={"task_queue": name, "dropped": dropped}
-    )
+    session.output.done(f"{dropped} tasks dropped", data={"task_queue": name, "dropped": dropped})
 
 
 @task_queue.command()
@@ -197,7 +196,7 @@ def confirm(question: str, yes: bool) -> None:
     """
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise InvalidArgument(f"{question} Say --yes where nobody can be asked")
     click.confirm(question, abort=True, err=True)
 
@@ -222,7 +221,5 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
             for w in told.workers
         ],
         "activities": list(told.activities),
-        "mismatches": [
-            {"type": name, "missing_on": list(who)} for name, who in told.mismatches
-        ],
+        "mismatches": [{"type": name, "missing_on": list(who)} for name, who in told.mismatches],
     }

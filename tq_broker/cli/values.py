@@ -95,9 +95,7 @@ class JsonValue(_Value):
 
     name = "json"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
         try:
@@ -112,9 +110,7 @@ class JsonList(JsonValue):
 
     name = "json list"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
         if not isinstance(found, list):
             self.fail(f"{value!r:.80} is not a JSON list, such as '[1, \"two\"]'", param, ctx)

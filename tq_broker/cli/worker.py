@@ -1,4 +1,4 @@
-"""``tq-broker worker``: runs one, in this process or in several supervised ones; and asks others."""
+"""``tq-broker worker``: run one, in this process or in several supervised ones; ask others."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from tq_broker.model.control import WorkerInfo
 from tq_broker.worker.options import SLOTS_MAX
 
 
-@click.group(
-    cls=Group, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]"
-)
+@click.group(cls=Group, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
 @click.option(
     "-Q",
     "--queues",
@@ -57,7 +55,9 @@ from tq_broker.worker.options import SLOTS_MAX
     type=click.IntRange(1, 1000),
     help="Run so many processes and start those that crash again.  [this one, unsupervised]",
 )
-@click.option("--reload", is_flag=True, help="Restart when a .py file below this directory changes.")
+@click.option(
+    "--reload", is_flag=True, help="Restart when a .py file below this directory changes."
+)
 @click.option(
     "--graceful-timeout",
     type=DURATION,

@@ -349,9 +349,7 @@ class Operations:
         for kind, target in targets:
             stats = self._stats(self._names.queue(kind, target, task_queue), deadline)
             if stats is not None:
-                backlogs.append(
-                    PrivateBacklog(kind=kind.value, target=target, backlog=stats.ready)
-                )
+                backlogs.append(PrivateBacklog(kind=kind.value, target=target, backlog=stats.ready))
         return tuple(backlogs)
 
     # --- peeking ------------------------------------------------------------------------------
@@ -451,9 +449,7 @@ class Operations:
         left = dict(enumerate(self._got(queue, limit, deadline)))
         try:
             for index, delivery in list(left.items()):
-                parked = read_parked(
-                    delivery.message, self._names.namespace, delivery.routing_key
-                )
+                parked = read_parked(delivery.message, self._names.namespace, delivery.routing_key)
                 is_done = handle(parked)
                 if not is_done and _looks(delivery.message) >= LOOKS_MAX:
                     self._publish(self._park(renewed(parked)), (), self._core.deadline())
@@ -506,9 +502,7 @@ class Operations:
             self._publish(Publication(exchange, queue.key, message), (queue,), deadline)
             return
         sent: Future[None] = Future()
-        self._core.dispatcher.dispatch(
-            task, message, deadline, lambda error: _end(sent, error)
-        )
+        self._core.dispatcher.dispatch(task, message, deadline, lambda error: _end(sent, error))
         sent.result()
 
     def _park(self, message: Message) -> Publication:

@@ -110,9 +110,7 @@ def _key(message: Message, parked_ms: int, origin: str) -> str:
     return hashlib.blake2b(about + message.body, digest_size=KEY_HEX // 2).hexdigest()
 
 
-def _task_queue(
-    message: Message, namespace: str, origin: str, routing_key: str
-) -> str | None:
+def _task_queue(message: Message, namespace: str, origin: str, routing_key: str) -> str | None:
     """The first clue that names a task queue of this namespace."""
     death = _last_death(message.headers)
     keys = death.get("routing-keys")

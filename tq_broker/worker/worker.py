@@ -25,6 +25,7 @@ from tq_broker.worker.desk import Desk, private_queues
 from tq_broker.worker.executors import AsyncExecutor, Executor, ThreadExecutor
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.hosting import hosted_consumers
+from tq_broker.worker.housekeeper import Housekeeper
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Poller
@@ -116,6 +117,10 @@ class Worker:
         self._executors = handler.executors = self._make_executors(slots)
         self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
         self._rerouter = Rerouter(broker, names, place, self._reporter)
+        after = options.reclaim_after
+        self._housekeeper = None if after is None else Housekeeper(
+            broker, sender, names, self._clock, self._settings, after.total_seconds()
+        )
         self._private = {
             str(queue): queue for queue in private_queues(names, place, self.task_queues)
         }
@@ -249,6 +254,8 @@ class Worker:
             target=self._supervise, name="tq-supervisor", daemon=True
         )
         self._supervisor.start()
+        if self._housekeeper is not None:
+            self._housekeeper.start()
 
     def _read_settings(self) -> None:
         deadline = self._clock.monotonic() + SETTINGS_WITHIN_S
@@ -332,6 +339,8 @@ class Worker:
         self._stopped.set()
 
     def _close_supporting(self) -> None:
+        if self._housekeeper is not None:
+            self._housekeeper.stop()
         self._keeper.close()
         self._desk.close()
         self._rerouter.close()

@@ -1,0 +1,41 @@
+"""Idle task queues go, served and used ones stay."""
+
+from datetime import timedelta
+
+from tq_broker import BlockingClient, activity
+from tq_broker.model.names import Names
+from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.worker.housekeeper import Housekeeper, Idleness
+
+
+@activity.defn(start_to_close_timeout=timedelta(seconds=10))
+async def noop() -> None: ...
+
+
+def test_a_queue_is_due_once_it_was_idle_at_every_look_for_long_enough():
+    idleness = Idleness(after_s=10)
+
+    assert idleness.observe(["a", "b"], now=0) == []
+    assert idleness.observe(["a"], now=5) == []
+    assert idleness.observe(["a", "b"], now=10) == ["a"]
+    assert idleness.observe(["b"], now=19) == []
+    assert idleness.observe(["b"], now=20) == ["b"]
+
+
+def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
+    client = BlockingClient.connect("memory://housekeeper")
+    core = client.core
+    log = SettingsLog(core.broker, Names("default"), core.clock)
+    core.sender.ensure((Names("default").activity("idle"),), core.deadline())
+    client.start_activity(noop, task_queue="used", wait_result=False)
+    core.broker.wait_subscribed([log.follow()], core.deadline())
+    assert log.wait_read(2, core.deadline())
+    keeper = Housekeeper(core.broker, core.sender, Names("default"), core.clock, log, 60.0)
+
+    removed = keeper.look(Idleness(after_s=0))
+
+    assert removed == ["idle"]
+    assert core.broker.stats(str(Names("default").activity("idle")), core.deadline()) is None
+    stats = core.broker.stats(str(Names("default").activity("used")), core.deadline())
+    assert stats is not None and stats.ready == 1
+    client.close()

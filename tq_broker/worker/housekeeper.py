@@ -1,0 +1,97 @@
+"""Removing task queues that nobody has used for long: one worker of a namespace does it for all.
+
+The workers elect the one by a lock on the broker, which is free again when its holder is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+
+from tq_broker.clock import Clock
+from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
+from tq_broker.model.names import Kind, Names
+from tq_broker.queues.broker import Broker
+from tq_broker.queues.reclaim import Reclaimer
+from tq_broker.queues.sender import Sender
+from tq_broker.queues.settings_log import SettingsLog
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 4
+"""Looks at each queue in the time after which it counts as idle."""
+ELECT_WITHIN_S = 1.0
+LOOK_WITHIN_S = 60.0
+
+
+class Idleness:
+    """Since when each task queue has been found idle at every look. Pure."""
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._since: dict[str, float] = {}
+
+    def observe(self, idle: Iterable[str], now: float) -> list[str]:
+        """These are idle now, and no others: which have been for long enough?"""
+        self._since = {name: self._since.get(name, now) for name in idle}
+        return [name for name, since in self._since.items() if now - since >= self._after_s]
+
+
+class Housekeeper:
+    """Looks for idle task queues on a daemon thread ``tq-housekeeper``, until `stop`."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        sender: Sender,
+        names: Names,
+        clock: Clock,
+        settings: SettingsLog,
+        after_s: float,
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._settings = settings
+        self._after_s = after_s
+        self._lock_name = str(names.queue(Kind.LOCK, "housekeeping"))
+        self._reclaimer = Reclaimer(broker, sender, names, clock)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tq-housekeeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin. The first look is taken after a while."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after what is being removed; does not wait for it."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._after_s / ROUNDS):
+            try:
+                deadline = self._clock.monotonic() + ELECT_WITHIN_S
+                with self._broker.lock(self._lock_name, deadline):
+                    self._serve()
+            except DeadlineExceeded:
+                continue  # another worker is the one
+            except TqBrokerError as error:
+                log.warning("idle task queues not looked for: %s", error)
+
+    def _serve(self) -> None:
+        idleness = Idleness(self._after_s)
+        while True:
+            self.look(idleness)
+            if self._stop.wait(self._after_s / ROUNDS):
+                return
+
+    def look(self, idleness: Idleness) -> list[str]:
+        """Take one look, and remove what has been idle for long enough; returns the removed."""
+        deadline = self._clock.monotonic() + LOOK_WITHIN_S
+        idle = self._reclaimer.idle(self._settings.task_queues(), deadline)
+        due = idleness.observe(idle, self._clock.monotonic())
+        if not due:
+            return []
+        removed = self._reclaimer.reclaim(due)
+        log.info("removed %d idle task queues", len(removed))
+        return removed
