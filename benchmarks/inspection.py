@@ -12,6 +12,7 @@ from pathlib import Path
 
 from amqp.exceptions import NotFound
 from kombu.connection import Connection
+
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
 MIB = 1024 * 1024

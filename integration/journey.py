@@ -34,6 +34,11 @@ def wait_until(is_true: Callable[[], Any], what: str, seconds: float = PATIENCE_
     return time.monotonic() - begun
 
 
+def measured(what: str, value: float) -> None:
+    """Tell a figure; ``pytest -rP`` shows them."""
+    print(f"measured: {value:.3g} {what}")
+
+
 class WorkerProcess:
     """A worker in a process of its own. Made by `Site.worker`."""
 

@@ -74,13 +74,16 @@ class Ledger:
                 rows,
             )
 
-    def events(self, word: str | None = None, key: str | None = None) -> list[Event]:
-        """All rows in the order in which they were written, or those with ``word`` and ``key``."""
+    def events(
+        self, word: str | None = None, key: str | None = None, worker: str | None = None
+    ) -> list[Event]:
+        """All rows in the order in which they were written, or those that fit."""
         with self._lock:
             rows = self._file.execute(
                 "SELECT word, key, attempt, worker, pid, note, at FROM event"
-                " WHERE (?1 IS NULL OR word = ?1) AND (?2 IS NULL OR key = ?2) ORDER BY number",
-                (word, key),
+                " WHERE (?1 IS NULL OR word = ?1) AND (?2 IS NULL OR key = ?2)"
+                " AND (?3 IS NULL OR worker = ?3) ORDER BY number",
+                (word, key, worker),
             ).fetchall()
         return [Event(*row) for row in rows]
 

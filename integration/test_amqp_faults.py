@@ -215,7 +215,8 @@ def test_a_queue_deleted_under_its_consumer_comes_back_and_the_others_notice_not
     for name in ("calm", "doomed"):
         broker.apply(plan_of(name), soon())
     calm = broker.subscribe("calm", held.extend, SubscribeOptions(prefetch=10))
-    doomed = broker.subscribe("doomed", take, SubscribeOptions(10, plan_of("doomed")))
+    options = SubscribeOptions(prefetch=10, plan=plan_of("doomed"))
+    doomed = broker.subscribe("doomed", take, options)
     broker.wait_subscribed([calm, doomed], soon())
     publish(other, numbered("calm", 1), soon())
     wait_until(lambda: len(held) == 1)

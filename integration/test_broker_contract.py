@@ -14,6 +14,7 @@ from tests.contracts.broker import BrokerContract, World
 from tq_broker.clock import SystemClock
 from tq_broker.queues.amqp import AmqpBroker
 from tq_broker.queues.broker import Broker
+from tq_broker.queues.topology import DeleteQueue, Plan
 
 
 class Wire:
@@ -67,6 +68,7 @@ def _relay(source: socket.socket, sink: socket.socket) -> None:
 
 class AmqpWorld(World):
     def __init__(self, url: str) -> None:
+        super().__init__()
         self.clock = SystemClock()
         self._url = url
         self._wires: dict[int, Wire] = {}
@@ -96,6 +98,10 @@ class AmqpWorld(World):
             broker.close(self.deadline())
         for wire in self._wires.values():
             wire.close()
+        # Other tests share the server.
+        janitor = AmqpBroker(self._url, self.clock)
+        janitor.apply(Plan(tuple(map(DeleteQueue, self.litter))), self.deadline())
+        janitor.close(self.deadline())
 
 
 class TestAmqpBroker(BrokerContract):

@@ -13,6 +13,7 @@ the parent process can look at the broker: ``queues`` and ``many``.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,14 +22,14 @@ from typing import Any
 
 from amqp.exceptions import NotFound
 from kombu.connection import Connection
+
+from benchmarks.order import FILLED, Order, Sample, pause, say, serve
+from benchmarks.tally import Tally, latencies, rate
 from tq_broker import activity
 from tq_broker.client import BlockingClient
 from tq_broker.model.names import Names
 from tq_broker.queues.acks import AckLedger
 from tq_broker.worker import Worker
-
-from benchmarks.order import FILLED, Order, Sample, pause, say, serve
-from benchmarks.tally import Tally, latencies, rate
 
 NAMESPACE = "bench"
 CONCURRENCY = 100
@@ -105,8 +106,8 @@ def drain(order: Order) -> Sample:
 
 
 def work(order: Order) -> Sample:
-    with connected(order) as client:
-        make_worker(client, order, make_noop(order)).run()
+    with connected(order) as client, make_worker(client, order, make_noop(order)):
+        threading.Event().wait()
     raise AssertionError("a worker ends only with its process")
 
 

@@ -432,7 +432,7 @@ def test_an_idle_process_that_dies_is_replaced(pool: Pool) -> None:
     assert int(end.value) != before
 
 
-def test_a_process_that_closes_its_pipe_is_killed(pool: Pool) -> None:
+def test_a_process_that_closes_its_pipe_is_lost(pool: Pool) -> None:
     assert pool.run(acts.closes_everything).failure.type == PROCESS_LOST
 
 

@@ -41,10 +41,20 @@ _ERRORS = (AMQPError, OSError)
 class _Connection(amqp.Connection):  # type: ignore[misc]
     """py-amqp's, with our settings of TLS."""
 
-    def Transport(self, host: str, connect_timeout: float, ssl: Any = False, **kwargs: Any) -> Any:
+    def Transport(
+        self, host: str, connect_timeout: float, ssl: Any = False, *args: Any, **kwargs: Any
+    ) -> Any:
         if not ssl:
-            return super().Transport(host, connect_timeout, ssl, **kwargs)
-        return TlsTransport(host, connect_timeout=connect_timeout, ssl=ssl, **kwargs)
+            return super().Transport(host, connect_timeout, ssl, *args, **kwargs)
+        read_timeout, write_timeout = args
+        return TlsTransport(
+            host,
+            connect_timeout=connect_timeout,
+            ssl=ssl,
+            read_timeout=read_timeout,
+            write_timeout=write_timeout,
+            **kwargs,
+        )
 
 
 class Examination:

@@ -120,7 +120,6 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
     Raises:
         TqBrokerError: it could not be started.
     """
-    session.set_up_logging("INFO" if session.loglevel is None else session.loglevel)
     application = session.application()
     options = settings.worker_options(application)
     task_queues = settings.task_queues or application.task_queues
@@ -132,6 +131,8 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
         if settings.guard_fd is not None:
             _watch(settings.guard_fd, events)
         with session.client(application, identity=options.get("identity")) as client:
+            # Not before: an error that ends the command is one line, and not said twice.
+            session.set_up_logging("INFO")
             worker = _make(client, application, task_queues, options, events)
             said = _about(session, application, worker, client)
             _print_banner(session, settings, said)

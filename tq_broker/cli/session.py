@@ -46,12 +46,15 @@ class Session:
     def namespace(self) -> str:
         return self.config.get("namespace", "default")
 
-    def set_up_logging(self, level: str = "WARNING") -> None:
-        """Log to stderr: as asked for, else from ``level`` on."""
+    def set_up_logging(self, level: str = "ERROR") -> None:
+        """Log to stderr: as asked for, else from ``level`` on.
+
+        A command that only asks something says itself what is wrong, on one line.
+        """
         wanted = self.loglevel or level
-        # Its own numbers are in the root logger's level; libraries below are seldom wanted.
         logging.basicConfig(stream=sys.stderr, format=_FORMAT, level=wanted, force=True)
         if wanted != "DEBUG":
+            # What they have to say is said by us, in our words.
             for library in ("amqp", "kombu", "pika"):
                 logging.getLogger(library).setLevel(logging.ERROR)
 

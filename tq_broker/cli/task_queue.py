@@ -80,11 +80,10 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         session.output.json(_description(told))
         return
     one = told.summary
-    unknown = "not known (--oldest reads the first task, which then goes to the back)"
     fields: list[tuple[str, object]] = [
         ("task queue", one.task_queue),
         ("backlog", one.backlog),
-        ("oldest age", unknown if told.oldest_age_s is None else age(told.oldest_age_s)),
+        ("oldest age", _oldest(told)),
         ("consumers", one.consumers),
         ("in flight", one.in_flight),
     ]
@@ -199,6 +198,14 @@ def confirm(question: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise InvalidArgument(f"{question} Say --yes where nobody can be asked")
     click.confirm(question, abort=True, err=True)
+
+
+def _oldest(told: TaskQueueDescription) -> str:
+    if not told.summary.backlog:
+        return "-"
+    if told.oldest_age_s is None:
+        return "not known (--oldest reads the first task, which then goes to the back)"
+    return age(told.oldest_age_s)
 
 
 def _summary(one: TaskQueueSummary) -> dict[str, Any]:

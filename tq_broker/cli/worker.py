@@ -140,8 +140,8 @@ def ping(ctx: click.Context, names: tuple[str, ...], wait: timedelta) -> int:
     missing = [name for name in names if name not in answered]
     if found and not missing:
         return exits.OK
-    who = ", ".join(missing) or "no worker"
-    click.echo(f"tq-broker: {who} did not answer within {wait.total_seconds():g}s", err=True)
+    who = ", ".join(missing) or "any worker"
+    click.echo(f"tq-broker: no answer from {who} within {wait.total_seconds():g}s", err=True)
     return exits.NOT_FOUND
 
 

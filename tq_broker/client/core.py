@@ -80,6 +80,7 @@ class ClientCore:
     def _reset(self) -> None:
         self._ids = IdSource()
         self._lock = threading.Lock()
+        self._listening = threading.Lock()
         self._reply_queue = self.names.queue(Kind.REPLY, self._ids.next())
         self._replies: Subscription | None = None
         self._pending: dict[str, Pending] = {}
@@ -266,12 +267,11 @@ class ClientCore:
 
     def listen(self, deadline: float) -> None:
         """Open the reply queue; blocks. Nothing happens when it is open already."""
-        if self._replies is not None:
-            return
-        self.sender.ensure((), deadline)
-        with self._lock:
+        # Held while it blocks: whoever comes second needs what the first one opens.
+        with self._listening:
             if self._replies is not None:
                 return
+            self.sender.ensure((), deadline)
             plan = topology.namespace(self.names) + topology.reply_queue(
                 self.names, self._reply_queue
             )
@@ -280,12 +280,12 @@ class ClientCore:
                 self._on_replies,
                 SubscribeOptions(prefetch=REPLY_PREFETCH, plan=plan),
             )
-        try:
-            self.broker.wait_subscribed([subscription], deadline)
-        except TqBrokerError:
-            subscription.cancel_nowait()
-            raise
-        self._replies = subscription
+            try:
+                self.broker.wait_subscribed([subscription], deadline)
+            except TqBrokerError:
+                subscription.cancel_nowait()
+                raise
+            self._replies = subscription
 
     def _with_replies(
         self, deadline: float, go_on: Callable[[], None], done: Callable[[TqBrokerError], None]
@@ -471,7 +471,7 @@ class ClientCore:
         for pending in pendings:
             for timer in pending.timers:
                 timer.cancel()
-            pending.outcome.cancel()
+            _end(pending.outcome, Unavailable("the client was closed"), None)
         self.sender.close()
         self.broker.close(deadline)
 

@@ -352,7 +352,7 @@ class Client(_Face):
         await _awaited(self.core.cancel(activity_id, reason))
 
     async def close(self) -> None:
-        """Close the connection. Handles without an outcome are cancelled."""
+        """Close the connection. Who waits for an outcome gets `Unavailable`."""
         await asyncio.to_thread(self.core.close, self.core.deadline())
 
     async def __aenter__(self) -> Self:
@@ -430,7 +430,7 @@ class BlockingClient(_Face):
         _waited(self.core.cancel(activity_id, reason))
 
     def close(self) -> None:
-        """Close the connection. Handles without an outcome are cancelled."""
+        """Close the connection. Who waits for an outcome gets `Unavailable`."""
         self.core.close(self.core.deadline())
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from tq_broker.common import DURATION_MAX, to_ms
 from tq_broker.exceptions import (
     ApplicationError,
     ApplicationErrorCategory,
@@ -31,6 +32,9 @@ from tq_broker.retry import FailedAttempt
 CAUSES_MAX = 10
 TEXT_MAX = 8_192
 """Characters kept of a message or a stack trace; the end is what tells."""
+
+_TIMEOUTS = {int(timeout): timeout for timeout in TimeoutType}
+_DELAY_MS_MAX = to_ms(DURATION_MAX)
 
 
 class FailureKind(str, enum.Enum):
@@ -62,10 +66,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return FailedAttempt(
             attempt=number,
             error_type=self.type,
-            timeout=None if self.timeout_type is None else TimeoutType(self.timeout_type),
+            timeout=_TIMEOUTS.get(self.timeout_type or 0),
             non_retryable=self.non_retryable,
             cancelled=self.kind in (FailureKind.CANCELED, FailureKind.TERMINATED),
-            next_delay=None if delay_ms is None else timedelta(milliseconds=delay_ms),
+            next_delay=None
+            if delay_ms is None
+            else timedelta(milliseconds=min(max(0, delay_ms), _DELAY_MS_MAX)),
         )
 
 
@@ -97,13 +103,13 @@ def from_exception(error: BaseException, depth: int = 0) -> Failure:
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     common: dict[str, Any] = {
         "message": _message(error),
-        "stack_trace": "".join(traceback.format_exception(error, chain=False))[-TEXT_MAX:],
+        "stack_trace": _text("".join(traceback.format_exception(error, chain=False))),
         "cause": from_exception(cause, depth + 1) if cause and depth < CAUSES_MAX else None,
     }
     for known, fields in _FIELDS.items():
         if isinstance(error, known):
             return Failure(**(common | fields(error)))
-    return Failure(kind=FailureKind.APPLICATION, type=type(error).__name__, **common)
+    return Failure(kind=FailureKind.APPLICATION, type=_text(type(error).__name__), **common)
 
 
 def _message(error: BaseException) -> str:
@@ -111,20 +117,29 @@ def _message(error: BaseException) -> str:
         text = error.message if isinstance(error, FailureError) else str(error)
     except Exception as broken:  # a user's __str__ may do anything
         text = f"<str() of {type(error).__name__} raised {type(broken).__name__}>"
-    # Lone surrogates cannot be sent as UTF-8.
-    return text[-TEXT_MAX:].encode("utf-8", "replace").decode()
+    return _text(text)
+
+
+def _text(text: object) -> str:
+    # Lone surrogates cannot be sent as UTF-8; and the types of a user's values are hopes.
+    return str(text)[-TEXT_MAX:].encode("utf-8", "replace").decode()
 
 
 def _application_fields(error: ApplicationError) -> dict[str, Any]:
-    delay_s = error.next_retry_delay_s
     return {
         "kind": FailureKind.APPLICATION,
-        "type": error.type or type(error).__name__,
+        "type": _text(error.type or type(error).__name__),
         "details": _sendable(error.details),
-        "non_retryable": error.non_retryable,
-        "next_retry_delay_ms": None if delay_s is None else max(0, int(delay_s * 1000)),
+        "non_retryable": bool(error.non_retryable),
+        "next_retry_delay_ms": _delay_ms(error.next_retry_delay_s),
         "category": int(error.category),
     }
+
+
+def _delay_ms(delay_s: float | None) -> int | None:
+    if delay_s is None or delay_s != delay_s:  # not a number
+        return None
+    return int(min(max(0.0, delay_s * 1000), _DELAY_MS_MAX))
 
 
 def _sendable(details: Any) -> list[Any]:
@@ -143,7 +158,7 @@ def _canceled_fields(error: BaseException) -> dict[str, Any]:
     details = _sendable(getattr(error, "details", ()))
     return {
         "kind": FailureKind.CANCELED,
-        "message": str(error) or "Cancelled",
+        "message": _message(error) or "Cancelled",
         "details": details,
     }
 
@@ -166,11 +181,15 @@ _FIELDS: dict[Any, Callable[[Any], dict[str, Any]]] = {
 
 
 def to_exception(failure: Failure) -> FailureError:
-    """The exception that ``failure`` stands for, with its causes chained."""
-    error = _EXCEPTIONS[failure.kind](failure)
-    if failure.cause is not None:
-        error.__cause__ = to_exception(failure.cause)
-    return error
+    """The exception that ``failure`` stands for, with its causes chained, up to a bound."""
+    first = error = _EXCEPTIONS[failure.kind](failure)
+    for _ in range(CAUSES_MAX):
+        if failure.cause is None:
+            break
+        failure = failure.cause
+        error.__cause__ = _EXCEPTIONS[failure.kind](failure)
+        error = error.__cause__
+    return first
 
 
 def _application_error(failure: Failure) -> FailureError:
@@ -188,8 +207,7 @@ def _application_error(failure: Failure) -> FailureError:
 
 
 def _timeout_error(failure: Failure) -> FailureError:
-    known = {int(timeout): timeout for timeout in TimeoutType}
-    kind = known.get(failure.timeout_type or 0, TimeoutType.SCHEDULE_TO_CLOSE)
+    kind = _TIMEOUTS.get(failure.timeout_type or 0, TimeoutType.SCHEDULE_TO_CLOSE)
     return TimeoutError(failure.message, type=kind, last_heartbeat_details=failure.details)
 
 

@@ -15,13 +15,14 @@ from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import TargetGone, TqBrokerError
 from tq_broker.model import control
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, QueueName
+from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import routing
 from tq_broker.queues.delay import delayed
 from tq_broker.queues.sender import LADDER, Done, NoRoute, Sender
 
 ALIVE_FOR_S = 1.0
+PRIVATE = (Kind.HOST, Kind.PROCESS)
 
 
 class Dispatcher:
@@ -72,11 +73,12 @@ class Dispatcher:
         self, queue: QueueName, message: Message, deadline: float, done: Done, delay_ms: int
     ) -> None:
         publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
-        if delay_ms > 0:
-            publication = delayed(publication, self._names, delay_ms)
-            self.sender.send(publication, (queue, LADDER), deadline, done)
-        else:
+        if delay_ms <= 0:
             self.sender.send(publication, (queue,), deadline, done)
+            return
+        # A private queue need not exist: a task for it is looked at again when it is due.
+        needs = (LADDER,) if queue.kind in PRIVATE else (queue, LADDER)
+        self.sender.send(delayed(publication, self._names, delay_ms), needs, deadline, done)
 
     def _probe(self, queue: QueueName, deadline: float, done: Done) -> None:
         request = control.message(control.Serve(str(queue)), self.sender.ids.next())

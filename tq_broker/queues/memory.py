@@ -431,11 +431,19 @@ class MemoryBroker:
             try:
                 return self._take_locked(plan, connection)
             except Locked as error:
-                held = self._vhost.queues[error.queue]
-            if not self._server.wait(
-                self._clock, deadline, lambda: self._vhost.queues.get(held.name) is not held
-            ):
-                raise DeadlineExceeded(f"{held.name} was exclusive to another until the deadline")
+                name = error.queue
+            self._wait_gone_locked(name, deadline)
+
+    def _wait_gone_locked(self, queue: str, deadline: float) -> None:
+        """Wait until the exclusive queue of another connection is no more."""
+        found = self._vhost.queues[queue]
+
+        def is_gone() -> bool:
+            is_ended = self._is_killed or self._is_closed
+            return is_ended or self._vhost.queues.get(queue) is not found
+
+        if not self._server.wait(self._clock, deadline, is_gone):
+            raise DeadlineExceeded(f"{queue} was exclusive to another until the deadline")
 
     def _take_locked(self, plan: Plan, connection: Connection) -> list[str]:
         """Take the steps; returns what differs, in words."""

@@ -61,6 +61,11 @@ BATCH = 64
 CONNECT_S = 5.0
 HANDSHAKE_S = 10.0
 EXPIRY_SCAN_S = 0.02
+STALL_S = 10.0
+"""Silence on a channel with unanswered publishes after which a new one is tried. A quorum queue
+whose leader went away (a node was killed, say) can leave an old channel without answers for
+ever, while a new one is served at once. Doubles with every try that helps nothing."""
+STALL_MAX_S = 60.0
 _LONE = -1
 """The index of a publish that is not part of many: its callback takes no index."""
 
@@ -105,6 +110,9 @@ class Publisher:
         self._pumping = False
         self._earliest = math.inf
         self._booked = math.inf
+        self._watching = False
+        self._heard_at = 0.0
+        self._patience_s = STALL_S
 
     # --- from any thread ---
 
@@ -187,7 +195,7 @@ class Publisher:
             _drop_socket(self._connection)
         self._loop = pika.adapters.select_connection.IOLoop()
         self._booked = math.inf
-        self._pumping = False
+        self._pumping = self._watching = False
         self._resend_all()
         self._connection = self._channel = self._encoder = None
         self._retry_connect()
@@ -217,7 +225,13 @@ class Publisher:
         self._open_channel()
 
     def _open_channel(self) -> None:
-        self._connection.channel(on_open_callback=self._on_channel_open)
+        connection = self._connection
+        connection.channel(on_open_callback=self._on_channel_open)
+        self._loop.call_later(HANDSHAKE_S, functools.partial(self._check_ready, connection))
+
+    def _check_ready(self, connection: Any) -> None:
+        if connection is self._connection and self._encoder is None and connection.is_open:
+            _abort(connection, "RabbitMQ opened no channel in time")
 
     def _on_channel_open(self, channel: Any) -> None:
         self._channel = channel
@@ -359,6 +373,9 @@ class Publisher:
             outgoing.sends += 1
         if frames:
             _write(self._connection, frames)
+            if not self._watching:
+                self._heard_at = self._clock.monotonic()
+                self._watch()
         if waiting and len(confirms) < window and confirms.live_bytes < WINDOW_BYTES:
             self._pump_later()
 
@@ -370,6 +387,8 @@ class Publisher:
     def _on_answer(self, frame: Any) -> None:
         method = frame.method
         confirms = self._confirms
+        self._heard_at = self._clock.monotonic()
+        self._patience_s = STALL_S
         if isinstance(method, pika.spec.Basic.Ack):
             ended = confirms.acked(method.delivery_tag, method.multiple)
         else:
@@ -392,6 +411,31 @@ class Publisher:
             properties.message_id or "",
             f"{method.reply_text} ({method.reply_code})",
         )
+
+    # --- silence ---
+
+    def _watch(self) -> None:
+        """Once a second while publishes are unanswered: is anybody there?"""
+        self._watching = len(self._confirms) > 0
+        if not self._watching:
+            return
+        self._loop.call_later(1.0, self._watch)
+        silence_s = self._clock.monotonic() - self._heard_at
+        if self._channel is not None and not self._blocked and silence_s > self._patience_s:
+            log.warning(
+                "publisher: no confirm for %.0f s; trying a new channel (%d publishes)",
+                silence_s,
+                len(self._confirms),
+            )
+            self._patience_s = min(STALL_MAX_S, 2 * self._patience_s)
+            self._replace_channel()
+
+    def _replace_channel(self) -> None:
+        old, self._channel, self._encoder = self._channel, None, None
+        self._resend_all()
+        old.close()
+        # Its number stays taken until RabbitMQ has answered, if ever: this is another one.
+        self._open_channel()
 
     # --- deadlines ---
 
@@ -418,7 +462,7 @@ class Publisher:
             for outgoing in late:
                 _end(outgoing, receipt)
         if self._confirms.stale > STALE_MAX and self._channel is not None:
-            self._channel.close()
+            self._replace_channel()
         self._earliest = min(
             (
                 outgoing.deadline
@@ -536,6 +580,14 @@ def _write(connection: Any, frames: Sequence[bytes]) -> None:
     which its heartbeats rest.
     """
     connection._output_marshaled_frames((b"".join(frames),))
+
+
+def _abort(connection: Any, reason: str) -> None:
+    """End a connection at once; its callbacks tell the rest.
+
+    Private, because ``Connection.close`` waits for the broker, which does not answer.
+    """
+    connection._terminate_stream(pika.exceptions.AMQPConnectionError(reason))
 
 
 def _drop_socket(connection: Any) -> None:

@@ -69,15 +69,14 @@ class SettingsLog:
                 lambda: self._read_count >= records, remaining(self._clock, deadline)
             )
 
-    def is_cancelled(self, activity_id: str) -> bool:
-        """Whether a cancellation of ``activity_id`` has been read."""
-        # One look-up in a dict that only the reading thread changes: atomic without the lock.
-        return activity_id in self._settings.cancelled
+    def is_cancelled(self, activity_id: str, scheduled_ms: int) -> bool:
+        """Whether a start of ``activity_id`` at ``scheduled_ms`` (epoch ms) was cancelled.
 
-    def cancel_reason(self, activity_id: str) -> str:
-        """The reason given with a cancellation; empty if none was."""
+        A later start of the same id is not meant by an earlier cancellation.
+        """
+        # One look-up in a dict that only the reading thread changes: atomic without the lock.
         record = self._settings.cancelled.get(activity_id)
-        return record.reason if record is not None else ""
+        return record is not None and scheduled_ms <= record.at_ms
 
     def task_queues(self) -> dict[str, int]:
         """Task queues known to exist, with the time (epoch ms) of their last declaration."""

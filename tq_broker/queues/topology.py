@@ -171,7 +171,11 @@ def task_queue(
 
 
 def private_queue(names: Names, queue: QueueName) -> Plan:
-    """A host or process queue: what waits in it for too long goes to be routed anew."""
+    """A host or process queue: what waits in it for too long goes to be routed anew.
+
+    Not bound where due tasks arrive: those are routed anew as well, because only then it is
+    known whether the target lives.
+    """
     return Plan(
         (
             DeclareQueue(
@@ -183,7 +187,7 @@ def private_queue(names: Names, queue: QueueName) -> Plan:
                     "x-dead-letter-exchange": names.exchange(Exchange.UNROUTED),
                 },
             ),
-            *_task_bindings(names, queue),
+            BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
         )
     )
 

@@ -241,8 +241,12 @@ def _details(raws: Sequence[msgspec.Raw], decode: Callable[[bytes], Any]) -> tup
     return tuple(decode(bytes(raw)) for raw in raws)
 
 
+_TIME_MS_MAX = 253_402_300_799_000
+"""The last second that a `datetime` has; messages may say any number."""
+
+
 def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, timezone.utc)
+    return datetime.fromtimestamp(min(ms, _TIME_MS_MAX) / 1000, timezone.utc)
 
 
 def _duration(ms: int) -> timedelta | None:

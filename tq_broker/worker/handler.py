@@ -76,6 +76,7 @@ class Handler:
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()
         self._unreported = 0
+        self._claiming = 0
         self._closing = False
 
     @property
@@ -114,18 +115,21 @@ class Handler:
                 now_ms=now_ms,
                 redelivered=delivery.redelivered,
                 known=self._table.known(task),
-                cancelled=self.settings.is_cancelled(task.activity_id),
+                cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
                 serves=registered is not None,
                 registered=self._registry.types,
                 answerable=task.reply_to is None or self._names.owns(task.reply_to, Kind.REPLY),
                 closing=self._closing,
-                free_slots=self._slots - self._table.running() - len(self._waiting),
+                free_slots=self._free_slots(),
             ),
         )
         if decision.action is Action.RUN and registered is not None:
             return self._begin(consumer, delivery, task, registered, now_ms)
         self._dispose(decision, consumer, delivery, task)
         return None
+
+    def _free_slots(self) -> int:
+        return self._slots - self._table.running() - self._claiming - len(self._waiting)
 
     def _begin(
         self,
@@ -162,6 +166,8 @@ class Handler:
                     _Waiting(self._clock.monotonic(), consumer, delivery, task)
                 )
             case Action.CLAIM:
+                with self._lock:
+                    self._claiming += 1
                 self._sender.in_background(lambda: self._claim(consumer, delivery, task))
             case Action.GIVE_BACK:
                 self._give_back(consumer, delivery)
@@ -215,6 +221,9 @@ class Handler:
             log.warning("id of %s not claimed: %s", task.activity_id, error)
             self._give_back(consumer, delivery)
             return
+        finally:
+            with self._lock:
+                self._claiming -= 1
         # Only the holder of a claim makes further attempts, so these need not win it again.
         if mine or task.attempt > 1:
             self._start(consumer, delivery, task)
@@ -323,11 +332,12 @@ class Handler:
             attempt.request_cancel()
             self.executors[attempt.where].abandon(attempt)
 
-    def request_cancel(self, activity_id: str) -> None:
-        """Cancellation of an activity was requested."""
+    def request_cancel(self, activity_id: str, at_ms: int) -> None:
+        """Cancellation of an activity was requested; of a start before ``at_ms`` (epoch ms)."""
         for attempt in self._table.with_id(activity_id):
-            attempt.request_cancel()
-            self._interrupt(attempt)
+            if attempt.task.scheduled_ms <= at_ms:
+                attempt.request_cancel()
+                self._interrupt(attempt)
 
     def interrupt_all(self) -> None:
         """Cancel whatever runs, because the worker shuts down."""

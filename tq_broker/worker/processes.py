@@ -226,8 +226,11 @@ class ProcessExecutor:
 
     def start(self, attempts: Sequence[Attempt]) -> None:
         with self._lock:
-            if self._thread is None and not self._is_closed:
+            is_first = self._thread is None and not self._is_closed
+            if is_first:
                 self._open()
+        if is_first:
+            self._place.shutdown.on_set(functools.partial(self._post, self._announce_shutdown))
         self._post(functools.partial(self._take, tuple(attempts)))
 
     def cancel(self, attempt: Attempt) -> None:
@@ -256,7 +259,6 @@ class ProcessExecutor:
         self._selector.register(
             reading, selectors.EVENT_READ, functools.partial(self._on_wake, reading)
         )
-        self._place.shutdown.on_set(functools.partial(self._post, self._announce_shutdown))
         # Before multiprocessing's own, which sends SIGTERM (children ignore it) and waits.
         atexit.register(self._at_exit)
         self._thread = threading.Thread(

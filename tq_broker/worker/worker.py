@@ -398,7 +398,7 @@ class Worker:
 
     def _on_record(self, record: Record) -> None:
         if isinstance(record, ActivityCanceled):
-            self._handler.request_cancel(record.activity_id)
+            self._handler.request_cancel(record.activity_id, record.at_ms)
 
     # --- supervision --------------------------------------------------------------------------------
 
