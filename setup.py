@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -7,19 +8,23 @@ LINT = ["ruff>=0.11", "import-linter>=2.3"]
 TYPES = ["mypy>=1.15"]
 # The neighbours that benchmarks compare with; nothing in tq_broker imports them.
 BENCH = [
-    "celery>=5.5",
-    "dramatiq[rabbitmq]>=1.17",
-    "faststream[rabbit]>=0.5",
-    "repid[amqp]>=2",
-    "taskiq>=0.11",
-    "taskiq-aio-pika>=0.4",
+    "celery>=5.7",
+    "dramatiq[rabbitmq,redis]>=2.2",
+    "faststream[rabbit]>=0.7",
+    "repid[amqp]>=2.1",
+    "taskiq>=0.13",
+    "taskiq-aio-pika>=0.6",
+    "taskiq-redis>=1.2",
+    "uvloop>=0.19",
 ]
 
+package = Path(__file__).parent / "tq_broker"
+version = re.search(r'__version__ = "(.+)"', (package / "__init__.py").read_text())[1]
 readme = Path(__file__).with_name("README.rst")
 
 setup(
     name="tq-broker",
-    version="0.1.0",
+    version=version,
     description="Temporal-style task queues for the RabbitMQ you already run",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/x-rst",
@@ -31,7 +36,8 @@ setup(
     package_data={"tq_broker": ["py.typed", "**/*.txt"]},
     entry_points={"console_scripts": ["tq-broker = tq_broker.cli.main:main"]},
     install_requires=[
-        "amqp>=5.3",
+        # 5.4.2: writes of two threads on one connection do not mix (a hosted worker does so).
+        "amqp>=5.4.2",
         "click>=8.1",
         "kombu>=5.5",
         "msgspec>=0.19",

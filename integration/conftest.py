@@ -3,7 +3,7 @@
 ``broker_url`` (and ``broker``, its node): one node per version, shared by all tests of the run; a
 test keeps to a namespace of its own, ``namespace``.
 ``rabbitmq``: a node for one test, of this machine's version, to restart and to crash.
-``rabbitmq_each``: the same on every version.
+``rabbitmq_each``: the same on every version; ``rabbitmq_of_file``: the same for a whole file.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ def rabbitmq(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
 @pytest.fixture(params=rabbitmq_nodes.chosen_versions())
 def rabbitmq_each(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
     """A node for this test only, of every version in turn."""
+    yield from _running(request.config, request.param)
+
+
+@pytest.fixture(scope="module", params=rabbitmq_nodes.chosen_versions())
+def rabbitmq_of_file(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
+    """A node of every version in turn for the tests of one file, each of which may restart and
+    crash it, and leaves it running and unblocked."""
     yield from _running(request.config, request.param)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from integration.journey_activities import LEDGER, Program
 from integration.ledger import SUCCESS, Findings, Ledger, check
 from tq_broker.client import BlockingActivityHandle, BlockingClient
-from tq_broker.exceptions import ActivityError
+from tq_broker.exceptions import ActivityError, ApplicationError
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
@@ -37,6 +37,15 @@ def wait_until(is_true: Callable[[], Any], what: str, seconds: float = PATIENCE_
 def measured(what: str, value: float) -> None:
     """Tell a figure; ``pytest -rP`` shows them."""
     print(f"measured: {value:.3g} {what}")
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether the activity ended because its last attempt was lost with its worker."""
+    return (
+        isinstance(error, ActivityError)
+        and isinstance(error.cause, ApplicationError)
+        and error.cause.type == "WorkerLost"
+    )
 
 
 class WorkerProcess:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.journey import Site, measured, site_at, wait_until
+from integration.journey import Site, is_lost, measured, site_at, wait_until
 from integration.journey_activities import (
     die_after_effect,
     linger_once,
@@ -20,7 +20,7 @@ from integration.journey_activities import (
     work_on_loop,
 )
 from tq_broker.common import RetryPolicy
-from tq_broker.exceptions import ActivityError, ApplicationError
+from tq_broker.exceptions import ActivityError
 
 SOON = RetryPolicy(initial_interval=timedelta(milliseconds=100), backoff_coefficient=1)
 ONCE = RetryPolicy(maximum_attempts=1)
@@ -34,14 +34,6 @@ def site(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Site]:
 
 def keys(kind: str, count: int) -> list[str]:
     return [f"{kind}-{number}" for number in range(count)]
-
-
-def is_lost(error: BaseException | None) -> bool:
-    return (
-        isinstance(error, ActivityError)
-        and isinstance(error.cause, ApplicationError)
-        and error.cause.type == "WorkerLost"
-    )
 
 
 def test_workers_that_are_killed_again_and_again_lose_nothing(site: Site) -> None:

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from tq_broker.clock import Clock, SystemClock
 from tq_broker.converter import DataConverter, JSONPayloadConverter
 from tq_broker.exceptions import ApplicationError, CancelledError, InvalidArgument, Malformed
 from tq_broker.model.failure import FailureKind
-from tq_broker.testing.manual_clock import ManualClock
+from tq_broker.testing.manual_clock import ManualClock, ManualTimer
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.processes import PROCESS_LOST, ProcessExecutor, check_runnable
 
@@ -565,15 +566,33 @@ def test_children_are_gone_after_close(make_pool: Callable[..., Pool]) -> None:
             os.kill(pid, 0)
 
 
+class NotedClock(ManualClock):
+    """Tells when something is booked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.booked: queue.Queue[float] = queue.Queue()
+
+    def call_at(self, deadline: float, callback: Callable[[], None]) -> ManualTimer:
+        timer = super().call_at(deadline, callback)
+        self.booked.put(deadline)
+        return timer
+
+
 def test_close_waits_for_what_runs_and_drops_what_waits(make_pool: Callable[..., Pool]) -> None:
-    pool = make_pool()
-    pool.place.shutdown.set()
-    running = pool.attempt(acts.waits_for_shutdown)
-    pool.executor.start([running, pool.attempt(acts.nothing)])
+    clock = NotedClock()
+    pool = make_pool(clock=clock)
+    running, waiting = pool.attempt(acts.looks), pool.attempt(acts.nothing)
+    pool.executor.start([running, waiting])
     pool.beat()
-    pool.executor.close(pool.place.clock.monotonic() + SOON_S)
+    closing = threading.Thread(target=pool.executor.close, args=(clock.monotonic() + SOON_S,))
+    closing.start()
+    clock.booked.get(timeout=SOON_S)
+    pool.executor.cancel(running)
+    closing.join(SOON_S)
+    assert not closing.is_alive()
     end = pool.owner.next()
-    assert (end.attempt, end.value) == (running, b'"shut down"')
+    assert (end.attempt, end.value) == (running, b'"looked"')
     assert pool.owner.ends.empty()
 
 

@@ -119,9 +119,7 @@ class FileJob:
         source = self._work.source
         try:
             # What a URL gave is known to the worker only.
-            wanted = (
-                downloaded.sha256 if is_url(source) else sha256_of(Path(source).read_bytes())
-            )
+            wanted = downloaded.sha256 if is_url(source) else sha256_of(Path(source).read_bytes())
             found = sha256_of(gzip.decompress(Path(uploaded.path).read_bytes()))
         except (OSError, EOFError, zlib.error) as error:
             raise ApplicationError(f"the upload cannot be verified: {error}") from error

@@ -80,27 +80,27 @@ class EmbeddedStage:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._workers: dict[str, tuple[BlockingClient, Worker]] = {}
+        self._clients: dict[str, BlockingClient] = {}
+        self._workers: dict[str, Worker] = {}
 
     def start(self, hosts: Sequence[str]) -> None:
         for host in hosts:
-            client = self._scene.client()
-            worker = self._scene.worker(client, host)
+            client = self._clients[host] = self._scene.client()
+            worker = self._workers[host] = self._scene.worker(client, host)
             worker.start()
-            self._workers[host] = (client, worker)
 
     def kill(self, host: str) -> None:
-        client, _ = self._workers.pop(host)
-        broker = client.connection.broker
+        del self._workers[host]
+        broker = self._clients.pop(host).connection.broker
         assert isinstance(broker, MemoryBroker), "the scene's URL is memory://"
         # All that the others notice of a process that is killed: its connection is gone.
         broker.kill()
 
     def close(self) -> None:
         while self._workers:
-            _, (client, worker) = self._workers.popitem()
-            worker.stop(cold=True)
-            client.close()
+            self._workers.popitem()[1].stop(cold=True)
+        while self._clients:
+            self._clients.popitem()[1].close()
 
 
 class ProcessStage:
@@ -184,4 +184,3 @@ class ProcessStage:
 def stage_for(scene: Scene) -> Stage:
     """The stage that fits the scene's URL."""
     return EmbeddedStage(scene) if scene.url.startswith("memory:") else ProcessStage(scene)
-

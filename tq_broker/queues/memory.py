@@ -40,8 +40,8 @@ from tq_broker.queues.broker import (
     Verdict,
 )
 from tq_broker.queues.memory_mail import Mailbox, MemoryDelivery
-from tq_broker.queues.memory_queue import Consumer, Stored
 from tq_broker.queues.memory_server import VERSION, MemoryServer, forget, server_for
+from tq_broker.queues.memory_subscription import MemorySubscription
 from tq_broker.queues.memory_vhost import Connection, Locked
 from tq_broker.queues.topology import DeclareQueue, Plan
 
@@ -53,52 +53,6 @@ RETRY_S = 1.0
 
 _EXPIRED = Receipt(Verdict.EXPIRED, "no answer before the deadline")
 _log = logging.getLogger(__name__)
-
-
-class MemorySubscription:
-    """A standing wish for the messages of one queue.
-
-    Attributes:
-        consumer: What the wish is on the server now; ``None`` while it is not accepted.
-        error: Why it is not accepted.
-        is_wanted: False once it is cancelled.
-    """
-
-    def __init__(
-        self,
-        broker: MemoryBroker,
-        queue: str,
-        on_deliveries: DeliveriesCallback,
-        options: SubscribeOptions,
-    ) -> None:
-        self._broker = broker
-        self._queue = queue
-        self.on_deliveries = on_deliveries
-        self.options = options
-        self.connection: Connection | None = None
-        self.consumer: Consumer | None = None
-        self.error: Rejected | None = None
-        self.is_wanted = True
-
-    @property
-    def queue(self) -> str:
-        return self._queue
-
-    def cancel(self, deadline: float) -> None:
-        self._broker._cancel(self, deadline)
-
-    def cancel_nowait(self) -> None:
-        self._broker._cancel_nowait(self)
-
-    def deliver(self, tag: int, stored: Stored, queue: str) -> None:
-        assert self.connection is not None, "only a connected consumer is handed something"
-        self._broker._mail.deliver(
-            MemoryDelivery(self._broker, self.connection, tag, stored, queue, self.on_deliveries)
-        )
-
-    def cancelled(self) -> None:
-        self.consumer = None
-        self._broker._mail.call(self._broker._restore, self)
 
 
 class _Pending:
@@ -237,7 +191,7 @@ class MemoryBroker:
             raise InvalidArgument(
                 f"prefetch must be between 0 and {PREFETCH_MAX}, not {options.prefetch}"
             )
-        subscription = MemorySubscription(self, queue, on_deliveries, options)
+        subscription = MemorySubscription(self, self._mail, queue, on_deliveries, options)
         with self._server.changed:
             if self._is_closed:
                 raise BrokerUnavailable(f"{self!r} is closed")
@@ -251,9 +205,10 @@ class MemoryBroker:
         ours = [wish for wish in subscriptions if isinstance(wish, MemorySubscription)]
 
         def refusals() -> Iterator[Rejected]:
-            # What does not exist yet may come, so only the others end the wait.
+            # What does not exist yet may come, and what is locked be free, in time.
             for wish in ours:
-                if isinstance(wish.error, AccessRefused | InvalidArgument):
+                is_final = isinstance(wish.error, AccessRefused | InvalidArgument)
+                if wish.error is not None and is_final and not isinstance(wish.error, Locked):
                     yield wish.error
 
         def is_answered() -> bool:
@@ -477,41 +432,38 @@ class MemoryBroker:
         options = subscription.options
         differences: list[str] = []
         if options.plan.lock is not None and self._server.is_locked(options.plan.lock):
-            self._server.when_unlocked(lambda: self._mail.call(self._restore, subscription))
+            self._server.when_unlocked(lambda: self._mail.call(self.restore_wish, subscription))
             return []
-        consumer = Consumer(
-            subscription,
-            connection=connection,
-            prefetch=options.prefetch,
-            exclusive=options.exclusive,
-        )
+        consumer = subscription.make_consumer(connection)
         now = self._clock.monotonic()
-        subscription.connection, subscription.consumer = connection, consumer
         try:
             differences = self._take_locked(options.plan, connection)
             self._vhost.consume(consumer, subscription.queue, connection, options.arguments, now)
         except Rejected as error:
             subscription.consumer, subscription.error = None, error
             again = now + RETRY_S
-            self._clock.call_at(again, lambda: self._mail.call(self._restore, subscription))
+            self._clock.call_at(again, lambda: self._mail.call(self.restore_wish, subscription))
         else:
             subscription.error = None
         self._server.book(self._clock)
         self._server.changed.notify_all()
         return differences
 
-    def _restore(self, subscription: MemorySubscription) -> None:
+    def restore_wish(self, subscription: MemorySubscription) -> None:
+        """Try again what was not accepted."""
         with self._server.changed:
             differences = self._establish_locked(subscription)
         self._warn(differences)
 
-    def _cancel(self, subscription: MemorySubscription, deadline: float) -> None:
+    def end_wish_and_wait(self, subscription: MemorySubscription, deadline: float) -> None:
+        """What `MemorySubscription.cancel` does."""
         self._check_thread()
-        self._cancel_nowait(subscription)
+        self.end_wish(subscription)
         if not self._flush(deadline):
             raise DeadlineExceeded(f"the callback for {subscription.queue} did not end in time")
 
-    def _cancel_nowait(self, subscription: MemorySubscription) -> None:
+    def end_wish(self, subscription: MemorySubscription) -> None:
+        """What `MemorySubscription.cancel_nowait` does."""
         with self._server.changed:
             self._cancel_locked(subscription)
 

@@ -130,11 +130,6 @@ class Attempt:
         self.heartbeat_at = now + task.heartbeat_ms / 1000 if task.heartbeat_ms else None
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What tells this attempt's activity from others in this worker."""
-        return (self.task.task_queue, self.task.activity_id)
-
-    @property
     def where(self) -> str:
         """The executor that runs it: ``async``, ``thread`` or ``process``."""
         return self.registered.where

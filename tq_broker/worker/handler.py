@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -30,12 +31,12 @@ from tq_broker.worker import intake
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down
 from tq_broker.worker.executors import Executor
-from tq_broker.worker.intake import Action, Decision, Situation
+from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, Then, claim_queue_name
-from tq_broker.worker.table import Table
+from tq_broker.worker.table import Held, Key, Table, key_of
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,19 @@ class Handler:
         self._place = place
         self._clock: Clock = place.clock
         self._slots = slots
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Early] = deque()
+        self._early: dict[Key, _Early] = {}
         self._lock = threading.Lock()
-        self._unreported = 0
+        # Held from the decision that a slot is free until it is taken.
+        self._turn = threading.RLock()
         self._claiming = 0
+        self._unreported = 0
         self._closing = False
 
     @property
     def unreported(self) -> int:
-        """Ends and returns whose message the broker has not confirmed yet."""
-        return self._unreported
+        """Ends and returns that the broker has not confirmed yet, and claims under way."""
+        return self._unreported + self._claiming
 
     def close_intake(self) -> None:
         """Begin nothing more: what is waiting and what still comes is given back."""
@@ -97,7 +101,8 @@ class Handler:
         now_ms = epoch_ms(self._clock)
         for delivery in deliveries:
             try:
-                attempt = self._take(consumer, delivery, now_ms)
+                with self._turn:
+                    attempt = self._take(consumer, delivery, now_ms)
             except Malformed as error:
                 self._park(consumer, delivery, error.reason)
                 continue
@@ -114,145 +119,204 @@ class Handler:
             Situation(
                 now_ms=now_ms,
                 redelivered=delivery.redelivered,
-                known=self._table.known(task),
+                known=self._known(task),
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
                 serves=registered is not None,
                 registered=self._registry.types,
                 answerable=task.reply_to is None or self._names.owns(task.reply_to, Kind.REPLY),
                 closing=self._closing,
-                free_slots=self._free_slots(),
+                free_slots=self._free_slots() - len(self._waiting),
             ),
         )
+        early = _Early(task, delivery, consumer, self._clock.monotonic())
         if decision.action is Action.RUN and registered is not None:
-            return self._begin(consumer, delivery, task, registered, now_ms)
-        self._dispose(decision, consumer, delivery, task)
+            return self._begin(early, registered, now_ms)
+        self._dispose(decision, early)
         return None
 
-    def _free_slots(self) -> int:
-        return self._slots - self._table.running() - self._claiming - len(self._waiting)
+    def _known(self, task: ActivityTask) -> Known:
+        return Known.OPEN if key_of(task) in self._early else self._table.known(task)
 
-    def _begin(
-        self,
-        consumer: Source,
-        delivery: Delivery,
-        task: ActivityTask,
-        registered: Registered,
-        now_ms: int,
-    ) -> Attempt:
+    def _free_slots(self) -> int:
+        return self._slots - self._table.running() - self._claiming
+
+    def _begin(self, early: _Early, registered: Registered, now_ms: int) -> Attempt:
         """The attempt begins: from here on its end will be told."""
-        attempt = Attempt(
-            task,
-            envelope.read_task_body(task, self._place.converter),
-            registered,
-            delivery,
-            self._place,
-            window=consumer,
-            now=self._clock.monotonic(),
-            now_ms=now_ms,
-            on_heartbeat=self.keeper.beat,
-        )
-        self._table.add(attempt)
+        task = early.task
+        body = envelope.read_task_body(task, self._place.converter)
+        with self._lock:  # its delivery may be exchanged in this very moment
+            attempt = Attempt(
+                task,
+                body,
+                registered,
+                early.delivery,
+                self._place,
+                window=early.window,
+                now=self._clock.monotonic(),
+                now_ms=now_ms,
+                on_heartbeat=self.keeper.beat,
+            )
+            self._table.add(attempt)
+            self._early.pop(key_of(task), None)
+        if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
+            attempt.request_cancel()
         if task.schedule_to_start_ms:
             self._reporter.notice(task, Status.STARTED, b"null", _nothing)
         return attempt
 
-    def _dispose(
-        self, decision: Decision, consumer: Source, delivery: Delivery, task: ActivityTask
-    ) -> None:
+    def _dispose(self, decision: Decision, early: _Early) -> None:
         """Act on a decision other than to run it now."""
         match decision.action:
             case Action.HOLD:
-                self._waiting.append(
-                    _Waiting(self._clock.monotonic(), consumer, delivery, task)
-                )
+                self._early[key_of(early.task)] = early
+                self._waiting.append(early)
+                if self._closing:  # since intake looked
+                    self.give_back_waiting(all_of_them=True)
             case Action.CLAIM:
-                with self._lock:
-                    self._claiming += 1
-                self._sender.in_background(lambda: self._claim(consumer, delivery, task))
+                self._claim_in_background(early)
             case Action.GIVE_BACK:
-                self._give_back(consumer, delivery)
+                self._give_back(early)
             case Action.ADOPT:
-                self._adopt(consumer, delivery, task)
+                self._adopt(early)
             case Action.DROP:
-                self._ack(consumer, delivery)
+                self._let_go(early)
+            case Action.LOST if early.task.id_retention_ms and early.task.attempt == 1:
+                # It may be a second start, which nobody has begun and nobody may begin.
+                self._claim_in_background(early, is_lost=True)
             case Action.LOST:
-                self._fail(consumer, delivery, task, intake.lost())
+                self._fail(early, intake.lost())
             case Action.END if decision.failure is not None:
-                self._fail(consumer, delivery, task, decision.failure)
+                self._fail(early, decision.failure)
             case Action.PARK:
-                self._park(consumer, delivery, decision.reason)
+                self._park(early.window, early.delivery, decision.reason)
             case unknown:
                 raise AssertionError(f"{unknown} is not for here")
 
-    def _fail(
-        self, consumer: Source, delivery: Delivery, task: ActivityTask, failure: Failure
-    ) -> None:
+    def _fail(self, early: _Early, failure: Failure) -> None:
         """The attempt ends without having run here."""
+        task = early.task
         body = envelope.read_task_body(task, self._place.converter)
-        done = self._reported(lambda: self._ack(consumer, delivery))
+        self._early[key_of(task)] = early
+
+        def told() -> None:
+            self._table.note_ended(task)
+            self._let_go(early)
+
+        done = self._reported(told)
         self._reporter.failed(task, body, failure, epoch_ms(self._clock), done)
 
     def _park(self, consumer: Source, delivery: Delivery, reason: str) -> None:
-        done = self._reported(lambda: self._ack(consumer, delivery))
+        done = self._reported(Held(delivery, consumer).let_go)
         self._reporter.park(delivery.message, consumer.name, reason, done)
 
-    def _give_back(self, consumer: Source, delivery: Delivery) -> None:
-        done = self._reported(lambda: self._ack(consumer, delivery))
-        self._reporter.give_back(delivery.message, consumer.queue, done)
+    def _give_back(self, early: _Early) -> None:
+        with self._lock:
+            # The fresh copy may come here, and must not be taken for the one in hand.
+            self._early.pop(key_of(early.task), None)
+        done = self._reported(Held(early.delivery, early.window).let_go)
+        self._reporter.give_back(early.delivery.message, early.window.queue, done)
 
-    def _adopt(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
-        """The delivery of a running attempt was lost with its connection; here it is again."""
-        attempt = self._table.find(task.task_queue, task.activity_id, task.attempt)
-        if attempt is None:  # it has ended in this very moment, and that is being told
-            self._ack(consumer, delivery)
-            return
-        if not attempt.windowless:
-            attempt.window.released()
-        attempt.delivery, attempt.window, attempt.windowless = delivery, consumer, False
-        attempt.held_since = self._clock.monotonic()
+    def _adopt(self, newcomer: _Early) -> None:
+        """Another copy of a task in hand: from now on it is held in place of the one before,
+        which was lost with its connection, or is superfluous.
+        """
+        with self._lock:
+            early = self._early.get(key_of(newcomer.task))
+            if early is not None:
+                before: Held | None = Held(early.delivery, early.window)
+                early.delivery, early.window = newcomer.delivery, newcomer.window
+            else:
+                before = self._table.exchange(
+                    newcomer.task, newcomer.delivery, newcomer.window, self._clock.monotonic()
+                )
+        # None: its end has been told in this very moment.
+        (before or Held(newcomer.delivery, newcomer.window)).let_go()
 
-    def _claim(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
+    def _claim_in_background(self, early: _Early, *, is_lost: bool = False) -> None:
+        self._early[key_of(early.task)] = early
+        with self._lock:
+            self._claiming += 1
+        self._sender.in_background(lambda: self._claim(early, is_lost))
+
+    def _claim(self, early: _Early, is_lost: bool) -> None:
         """Claim the task's id on the broker, and run it or answer for it; blocks."""
+        task = early.task
         queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
         plan = topology.claim_queue(self._names, queue, claim_token(task), task.id_retention_ms)
         try:
             mine = self._sender.broker.claim(plan, self._clock.monotonic() + CLAIM_WITHIN_S)
         except TqBrokerError as error:
             log.warning("id of %s not claimed: %s", task.activity_id, error)
-            self._give_back(consumer, delivery)
-            return
-        finally:
-            with self._lock:
-                self._claiming -= 1
-        # Only the holder of a claim makes further attempts, so these need not win it again.
-        if mine or task.attempt > 1:
-            self._start(consumer, delivery, task)
-            return
-        done = self._reported(lambda: self._ack(consumer, delivery))
+            follows = self._lost if is_lost else self._give_back
+        else:
+            # Only the holder of a claim makes further attempts, so these need not win it again.
+            if not mine and task.attempt == 1:
+                follows = self._refer
+            else:
+                follows = self._lost if is_lost else self._start
+        with self._turn:
+            try:
+                with self._lock:
+                    self._claiming -= 1
+                follows(early)
+            except Malformed as error:
+                self._park_early(early, error.reason)
+        self._start_waiting()
+
+    def _lost(self, early: _Early) -> None:
+        self._fail(early, intake.lost())
+
+    def _refer(self, early: _Early) -> None:
+        """Its id was started before: tell the caller where the outcome is, or that it is."""
+        task = early.task
+        queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
         joins = task.id_conflict is ActivityIDConflictPolicy.USE_EXISTING
         status = Status.JOINED if joins else Status.REFUSED
+        done = self._reported(lambda: self._let_go(early))
         self._reporter.notice(task, status, msgspec.json.encode(str(queue)), done)
 
-    def _start(self, consumer: Source, delivery: Delivery, task: ActivityTask) -> None:
-        """Run a task that was claimed, or that has waited for a slot."""
-        registered = self._registry.find(task.activity_type)
+    def _start(self, early: _Early) -> None:
+        """Run a task that was claimed, or that has waited for a slot. Raises `Malformed`."""
+        if self._closing:
+            self._give_back(early)
+            return
+        registered = self._registry.find(early.task.activity_type)
         assert registered is not None, "what is not served neither waits nor claims"
-        try:
-            attempt = self._begin(consumer, delivery, task, registered, epoch_ms(self._clock))
-        except Malformed as error:
-            self._park(consumer, delivery, error.reason)
-        else:
-            self.executors[attempt.where].start([attempt])
+        attempt = self._begin(early, registered, epoch_ms(self._clock))
+        self.executors[attempt.where].start([attempt])
+
+    def _park_early(self, early: _Early, reason: str) -> None:
+        with self._lock:
+            self._early.pop(key_of(early.task), None)
+        self._park(early.window, early.delivery, reason)
+
+    def _start_waiting(self) -> None:
+        """Run what waits for a slot, as far as there are free ones."""
+        while self._waiting and not self._closing:
+            with self._turn:
+                if self._free_slots() <= 0:
+                    return
+                try:
+                    early = self._waiting.popleft()
+                except IndexError:  # given back in this very moment
+                    return
+                if early.task.id_retention_ms:
+                    self._claim_in_background(early)
+                    continue
+                try:
+                    self._start(early)
+                except Malformed as error:
+                    self._park_early(early, error.reason)
 
     def give_back_waiting(self, *, all_of_them: bool = False) -> None:
         """Put tasks that have waited for a slot for too long back on their queue."""
         latest = self._clock.monotonic() - HOLD_S
-        while self._waiting and (all_of_them or self._waiting[0].since <= latest):
-            try:
-                waiting = self._waiting.popleft()
-            except IndexError:  # a slot became free in this very moment
-                return
-            self._give_back(waiting.consumer, waiting.delivery)
+        while self._waiting:
+            with self._turn:
+                if not self._waiting or not (all_of_them or self._waiting[0].since <= latest):
+                    return
+                early = self._waiting.popleft()
+            self._give_back(early)
 
     # --- ends of code: `tq_broker.worker.executors.Owner` -----------------------------------------
 
@@ -278,15 +342,7 @@ class Handler:
 
     def _code_stopped(self, attempt: Attempt) -> None:
         self._table.stopped(attempt)
-        if self._waiting and not self._closing:
-            try:
-                waiting = self._waiting.popleft()
-            except IndexError:  # given back in this very moment
-                return
-            if waiting.task.id_retention_ms:
-                self._dispose(intake.CLAIM, waiting.consumer, waiting.delivery, waiting.task)
-            else:
-                self._start(waiting.consumer, waiting.delivery, waiting.task)
+        self._start_waiting()
 
     # --- ends of attempts -------------------------------------------------------------------------
 
@@ -317,7 +373,7 @@ class Handler:
 
     def time_out(self, attempt: Attempt, timeout: TimeoutType) -> None:
         """A deadline of ``attempt`` is over."""
-        details = [msgspec.json.decode(raw) for raw in attempt.details or ()]
+        details = [_readable(raw) for raw in attempt.details or ()]
         self.end(attempt, failures.timed_out(timeout, details))
         self._abandon(attempt)
 
@@ -352,18 +408,15 @@ class Handler:
 
     def _release(self, attempt: Attempt) -> None:
         """What follows from ``attempt`` is safe with the broker."""
-        attempt.delivery.ack()
-        self.leave_window(attempt)
+        self._table.release(attempt).let_go()
 
-    def leave_window(self, attempt: Attempt) -> None:
-        """The delivery of ``attempt`` is acknowledged, or was exchanged for a lease."""
-        if not attempt.windowless:
-            attempt.windowless = True
-            attempt.window.released()
-
-    def _ack(self, consumer: Source, delivery: Delivery) -> None:
-        delivery.ack()
-        consumer.released()
+    def _let_go(self, early: _Early) -> None:
+        """``early`` has been dealt with."""
+        with self._lock:
+            if self._early.get(key_of(early.task)) is early:
+                del self._early[key_of(early.task)]
+            held = Held(early.delivery, early.window)
+        held.let_go()
 
     def _reported(self, then: Then) -> Then:
         """``then``, and it is known that this is not reported yet."""
@@ -378,18 +431,28 @@ class Handler:
         return done
 
 
-class _Waiting:
-    """A task that waits for a slot."""
+class _Early:
+    """A task in hand that does not run, or not yet: it waits for a slot, its id is being
+    claimed, or what became of it is being told.
+    """
 
-    __slots__ = ("consumer", "delivery", "since", "task")
+    __slots__ = ("delivery", "since", "task", "window")
 
     def __init__(
-        self, since: float, consumer: Source, delivery: Delivery, task: ActivityTask
+        self, task: ActivityTask, delivery: Delivery, window: Source, since: float
     ) -> None:
-        self.since = since
-        self.consumer = consumer
-        self.delivery = delivery
         self.task = task
+        self.delivery = delivery
+        self.window = window
+        self.since = since
+
+
+def _readable(raw: msgspec.Raw) -> Any:
+    """The value of heartbeat details; somebody else may have sent what nobody can read."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return bytes(raw[:80]).decode("utf-8", "replace")
 
 
 def _nothing() -> None:

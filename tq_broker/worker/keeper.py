@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -28,9 +28,9 @@ from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.model.tasks import TaskBody
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
-from tq_broker.worker.attempt import Attempt, Place
+from tq_broker.worker.attempt import Attempt, Place, State
 from tq_broker.worker.options import WorkerOptions
-from tq_broker.worker.table import Table
+from tq_broker.worker.table import Held, Key, Table, key_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,6 @@ class Keeper:
         place: Place,
         table: Table,
         options: WorkerOptions,
-        on_leased: Callable[[Attempt], None],
     ) -> None:
         self._broker = broker
         self._sender = sender
@@ -59,11 +58,17 @@ class Keeper:
         self._lease_after_s = options.lease_after.total_seconds()
         self._longest = options.max_heartbeat_throttle_interval
         self._default = options.default_heartbeat_throttle_interval
-        self._on_leased = on_leased
         self._queue = names.queue(Kind.LEASE, place.worker_id)
         self._exchange = names.exchange(Exchange.TASKS)
         self._lock = threading.Lock()
         self._subscription: Subscription | None = None
+        self._under_way: set[Key] = set()
+        self._closed = False
+
+    @property
+    def under_way(self) -> int:
+        """Leases sent that have not come yet. What is left behind would count as lost."""
+        return len(self._under_way)
 
     def beat(self, attempt: Attempt) -> None:
         """``attempt`` has reported details: keep them now if none were kept lately."""
@@ -94,14 +99,16 @@ class Keeper:
     def keep(self, attempt: Attempt) -> None:
         """Exchange the delivery of ``attempt`` for a lease; returns at once."""
         with self._lock:
-            if attempt.leasing:
+            if attempt.leasing or attempt.state is State.ENDED or self._closed:
                 return
             attempt.leasing = True
             self._subscribe()
+            self._under_way.add(key_of(attempt.task))
         details = attempt.details
         body = attempt.body
         if details is not None:
             body = TaskBody(args=body.args, heartbeat=details, failure=body.failure)
+        saved_before = attempt.saved
         attempt.saved, attempt.saved_at = details, self._place.clock.monotonic()
         converter = self._place.converter
         try:
@@ -122,7 +129,9 @@ class Keeper:
 
         def sent(error: TqBrokerError | None) -> None:
             if error is not None:
-                attempt.leasing = False
+                self._under_way.discard(key_of(task))
+                # Details that were not kept are tried again, no sooner than others would be.
+                attempt.leasing, attempt.saved = False, saved_before
                 log.warning("lease of %s not made: %s", task.activity_id, error)
 
         deadline = self._place.clock.monotonic() + SEND_WITHIN_S
@@ -139,28 +148,26 @@ class Keeper:
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            attempt = self._find(delivery)
-            if attempt is None:
+            before = self._swap(delivery)
+            if before is None:
                 delivery.ack()  # it ended while its lease was on the way
-                continue
-            before, attempt.delivery = attempt.delivery, delivery
-            attempt.held_since = self._place.clock.monotonic()
-            attempt.leasing = False
-            before.ack()
-            self._on_leased(attempt)
+            else:
+                before.let_go()
 
-    def _find(self, delivery: Delivery) -> Attempt | None:
+    def _swap(self, delivery: Delivery) -> Held | None:
         task_queue = delivery.message.headers.get("tq-task-queue", "")
         try:
             task = envelope.read_task(delivery.message, str(task_queue))
         except Malformed as error:
             log.warning("foreign message in the lease queue dropped: %s", error)
             return None
-        return self._table.find(task.task_queue, task.activity_id, task.attempt)
+        self._under_way.discard(key_of(task))
+        return self._table.exchange(task, delivery, None, self._place.clock.monotonic())
 
     def close(self) -> None:
         """Take no more leases."""
         with self._lock:
+            self._closed = True
             if self._subscription is not None:
                 self._subscription.cancel_nowait()
                 self._subscription = None

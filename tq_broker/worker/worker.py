@@ -109,7 +109,7 @@ class Worker:
         )
         self._poller = Poller(broker, sender, slots, handler.on_deliveries)
         self._keeper = handler.keeper = Keeper(
-            broker, sender, names, place, table, options, handler.leave_window
+            broker, sender, names, place, table, options
         )
         self._settings = handler.settings = SettingsLog(
             broker, names, self._clock, self._on_record

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.cli.conftest import Invoke
+
+from tq_broker.client import BlockingClient
+from tq_broker.worker import Worker
+
+QUICK = ("--wait", "50ms")
+
+
+@pytest.fixture
+def waiting(client: BlockingClient, app: str) -> str:
+    """A task queue with two tasks and no worker."""
+    from tq_broker.cli.application import load_application
+
+    add = load_application(app).find("add")
+    assert add is not None
+    client.start_activities(add, [(1, 2), (3, 4)], wait_result=False, task_queue="idle")
+    return "idle"
+
+
+def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
+    answer = invoke("task-queue", "list", "--namespace", "typo", *QUICK)
+    assert answer.exit_code == 0
+    assert answer.stdout == ""
+    assert "nobody has used namespace 'typo'" in answer.stderr
+
+
+def test_a_list_has_what_waits_and_who_serves(
+    invoke: Invoke, waiting: str, worker: Worker
+) -> None:
+    answer = invoke("task-queue", "list", *QUICK)
+    assert answer.stdout == "idle\t2\t0\t0\t\nmath\t0\t1\t0\tw1@here\n"
+    first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)
+    assert (first["task_queue"], first["backlog"], first["workers"]) == ("idle", 2, [])
+    assert (second["task_queue"], second["workers"]) == ("math", ["w1@here"])
+
+
+def test_a_description_tells_all(invoke: Invoke, waiting: str, worker: Worker) -> None:
+    shown = invoke("task-queue", "describe", "math", *QUICK).stdout
+    assert "worker\tw1@here (id one, host here, 0/100 slots)" in shown
+    assert "activities\tadd, fail" in shown
+    shown = invoke("task-queue", "describe", waiting, *QUICK).stdout
+    assert "backlog\t2\noldest age\tnot known" in shown
+    assert "worker\tnone answered" in shown
+    told = json.loads(
+        invoke("task-queue", "describe", waiting, "--oldest", "--json", *QUICK).stdout
+    )
+    assert told["backlog"] == 2
+    assert 0 <= told["oldest_age_s"] < 60
+    assert invoke("task-queue", "describe", "none").exit_code == 5
+
+
+def test_peek_shows_tasks(invoke: Invoke, waiting: str) -> None:
+    lines = invoke("task-queue", "peek", waiting).stdout.splitlines()
+    assert [line.split("\t")[-1] for line in lines] == ["[1,2]", "[3,4]"]
+    (one,) = json.loads(invoke("task-queue", "peek", waiting, "-n", "1", "--json").stdout)
+    assert (one["type"], one["attempt"], one["redelivered"]) == ("add", 1, False)
+    assert invoke("task-queue", "peek", waiting, "-n", "0").exit_code == 2
+
+
+def test_purge_asks_first(invoke: Invoke, waiting: str) -> None:
+    answer = invoke("task-queue", "purge", waiting)
+    assert answer.exit_code == 2
+    assert "Drop 2 tasks of task queue 'idle' for ever? Say --yes" in answer.stderr
+    assert invoke("task-queue", "purge", waiting, "--yes").stdout == "2 tasks dropped\n"
+    answer = invoke("task-queue", "purge", waiting, "-y", "--json")
+    assert json.loads(answer.stdout) == {"task_queue": waiting, "dropped": 0}
+
+
+def test_reclaim_removes_what_is_idle(invoke: Invoke, waiting: str, worker: Worker) -> None:
+    assert invoke("task-queue", "reclaim", "--grace", "10ms").stdout == ""
+    invoke("task-queue", "purge", waiting, "--yes")
+    assert invoke("task-queue", "reclaim", "--grace", "10ms").stdout == "idle\n"
+    assert invoke("task-queue", "describe", waiting).exit_code == 5
+    assert invoke("task-queue", "describe", "math", *QUICK).exit_code == 0

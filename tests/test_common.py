@@ -1,0 +1,137 @@
+"""What users may set."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tq_broker.common import (
+    DURATION_MAX,
+    ActivityOptions,
+    ActivityOptionsDict,
+    OnGone,
+    RetryPolicy,
+    Route,
+    TargetKind,
+    check_duration,
+    options_from,
+    to_ms,
+)
+from tq_broker.exceptions import InvalidArgument
+
+durations = st.timedeltas(timedelta(milliseconds=1), DURATION_MAX)
+
+
+@given(durations)
+def test_a_duration_within_its_bounds_is_accepted_and_never_rounded_to_nothing(
+    value: timedelta,
+) -> None:
+    assert check_duration("it", value) == value
+    assert to_ms(value) >= 1
+    assert timedelta(0) <= timedelta(milliseconds=to_ms(value)) - value < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("value", [timedelta(0), timedelta(seconds=-1), timedelta(microseconds=9)])
+def test_a_duration_below_its_bound_is_refused(value: timedelta) -> None:
+    with pytest.raises(InvalidArgument, match="it is .* at least 0:00:00.001000 and at most 3650"):
+        check_duration("it", value)
+
+
+@pytest.mark.parametrize("value", [3, 3.0, "3s", None])
+def test_a_number_is_no_duration(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="it must be a timedelta"):
+        check_duration("it", value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"initial_interval": timedelta(0)}, "initial_interval"),
+        ({"initial_interval": 1}, "initial_interval must be a timedelta"),
+        ({"backoff_coefficient": 0.9}, "backoff_coefficient is 0.9; it must be from 1 to 1000"),
+        ({"backoff_coefficient": float("nan")}, "backoff_coefficient is nan"),
+        ({"backoff_coefficient": float("inf")}, "backoff_coefficient is inf"),
+        ({"backoff_coefficient": True}, "backoff_coefficient must be a number"),
+        ({"backoff_coefficient": "2"}, "backoff_coefficient must be a number"),
+        ({"maximum_interval": timedelta(milliseconds=999)}, "maximum_interval .* at least 0:00:01"),
+        ({"maximum_attempts": -1}, r"maximum_attempts is -1; it must be 0 \(no bound\) or more"),
+        ({"maximum_attempts": True}, "maximum_attempts is True"),
+        ({"maximum_attempts": 1.5}, "maximum_attempts is 1.5"),
+        ({"non_retryable_error_types": "ValueError"}, "must be a sequence of strings"),
+        ({"non_retryable_error_types": [ValueError]}, "must be a sequence of strings"),
+    ],
+)
+def test_a_wrong_retry_policy_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        RetryPolicy(**fields)
+
+
+def test_the_defaults_of_a_retry_policy_are_temporals() -> None:
+    policy = RetryPolicy()
+    assert policy.initial_interval == timedelta(seconds=1)
+    assert policy.backoff_coefficient == 2
+    assert (policy.maximum_interval, policy.maximum_attempts) == (None, 0)
+
+
+def test_a_route_names_a_host_or_a_process() -> None:
+    assert Route.host("h") == Route(TargetKind.HOST, "h", OnGone.FAIL, None)
+    waits = Route.process("p", on_gone=OnGone.WAIT, wait=timedelta(seconds=1))
+    assert (waits.kind, waits.wait) == (TargetKind.PROCESS, timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host", "h"), "route.kind must be a TargetKind"),
+        ((TargetKind.HOST, ""), "route.host must be a non-empty string"),
+        ((TargetKind.PROCESS, 3), "route.process must be a non-empty string"),
+        ((TargetKind.HOST, "h", "fail"), "route.on_gone must be an OnGone"),
+        ((TargetKind.HOST, "h", OnGone.WAIT), "route.wait is needed with OnGone.WAIT and only"),
+        ((TargetKind.HOST, "h", OnGone.FAIL, timedelta(1)), "route.wait is needed with"),
+        ((TargetKind.HOST, "h", OnGone.WAIT, timedelta(0)), "route.wait is 0:00:00"),
+    ],
+)
+def test_a_wrong_route_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        Route(*arguments)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidArgument, match=r"option 'timeout'; known are: heartbeat_timeout, .*"):
+        options_from({"timeout": 3})
+
+
+options = st.builds(
+    ActivityOptions,
+    task_queue=st.none() | st.text(),
+    priority=st.none() | st.integers(1, 5),
+    start_to_close_timeout=st.none() | durations,
+    heartbeat_timeout=st.none() | durations,
+    retry_policy=st.none() | st.just(RetryPolicy(maximum_attempts=3)),
+)
+
+
+@given(options, options)
+def test_what_is_said_wins_and_the_rest_comes_from_the_defaults(
+    said: ActivityOptions, defaults: ActivityOptions
+) -> None:
+    both = said.over(defaults)
+    for name in ActivityOptionsDict.__annotations__:
+        mine = getattr(said, name)
+        assert getattr(both, name) == (getattr(defaults, name) if mine is None else mine)
+
+
+@given(options)
+def test_saying_nothing_changes_nothing(defaults: ActivityOptions) -> None:
+    assert ActivityOptions().over(defaults) == defaults
+    assert defaults.over(ActivityOptions()) == defaults
+
+
+def test_the_keywords_are_the_options() -> None:
+    assert set(ActivityOptionsDict.__annotations__) == {
+        name for name in ActivityOptions.__dataclass_fields__
+    }
