@@ -166,6 +166,9 @@ def test_a_killed_and_restarted_broker_loses_nothing(
 ) -> None:
     load = Load(make_broker(), "killed")
     load.run_on(500)
+    # RabbitMQ 3.10 forgets the term of a quorum queue that is killed within seconds of its
+    # birth, and such a queue elects no leader any more.
+    CLOCK.sleep(6)
     node.kill()
     CLOCK.sleep(1)
     node.start()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -62,7 +63,10 @@ def test_options_of_the_decorator_are_kept() -> None:
     [
         ({"start_to_close": timedelta(seconds=1)}, r"'start_to_close'.*start_to_close_timeout"),
         ({"start_to_close_timeout": 3}, "start_to_close_timeout must be a timedelta, not int"),
-        ({"heartbeat_timeout": timedelta(0)}, r"heartbeat_timeout is 0:00:00.*at least 0:00:00.001"),
+        (
+            {"heartbeat_timeout": timedelta(0)},
+            r"heartbeat_timeout is 0:00:00.*at least 0:00:00.001",
+        ),
         ({"schedule_to_close_timeout": timedelta(days=4000)}, "at most 3650 days"),
         ({"priority": 6}, r"priority is 6; it must be from 1 \(first\) to 5"),
         ({"priority": True}, "priority is True"),
@@ -161,7 +165,7 @@ def test_a_class_that_cannot_be_called_is_refused() -> None:
         activity.defn(Nothing)
 
 
-@dataclass
+@dataclasses.dataclass
 class Point:
     x: int
 
@@ -278,8 +282,6 @@ def test_the_logger_says_which_attempt_speaks(caplog: pytest.LogCaptureFixture) 
 def test_a_percent_sign_in_the_facts_does_not_break_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import dataclasses
-
     env = ActivityEnvironment()
     env.info = dataclasses.replace(env.info, activity_id="100%s", activity_type="%d")
     env.run(lambda: activity.logger.warning("it is %s", "late"))
@@ -367,3 +369,15 @@ def test_a_loop_that_is_closed_does_not_harm_a_signal() -> None:
     asyncio.run(leaves())
     happened.set()
     assert happened.is_set()
+
+
+def test_whoever_gives_up_waiting_is_forgotten() -> None:
+    happened = Signal()
+
+    async def impatient() -> None:
+        for _ in range(100):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(happened.wait(), 0.000001)
+
+    asyncio.run(impatient())
+    assert not happened._callbacks

@@ -37,7 +37,7 @@ def test_a_duration_within_its_bounds_is_accepted_and_never_rounded_to_nothing(
 
 @pytest.mark.parametrize("value", [timedelta(0), timedelta(seconds=-1), timedelta(microseconds=9)])
 def test_a_duration_below_its_bound_is_refused(value: timedelta) -> None:
-    with pytest.raises(InvalidArgument, match="it is .* at least 0:00:00.001000 and at most 3650"):
+    with pytest.raises(InvalidArgument, match=r"it is .* at least 0:00:00.001000 and at most 3650"):
         check_duration("it", value)
 
 
@@ -101,7 +101,9 @@ def test_a_wrong_route_is_refused(arguments: Any, message: str) -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidArgument, match=r"option 'timeout'; known are: heartbeat_timeout, .*"):
+    with pytest.raises(
+        InvalidArgument, match=r"option 'timeout'; known are: heartbeat_timeout, .*"
+    ):
         options_from({"timeout": 3})
 
 
@@ -132,6 +134,4 @@ def test_saying_nothing_changes_nothing(defaults: ActivityOptions) -> None:
 
 
 def test_the_keywords_are_the_options() -> None:
-    assert set(ActivityOptionsDict.__annotations__) == {
-        name for name in ActivityOptions.__dataclass_fields__
-    }
+    assert set(ActivityOptionsDict.__annotations__) == set(ActivityOptions.__dataclass_fields__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import pickle
@@ -54,10 +55,8 @@ def test_json_values_come_back_as_they_were(value: Any) -> None:
 @given(st.binary())
 def test_any_bytes_are_a_value_or_malformed(data: bytes) -> None:
     for hint in (Any, int, Thing, list[str]):
-        try:
+        with contextlib.suppress(Malformed):
             CONVERTER.decoder(hint)(data)
-        except Malformed as error:
-            assert error.reason.startswith("body: ")
 
 
 def test_typed_values_come_back_as_their_hint_says() -> None:
@@ -67,10 +66,20 @@ def test_typed_values_come_back_as_their_hint_says() -> None:
     assert CONVERTER.decoder(Thing)(CONVERTER.encode(thing)) == thing
 
 
-def test_a_hint_that_json_has_no_notion_of_gets_the_plain_value() -> None:
+@dataclass
+class Other:
+    name: str
+
+
+def test_a_hint_that_json_cannot_tell_apart_gets_the_plain_value() -> None:
+    assert CONVERTER.decoder(Thing | Other)(b'{"x":1}') == {"x": 1}
+
+
+def test_a_class_without_a_hook_is_refused_with_its_name() -> None:
     class Own: ...
 
-    assert CONVERTER.decoder(Own)(b'{"x":1}') == {"x": 1}
+    with pytest.raises(Malformed, match="Expected `Own`, got `dict`"):
+        CONVERTER.decoder(Own)(b'{"x":1}')
 
 
 def test_hooks_add_types() -> None:
@@ -169,16 +178,14 @@ def test_a_body_with_fewer_codecs_or_none_is_understood() -> None:
 
 @pytest.mark.parametrize("names", ["gzip", "zlib,", ",", "zlib,,reversed", "ZLIB", " zlib"])
 def test_a_codec_that_is_not_configured_is_malformed(names: str) -> None:
-    with pytest.raises(Malformed, match="tq-codecs: .* is not configured here"):
+    with pytest.raises(Malformed, match=r"tq-codecs: .* is not configured here"):
         CODED.unseal(CODED.seal(b"abc"), names)
 
 
 @given(st.binary(max_size=200))
 def test_bytes_that_are_not_compressed_are_malformed(data: bytes) -> None:
-    try:
+    with pytest.raises(Malformed, match=r"zlib: |expands"):
         ZlibCodec().decode(data, 1000)
-    except Malformed as error:
-        assert "zlib" in error.reason or "expands" in error.reason
 
 
 def test_a_body_cut_short_is_malformed() -> None:

@@ -71,9 +71,7 @@ def test_errors_are_the_standard_librarys_where_there_are_such() -> None:
 
 def test_the_cause_is_the_one_that_was_raised_from() -> None:
     low = ApplicationError("low", 1, 2, type="Low")
-    high = ActivityError(
-        "high", activity_id="a", activity_type="t", retry_state=RetryState.TIMEOUT
-    )
+    high = ActivityError("high", activity_id="a", activity_type="t", retry_state=RetryState.TIMEOUT)
     with pytest.raises(ActivityError) as caught:
         raise high from low
     assert caught.value.cause is low
@@ -83,7 +81,7 @@ def test_the_cause_is_the_one_that_was_raised_from() -> None:
 
 def test_numbers_are_temporals() -> None:
     assert [int(kind) for kind in TimeoutType] == [1, 2, 3, 4]
-    assert RetryState.CANCEL_REQUESTED == 7
+    assert int(RetryState.CANCEL_REQUESTED) == 7
 
 
 def test_a_timeout_says_which() -> None:

@@ -18,7 +18,7 @@ import logging
 import threading
 import typing
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -31,6 +31,10 @@ from tq_broker.model.names import check_task_queue, check_text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter  # it takes a parameter from Python 3.11 on
 
 __all__ = [
     "ActivityDefinition",
@@ -181,7 +185,7 @@ def _define(
     target: Any,
     name: str | None,
     dynamic: bool,
-    executor: str,
+    executor: ExecutorKind,
     no_thread_cancel_exception: bool,
     keywords: Mapping[str, Any],
 ) -> ActivityDefinition:
@@ -208,11 +212,19 @@ def _define(
     options = options_from(keywords)
     if options.task_queue is not None:
         check_task_queue(options.task_queue)
-    type_name = "" if dynamic else check_text(
-        "name", target.__name__ if name is None else name, bytes_max=NAME_BYTES_MAX
+    type_name = (
+        ""
+        if dynamic
+        else check_text("name", target.__name__ if name is None else name, bytes_max=NAME_BYTES_MAX)
     )
     return ActivityDefinition(
-        type_name, target, options, is_async, dynamic, executor, no_thread_cancel_exception  # type: ignore[arg-type]
+        type_name,
+        target,
+        options,
+        is_async,
+        dynamic,
+        executor,
+        no_thread_cancel_exception,
     )
 
 
@@ -312,12 +324,18 @@ class Signal:
         """Wait until it happens."""
         loop = asyncio.get_running_loop()
         happened = asyncio.Event()
-        self.on_set(lambda: _call(loop, happened.set))
-        await happened.wait()
 
+        def tell() -> None:
+            with suppress(RuntimeError):  # a loop that has been closed waits for nothing
+                loop.call_soon_threadsafe(happened.set)
 
-def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
-    loop.call_soon_threadsafe(callback)
+        self.on_set(tell)
+        try:
+            await happened.wait()
+        finally:
+            # Signals live as long as the worker; whoever gives up waiting is forgotten.
+            with self._lock, suppress(ValueError):
+                self._callbacks.remove(tell)
 
 
 class Context(Protocol):
@@ -422,7 +440,27 @@ def raise_complete_async() -> NoReturn:
     raise CompleteAsyncError("to be completed by its task token")
 
 
-class _ActivityLogger(logging.LoggerAdapter[logging.Logger]):
+class _Line(str):
+    """A message and the facts behind it. Arguments are for the message only: facts are text
+    of others, in which a percent sign means nothing.
+    """
+
+    _message: str
+    _facts: str
+
+    def __new__(cls, message: object, facts: str) -> _Line:
+        line = super().__new__(cls, f"{message}{facts}")
+        line._message, line._facts = str(message), facts
+        return line
+
+    def __str__(self) -> str:
+        return self  # what logging formats is ``str(line) % arguments``
+
+    def __mod__(self, arguments: Any) -> str:
+        return f"{self._message % arguments}{self._facts}"
+
+
+class _ActivityLogger(_Adapter):
     """Adds the activity's id, type, attempt and task queue to each record."""
 
     def process(
@@ -439,7 +477,8 @@ class _ActivityLogger(logging.LoggerAdapter[logging.Logger]):
             "task_queue": about.task_queue,
         }
         kwargs["extra"] = {**(kwargs.get("extra") or {}), "tq_activity": facts}
-        return f"{msg} ({about.activity_type} {about.activity_id} #{about.attempt})", kwargs
+        line = _Line(msg, f" ({about.activity_type} {about.activity_id} #{about.attempt})")
+        return line, kwargs
 
 
 logger = _ActivityLogger(logging.getLogger(__name__), {})

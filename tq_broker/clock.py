@@ -107,4 +107,4 @@ def remaining(clock: Clock, deadline: float) -> float:
 
 def epoch_ms(clock: Clock) -> int:
     """Wall-clock milliseconds since the epoch, the unit of every time on the wire."""
-    return int(clock.wall() * 1000)
+    return round(clock.wall() * 1000)

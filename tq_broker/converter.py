@@ -74,8 +74,8 @@ class JSONPayloadConverter:
         try:
             decode = msgspec.json.Decoder(hint, dec_hook=self._dec_hook, strict=False).decode
         except TypeError:
-            # A hint that JSON has no notion of (a class of the user's, without a hook): the
-            # plain JSON value is what the function gets.
+            # A hint that JSON cannot tell apart (a union of two classes): the plain JSON value
+            # is what the function gets.
             decode = msgspec.json.Decoder().decode
 
         def checked(data: bytes | memoryview) -> Any:

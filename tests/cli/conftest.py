@@ -19,7 +19,7 @@ from tq_broker.worker import Worker
 
 Invoke = Callable[..., Result]
 
-SOURCE = '''
+SOURCE = """
 from datetime import timedelta
 
 from tq_broker import activity
@@ -39,7 +39,7 @@ async def fail(text: str) -> None:
 
 some = [add]
 options = {"activities": [add], "task_queues": ["own"], "max_concurrent_activities": 7}
-'''
+"""
 
 
 @pytest.fixture(autouse=True)

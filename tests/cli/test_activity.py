@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.cli.conftest import Invoke
 
+from tests.cli.conftest import Invoke
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
 from tq_broker.worker import Worker

@@ -31,7 +31,7 @@ def test_a_mapping_gives_worker_options_too(app: str) -> None:
     assert loaded.options == {"max_concurrent_activities": 7}
 
 
-MORE = '''
+MORE = """
 class Store:
     @activity.defn
     def put(self, key: str) -> None: ...
@@ -50,7 +50,7 @@ one_queue = {"activities": [add], "task_queues": "math"}
 bad_converter = {"activities": [add], "data_converter": 3}
 class nested:
     inner = [add]
-'''
+"""
 
 
 @pytest.fixture

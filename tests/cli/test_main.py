@@ -4,8 +4,8 @@ import sys
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Invoke
 
+from tests.cli.conftest import Invoke
 from tq_broker.cli import main as main_module
 from tq_broker.cli.main import cli, main
 from tq_broker.exceptions import AccessRefused, Bug

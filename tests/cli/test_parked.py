@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.cli.conftest import Invoke
 
+from tests.cli.conftest import Invoke
 from tq_broker.client import BlockingClient
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind

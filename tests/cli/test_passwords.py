@@ -22,7 +22,5 @@ OPEN = "amqp://user@host/vhost"
         ([], [], None),
     ],
 )
-def test_a_password_is_taken_out(
-    arguments: list[str], kept: list[str], url: "str | None"
-) -> None:
+def test_a_password_is_taken_out(arguments: list[str], kept: list[str], url: "str | None") -> None:
     assert without_password(arguments) == (kept, url)

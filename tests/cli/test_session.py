@@ -55,9 +55,7 @@ def test_the_application_must_be_named() -> None:
         session().application()
 
 
-def test_a_client_has_the_converter_of_the_application(
-    app: str, tmp_path: Path, url: str
-) -> None:
+def test_a_client_has_the_converter_of_the_application(app: str, tmp_path: Path, url: str) -> None:
     with (tmp_path / f"{app}.py").open("a") as file:
         file.write("from tq_broker.converter import DataConverter\n")
         file.write("own = {'activities': [add], 'data_converter': DataConverter(bytes_max=99)}\n")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.cli.conftest import Invoke
 
+from tests.cli.conftest import Invoke
 from tq_broker.client import BlockingClient
 from tq_broker.worker import Worker
 
@@ -29,9 +29,7 @@ def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
     assert "nobody has used namespace 'typo'" in answer.stderr
 
 
-def test_a_list_has_what_waits_and_who_serves(
-    invoke: Invoke, waiting: str, worker: Worker
-) -> None:
+def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, worker: Worker) -> None:
     answer = invoke("task-queue", "list", *QUICK)
     assert answer.stdout == "idle\t2\t0\t0\t\nmath\t0\t1\t0\tw1@here\n"
     first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import pytest
 
 from tests.contracts.broker import PATIENCE_S, Bench, BrokerContract, Inbox, World, message
-from tq_broker.exceptions import BrokerUnavailable, Bug, InvalidArgument
+from tq_broker.exceptions import BrokerUnavailable, Bug, DeadlineExceeded, InvalidArgument
 from tq_broker.model.message import Publication
 from tq_broker.model.names import Names
 from tq_broker.queues.broker import Broker, Delivery, Receipt, SubscribeOptions, Verdict
@@ -19,11 +20,19 @@ from tq_broker.testing.manual_clock import ManualClock
 
 
 class MemoryWorld(World):
+    """One server under a manual clock.
+
+    Deadlines under such a clock never come by themselves: a guard lets them come when a test
+    hangs, so that it fails instead.
+    """
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = self.manual = ManualClock()
         self._server = MemoryServer()
         self._brokers: list[MemoryBroker] = []
+        self._closed = threading.Event()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def make_broker(self) -> MemoryBroker:
         self._brokers.append(MemoryBroker(self._server, self.clock))
@@ -41,6 +50,13 @@ class MemoryWorld(World):
     def close(self) -> None:
         for broker in self._brokers:
             broker.close(self.deadline())
+        self._closed.set()
+
+    def _guard(self) -> None:
+        patience_s = 2 * PATIENCE_S
+        while not self._closed.wait(patience_s):
+            self.manual.advance(3600)
+            patience_s = 0.1
 
 
 class TestMemoryBroker(BrokerContract):
@@ -189,6 +205,26 @@ def test_a_blocking_call_from_a_callback_is_a_bug(world: MemoryWorld, bench: Ben
     bench.subscribe(full, ask)
     bench.send(full)
     assert "callback" in str(errors.get(timeout=PATIENCE_S))
+
+
+def test_cancelling_gives_up_at_its_deadline_on_a_callback_that_does_not_end(
+    world: MemoryWorld, bench: Bench
+) -> None:
+    full = bench.declare("q")
+    entered, leave = threading.Event(), threading.Event()
+
+    def stuck(deliveries: Sequence[Delivery]) -> None:
+        entered.set()
+        assert leave.wait(PATIENCE_S)
+
+    wish = bench.subscribe(full, stuck)
+    bench.post(full)
+    assert entered.wait(PATIENCE_S)
+    with ThreadPoolExecutor(1) as pool:
+        cancelling = pool.submit(wish.cancel, world.clock.monotonic() + 5)
+        world.manual.advance(5)
+        assert isinstance(cancelling.exception(PATIENCE_S), DeadlineExceeded)
+    leave.set()
 
 
 def test_a_stream_cannot_be_consumed_without_prefetch(bench: Bench) -> None:

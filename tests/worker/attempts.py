@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -97,19 +97,15 @@ def attempt_of(
     at = at or place()
     definition = definition_of(fn)
     converter = at.converter.payload_converter
-    task = ActivityTask(
-        **(
-            {
-                "activity_id": "a-1",
-                "activity_type": definition.name,
-                "task_queue": "work",
-                "body": b"",
-                "scheduled_ms": 1_700_000_000_000,
-                "start_to_close_ms": 60_000,
-            }
-            | fields
-        )
-    )
+    known: dict[str, Any] = {
+        "activity_id": "a-1",
+        "activity_type": definition.name,
+        "task_queue": "work",
+        "body": b"",
+        "scheduled_ms": 1_700_000_000_000,
+        "start_to_close_ms": 60_000,
+    }
+    task = ActivityTask(**(known | fields))
     body = TaskBody(
         args=[msgspec.Raw(converter.encode(arg)) for arg in args], heartbeat=heartbeat or []
     )
@@ -119,7 +115,7 @@ def attempt_of(
         Registered(definition, converter),
         FakeDelivery(),
         at,
-        window=None,
+        window=cast(Any, None),  # what executors never look at
         now=now,
         now_ms=now_ms,
         on_heartbeat=on_heartbeat,

@@ -127,13 +127,16 @@ def shields() -> str:
 
 @process
 def ignores() -> None:
-    activity.heartbeat("ready")
     while True:
         try:
+            activity.heartbeat("ready")
             while True:
                 activity.wait_for_cancelled_sync(60)
         except CancelledError:
             activity.heartbeat("ignored")
+            break
+    while True:
+        activity.wait_for_worker_shutdown_sync(60)
 
 
 @process
@@ -177,7 +180,7 @@ def starts_a_program() -> None:
 @process
 def has_children_of_its_own() -> int:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(abs, (-3,))
+        return int(pool.apply(abs, (-3,)))
 
 
 @process

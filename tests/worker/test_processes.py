@@ -23,7 +23,7 @@ from tests.worker.attempts import SOON_S, End, FakeOwner, attempt_of, place
 from tq_broker import activity
 from tq_broker.clock import Clock, SystemClock
 from tq_broker.converter import DataConverter, JSONPayloadConverter
-from tq_broker.exceptions import ApplicationError, CancelledError, InvalidArgument, Malformed
+from tq_broker.exceptions import ApplicationError, InvalidArgument, Malformed
 from tq_broker.model.failure import FailureKind
 from tq_broker.testing.manual_clock import ManualClock, ManualTimer
 from tq_broker.worker.attempt import Attempt, Place
@@ -679,5 +679,3 @@ def test_a_converter_that_cannot_be_pickled_is_refused(make_pool: Callable[..., 
 def test_a_hook_of_the_converter_reaches_the_child(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(converter=DataConverter(payload_converter=JSONPayloadConverter(enc_hook=repr)))
     assert "lock" in pool.result(acts.returns_a_socket)
-
-

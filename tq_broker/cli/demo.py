@@ -28,7 +28,7 @@ from tq_broker.cli.demo_progress import DemoProgress
 from tq_broker.cli.demo_stage import Scene, Stage, stage_for
 from tq_broker.cli.session import Session, session_of
 from tq_broker.client import Client
-from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
+from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.queues.memory import forget
 from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
@@ -96,8 +96,8 @@ def find_sources(urls: Sequence[str], directory: str | None) -> list[str]:
     """The paths or URLs of all input files.
 
     Raises:
-        InvalidArgument: they are not URLs, or both ways were used.
-        NotFound: there is no such directory, or no file in it.
+        InvalidArgument: they are not URLs, there is no such directory, no file in it, or both
+            ways were used.
     """
     if urls and directory is not None:
         raise InvalidArgument("give either --input or URLs, not both")
@@ -109,13 +109,13 @@ def find_sources(urls: Sequence[str], directory: str | None) -> list[str]:
     except NotADirectoryError:
         raise InvalidArgument(f"--input {directory}: is not a directory") from None
     except OSError as error:
-        raise NotFound(f"--input {directory}: {error.strerror}") from error
+        raise InvalidArgument(f"--input {directory}: {error.strerror}") from error
     # Everything but directories: what cannot be read becomes a row that says so.
     files = [path for path in found if not path.is_dir()]
     if directory is None:
         files = [path for path in files if path.name != "README.txt"]
     if not files:
-        raise NotFound(f"--input {directory}: there are no files in it")
+        raise InvalidArgument(f"--input {directory}: there are no files in it")
     return [str(path.absolute()) for path in sorted(files)]
 
 

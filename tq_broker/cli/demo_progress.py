@@ -37,9 +37,7 @@ class DemoProgress:
         color: Colours are welcome there.
     """
 
-    def __init__(
-        self, names: Sequence[str], stream: Stream, *, is_live: bool, color: bool
-    ) -> None:
+    def __init__(self, names: Sequence[str], stream: Stream, *, is_live: bool, color: bool) -> None:
         self._stream = stream
         self._color = color
         size = shutil.get_terminal_size()

@@ -12,6 +12,7 @@ import click
 
 from tq_broker.cli import commands, exits
 from tq_broker.cli.activity import activity
+from tq_broker.cli.demo import demo
 from tq_broker.cli.doctor import doctor
 from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
@@ -78,7 +79,7 @@ def cli() -> None:
     """
 
 
-for command in (worker, activity, task_queue, parked, doctor):
+for command in (worker, activity, task_queue, parked, doctor, demo):
     cli.add_command(command)
 
 

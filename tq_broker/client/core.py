@@ -19,6 +19,7 @@ import msgspec
 
 from tq_broker.client.request import Start
 from tq_broker.clock import Timer, epoch_ms
+from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.exceptions import (
     ActivityAlreadyStarted,
     ActivityError,
@@ -83,7 +84,9 @@ class ClientCore:
         self._listening = threading.Lock()
         self._reply_queue = self.names.queue(Kind.REPLY, self._ids.next())
         self._replies: Subscription | None = None
-        self._pending: dict[str, Pending] = {}
+        # More than one for an id that was started again while its outcome was waited for.
+        self._pending: dict[str, list[Pending]] = {}
+        self._joined: dict[str, Subscription] = {}
         self._calls: dict[str, Callable[[Message], None]] = {}
 
     def after_fork(self) -> None:
@@ -107,8 +110,11 @@ class ClientCore:
         Raises:
             InvalidArgument, PayloadTooLarge: at once, before anything is sent.
         """
+        return self._start(start, self._body(start, args))
+
+    def _start(self, start: Start, body: bytes) -> Future[Pending]:
         deadline = self.deadline()
-        pending, task = self._prepare(start, args)
+        pending, task = self._prepare(start, body)
         message = envelope.task_message(task)
         accepted: Future[Pending] = Future()
         done = functools.partial(self._accepted, pending, accepted)
@@ -171,11 +177,10 @@ class ClientCore:
             self.sender.in_background(lambda: self._with_replies(deadline, send, tally.fail))
         return accepted
 
-    def _start_each(
-        self, start: Start, calls: Sequence[Sequence[Any]]
-    ) -> Future[list[Pending]]:
+    def _start_each(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
         accepted: Future[list[Pending]] = Future()
-        futures = [self.start(start, args) for args in calls]
+        bodies = [self._body(start, args) for args in calls]  # all are checked before one is sent
+        futures = [self._start(start, body) for body in bodies]
         left = _CountDown(len(futures), lambda: _gather(futures, accepted))
         for future in futures:
             future.add_done_callback(lambda _: left.one())
@@ -183,9 +188,9 @@ class ClientCore:
             accepted.set_result([])
         return accepted
 
-    def _prepare(self, start: Start, args: Sequence[Any]) -> tuple[Pending, ActivityTask]:
+    def _prepare(self, start: Start, body: bytes) -> tuple[Pending, ActivityTask]:
         activity_id = start.options.id or self._ids.next()
-        task = self._task(start, activity_id, self._body(start, args), epoch_ms(self.clock))
+        task = self._task(start, activity_id, body, epoch_ms(self.clock))
         pending = Pending(activity_id, start)
         self._expect(pending)
         return pending, task
@@ -215,18 +220,26 @@ class ClientCore:
         start = pending.start
         if not start.options.wait_result or start.options.reply_to:
             return
-        # Two handles of one id in this process share the first outcome that comes.
         with self._lock:
-            before = self._pending.get(pending.activity_id)
-            self._pending[pending.activity_id] = pending
-        if before is not None:
-            _share(pending.outcome, before.outcome)
+            self._pending.setdefault(pending.activity_id, []).append(pending)
         self._book_timeouts(pending)
 
-    def _forget(self, pending: Pending) -> None:
+    def _forget(self, pending: Pending) -> bool:
+        """Wait for the outcome of ``pending`` no more; False if nobody did."""
+        for timer in pending.timers:
+            timer.cancel()
         with self._lock:
-            if self._pending.get(pending.activity_id) is pending:
+            waiting = self._pending.get(pending.activity_id, [])
+            if pending not in waiting:
+                return False
+            waiting.remove(pending)
+            joined = None
+            if not waiting:
                 del self._pending[pending.activity_id]
+                joined = self._joined.pop(pending.activity_id, None)
+        if joined is not None:
+            joined.cancel_nowait()
+        return True
 
     def _accepted(
         self, pending: Pending, accepted: Future[Pending], error: TqBrokerError | None
@@ -252,16 +265,14 @@ class ClientCore:
     def _timed_out(self, pending: Pending, timeout: TimeoutType) -> None:
         if timeout is TimeoutType.SCHEDULE_TO_START and pending.started:
             return
-        self._resolve(
-            pending.activity_id,
-            ActivityOutcome(
-                activity_id=pending.activity_id,
-                activity_type=pending.start.activity_type,
-                status=Status.TIMED_OUT,
-                failure=failure.timed_out(timeout),
-                retry_state=int(RetryState.TIMEOUT),
-            ),
+        outcome = ActivityOutcome(
+            activity_id=pending.activity_id,
+            activity_type=pending.start.activity_type,
+            status=Status.TIMED_OUT,
+            failure=failure.timed_out(timeout),
+            retry_state=int(RetryState.TIMEOUT),
         )
+        self._resolve(pending, outcome)
 
     # --- outcomes ---------------------------------------------------------------------------
 
@@ -313,23 +324,31 @@ class ClientCore:
 
     def _on_outcome(self, outcome: ActivityOutcome) -> None:
         if outcome.status is Status.STARTED:
-            pending = self._pending.get(outcome.activity_id)
-            if pending is not None:
+            for pending in self._waiting(outcome.activity_id):
                 pending.started = True
         elif outcome.status is Status.JOINED:
             self._join(outcome)
+        elif outcome.status is Status.REFUSED:
+            self._refuse(outcome)
         else:
-            self._resolve(outcome.activity_id, outcome)
+            # None if this is a second outcome: the first one counted.
+            for pending in self._waiting(outcome.activity_id):
+                self._resolve(pending, outcome)
 
-    def _resolve(self, activity_id: str, outcome: ActivityOutcome) -> None:
+    def _waiting(self, activity_id: str) -> list[Pending]:
         with self._lock:
-            pending = self._pending.pop(activity_id, None)
-        if pending is None:
-            return  # a second outcome: the first one counted
-        for timer in pending.timers:
-            timer.cancel()
-        if not pending.outcome.done():
-            pending.outcome.set_result(outcome)
+            return list(self._pending.get(activity_id, ()))
+
+    def _refuse(self, outcome: ActivityOutcome) -> None:
+        """Only the start that asked for it is refused; others of the id get its outcome."""
+        for pending in reversed(self._waiting(outcome.activity_id)):
+            if pending.start.options.id_conflict_policy is ActivityIDConflictPolicy.FAIL:
+                self._resolve(pending, outcome)
+                return
+
+    def _resolve(self, pending: Pending, outcome: ActivityOutcome) -> None:
+        if self._forget(pending):
+            _end(pending.outcome, None, outcome)
 
     def _join(self, outcome: ActivityOutcome) -> None:
         """Read the outcome of the first start where it is kept, and leave it there."""
@@ -340,16 +359,26 @@ class ClientCore:
         def on_deliveries(deliveries: Sequence[Delivery]) -> None:
             for delivery in deliveries:
                 try:
-                    self._resolve(
-                        outcome.activity_id,
-                        envelope.read_outcome(delivery.message, self.converter),
-                    )
+                    kept = envelope.read_outcome(delivery.message, self.converter)
                 except Malformed as error:
                     log.warning("kept outcome dropped: %s", error)
+                else:
+                    for pending in self._waiting(outcome.activity_id):
+                        self._resolve(pending, kept)
                 delivery.reject(requeue=True)
             subscription.cancel_nowait()
 
+        if not self._waiting(outcome.activity_id):
+            return
         subscription = self.broker.subscribe(queue, on_deliveries, SubscribeOptions(prefetch=1))
+        with self._lock:
+            before = self._joined.get(outcome.activity_id)
+            self._joined[outcome.activity_id] = subscription
+        if before is not None:
+            before.cancel_nowait()
+        if not self._waiting(outcome.activity_id):  # nobody any more, since this very moment
+            self._joined.pop(outcome.activity_id, None)
+            subscription.cancel_nowait()
 
     def value(self, pending: Pending, outcome: ActivityOutcome) -> Any:
         """The result of an ended activity, or its error raised.
@@ -381,9 +410,7 @@ class ClientCore:
 
     def cancel(self, activity_id: str, reason: str = "") -> Future[None]:
         """Ask that an activity be cancelled, wherever it is. Ends when the request is kept."""
-        record = settings.ActivityCanceled(
-            activity_id, epoch_ms(self.clock), self.identity, reason
-        )
+        record = settings.ActivityCanceled(activity_id, epoch_ms(self.clock), self.identity, reason)
         kept: Future[None] = Future()
         self.sender.append(record, self.deadline(), lambda error: _end(kept, error, None))
         return kept
@@ -467,10 +494,9 @@ class ClientCore:
     def close(self, deadline: float) -> None:
         """Give up what is pending and close the connection. Idempotent."""
         with self._lock:
-            pendings, self._pending = list(self._pending.values()), {}
+            pendings = [pending for waiting in self._pending.values() for pending in waiting]
         for pending in pendings:
-            for timer in pending.timers:
-                timer.cancel()
+            self._forget(pending)
             _end(pending.outcome, Unavailable("the client was closed"), None)
         self.sender.close()
         self.broker.close(deadline)
@@ -483,7 +509,7 @@ class _Tally:
         self,
         pendings: list[Pending],
         accepted: Future[list[Pending]],
-        forget: Callable[[Pending], None],
+        forget: Callable[[Pending], object],
     ) -> None:
         self._pendings = pendings
         self._accepted = accepted
@@ -529,14 +555,6 @@ def _gather(futures: list[Future[T]], into: Future[list[T]]) -> None:
         into.set_exception(errors[0])
     else:
         into.set_result([future.result() for future in futures])
-
-
-def _share(source: Future[ActivityOutcome], target: Future[ActivityOutcome]) -> None:
-    def copy(ended: Future[ActivityOutcome]) -> None:
-        if not ended.cancelled() and not target.done():
-            target.set_result(ended.result())
-
-    source.add_done_callback(copy)
 
 
 def _end(future: Future[T], error: BaseException | None, value: Any) -> None:

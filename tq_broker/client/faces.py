@@ -60,7 +60,9 @@ async def _awaited(future: Future[T], timeout: Timeout = None) -> T:
     try:
         # Shielded: a caller that stops waiting must not cancel what others may wait for.
         return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
-    except asyncio.TimeoutError:
+    except asyncio.TimeoutError as error:
+        if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
+            raise
         raise DeadlineExceeded(f"not ended within {seconds} s") from None
 
 
@@ -69,7 +71,7 @@ def _waited(future: Future[T], timeout: Timeout = None) -> T:
     try:
         return future.result(seconds)
     except concurrent.futures.TimeoutError as error:
-        if future.done():
+        if isinstance(error, DeadlineExceeded):  # as above
             raise
         raise DeadlineExceeded(f"not ended within {seconds} s") from error
 
@@ -312,9 +314,7 @@ class Client(_Face):
             Unavailable: the broker did not take it before the client's ``timeout``.
         """
         start = make_start(self.core.names, activity, options)
-        return ActivityHandle(
-            self.core, await _awaited(self.core.start(start, _args(arg, args)))
-        )
+        return ActivityHandle(self.core, await _awaited(self.core.start(start, _args(arg, args))))
 
     async def execute_activity(
         self,
@@ -393,9 +393,7 @@ class BlockingClient(_Face):
     ) -> BlockingActivityHandle[Any]:
         """Start an activity; returns when the broker has it. See `Client.start_activity`."""
         start = make_start(self.core.names, activity, options)
-        return BlockingActivityHandle(
-            self.core, _waited(self.core.start(start, _args(arg, args)))
-        )
+        return BlockingActivityHandle(self.core, _waited(self.core.start(start, _args(arg, args))))
 
     def execute_activity(
         self,
@@ -419,9 +417,7 @@ class BlockingClient(_Face):
         pendings = _waited(self.core.start_many(start, calls))
         return [BlockingActivityHandle(self.core, pending) for pending in pendings]
 
-    def get_async_activity_handle(
-        self, *, task_token: bytes | str
-    ) -> BlockingAsyncActivityHandle:
+    def get_async_activity_handle(self, *, task_token: bytes | str) -> BlockingAsyncActivityHandle:
         """The attempt that ``task_token`` (of ``activity.info()``) stands for."""
         return BlockingAsyncActivityHandle(self.core, task_token)
 

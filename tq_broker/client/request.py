@@ -73,6 +73,8 @@ class StartOptions:
                 raise InvalidArgument(
                     f"start_delay is {self.start_delay}; the bound is {START_DELAY_MAX}"
                 )
+        if self.reply_to is not None:
+            check_text("reply_to", self.reply_to)
         if self.reply_to is not None and not self.wait_result:
             raise InvalidArgument("reply_to names who wants the outcome; wait_result says nobody")
 

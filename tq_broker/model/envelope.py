@@ -46,6 +46,15 @@ def _attempt(name: str, value: object) -> int:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
         raise Malformed(f"header {name}: not a text of 1 to {TEXT_MAX} characters")
+    return _utf8(f"header {name}", value)
+
+
+def _utf8(name: str, value: str) -> str:
+    """``value``, if it can be sent on: AMQP libraries let lone surrogates pass."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Malformed(f"{name}: {ascii(value):.40} is not Unicode") from None
     return value
 
 
@@ -136,9 +145,12 @@ def read_task(message: Message, task_queue: str) -> ActivityTask:
     activity_id = message.correlation_id or message.message_id
     if not activity_id:
         raise Malformed("neither correlation_id nor message_id is set")
+    _utf8("correlation_id", activity_id)
     if message.priority is not None:
         fields["priority"] = min(5, max(1, _MAX_PRIORITY - message.priority))
     if "scheduled_ms" not in fields and message.timestamp:
+        if not 0 <= message.timestamp <= NUMBER_MAX // 1000:
+            raise Malformed(f"timestamp: {message.timestamp!r:.40} is not in seconds")
         fields["scheduled_ms"] = message.timestamp * 1000
     return ActivityTask(
         activity_id=activity_id,

@@ -46,7 +46,6 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         start_token: Tells one start of the same id from another.
         resent: How often the publisher sent this copy again.
         lease: The worker that already runs it and only keeps hold of it.
-        not_before_ms: Not due before; only set when the delay ladder was too short.
     """
 
     activity_id: str

@@ -238,7 +238,7 @@ class Connection(kombu.transport.pyamqp.Connection):
     def connect(self, callback: Any = None) -> Any:
         try:
             return super().connect(callback)
-        except amqp.exceptions.AMQPError:  # py-amqp lets go of the socket for an OSError only
+        except BaseException:  # py-amqp lets go of the socket in some cases only
             self.collect()
             raise
 
@@ -265,10 +265,6 @@ class Connection(kombu.transport.pyamqp.Connection):
     @transport.setter
     def transport(self, transport: Any) -> None:
         self._transport = transport
-
-    def socket(self) -> Any:
-        """The socket, ``None`` when it is closed."""
-        return None if self._transport is None else self._transport.sock
 
     def write_raw(self, data: bytes) -> None:
         """Write whole frames that were encoded elsewhere."""
@@ -300,7 +296,7 @@ def establish(
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # py-amqp's default ends a connection when one packet is not acknowledged for a second.
         settings[socket.TCP_USER_TIMEOUT] = int(2000 * heartbeat_s)
-    outer = kombu.connection.Connection(  # type: ignore[no-untyped-call]
+    outer = kombu.connection.Connection(
         hostname=address.host,
         port=address.port,
         userid=address.user,

@@ -42,7 +42,7 @@ from tq_broker.queues.broker import (
 from tq_broker.queues.memory_mail import Mailbox, MemoryDelivery
 from tq_broker.queues.memory_server import VERSION, MemoryServer, forget, server_for
 from tq_broker.queues.memory_subscription import MemorySubscription
-from tq_broker.queues.memory_vhost import Connection, Locked
+from tq_broker.queues.memory_vhost import Connection
 from tq_broker.queues.topology import DeclareQueue, Plan
 
 __all__ = ["MemoryBroker", "MemoryServer", "forget", "server_for"]
@@ -135,7 +135,8 @@ class MemoryBroker:
     def apply(self, plan: Plan, deadline: float) -> None:
         self._check_thread()
         with self._server.changed:
-            differences = self._apply_locked(plan, deadline)
+            connection = self._unlocked_locked(plan.lock, deadline)
+            differences = self._take_locked(plan, connection)
         self._warn(differences)
 
     def claim(self, plan: Plan, deadline: float) -> bool:
@@ -205,10 +206,9 @@ class MemoryBroker:
         ours = [wish for wish in subscriptions if isinstance(wish, MemorySubscription)]
 
         def refusals() -> Iterator[Rejected]:
-            # What does not exist yet may come, and what is locked be free, in time.
+            # What does not exist yet may come, so only the others end the wait.
             for wish in ours:
-                is_final = isinstance(wish.error, AccessRefused | InvalidArgument)
-                if wish.error is not None and is_final and not isinstance(wish.error, Locked):
+                if isinstance(wish.error, AccessRefused | InvalidArgument):
                     yield wish.error
 
         def is_answered() -> bool:
@@ -378,27 +378,6 @@ class MemoryBroker:
             if pending in self._pending:
                 self._pending.remove(pending)
                 self._mail.call(pending.done, _EXPIRED)
-
-    def _apply_locked(self, plan: Plan, deadline: float) -> list[str]:
-        """Take the steps when nobody holds the lock nor any of the queues."""
-        while True:
-            connection = self._unlocked_locked(plan.lock, deadline)
-            try:
-                return self._take_locked(plan, connection)
-            except Locked as error:
-                name = error.queue
-            self._wait_gone_locked(name, deadline)
-
-    def _wait_gone_locked(self, queue: str, deadline: float) -> None:
-        """Wait until the exclusive queue of another connection is no more."""
-        found = self._vhost.queues[queue]
-
-        def is_gone() -> bool:
-            is_ended = self._is_killed or self._is_closed
-            return is_ended or self._vhost.queues.get(queue) is not found
-
-        if not self._server.wait(self._clock, deadline, is_gone):
-            raise DeadlineExceeded(f"{queue} was exclusive to another until the deadline")
 
     def _take_locked(self, plan: Plan, connection: Connection) -> list[str]:
         """Take the steps; returns what differs, in words."""

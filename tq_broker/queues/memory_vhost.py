@@ -68,16 +68,6 @@ _COMPARED = frozenset(
 _CONFIRMED = Receipt(Verdict.CONFIRMED)
 
 
-class Locked(AccessRefused):
-    """The queue is exclusive to another connection."""
-
-    def __init__(self, queue: str) -> None:
-        super().__init__(
-            f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}'"
-        )
-        self.queue = queue
-
-
 class Connection:
     """A client's connection: what it holds unacknowledged, and its consumers."""
 
@@ -238,7 +228,9 @@ class Vhost:
     def _find(self, name: str, connection: Connection) -> Queue | None:
         queue = self.queues.get(name)
         if queue is not None and queue.owner not in (None, connection):
-            raise Locked(name)
+            raise AccessRefused(
+                f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{name}'"
+            )
         return queue
 
     def _remove(self, queue: Queue, why: str) -> None:

@@ -62,9 +62,9 @@ CONNECT_S = 5.0
 HANDSHAKE_S = 10.0
 EXPIRY_SCAN_S = 0.02
 STALL_S = 10.0
-"""Silence on a channel with unanswered publishes after which a new one is tried. A quorum queue
-whose leader went away (a node was killed, say) can leave an old channel without answers for
-ever, while a new one is served at once. Doubles with every try that helps nothing."""
+"""Silence on a channel with unanswered publishes after which a new one is tried. What a channel
+has sent to a quorum queue that had no leader then can stay without an answer for ever, while a
+new channel is served at once. Doubles with every try that helps nothing."""
 STALL_MAX_S = 60.0
 _LONE = -1
 """The index of a publish that is not part of many: its callback takes no index."""
@@ -270,7 +270,7 @@ class Publisher:
 
     def _disconnected(self, error: BaseException) -> None:
         hint = "; check the user, the password and the vhost" if is_refusal(error) else ""
-        problem = f"no connection to {self._address}: {explain(error)}{hint}"
+        problem = f"no connection to {self._address}: {explain(cause_of(error))}{hint}"
         if problem != self._problem or not self._attempt:
             log.warning("publisher: %s; trying again", problem)
         self._problem = problem
@@ -535,18 +535,21 @@ def is_refusal(error: BaseException) -> bool:
     )
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What is behind ``error``: pika wraps the cause of a failed connect several times."""
+    while True:
+        inner = getattr(error, "exceptions", None) or (getattr(error, "exception", None),)
+        if not isinstance(inner[-1], BaseException):
+            first = error.args[0] if error.args else None
+            inner = (first if isinstance(error, pika.exceptions.AMQPConnectionError) else None,)
+        if not isinstance(inner[-1], BaseException):
+            return error
+        error = inner[-1]
+
+
 def explain(error: BaseException) -> str:
-    """``error`` in one line. pika wraps the cause of a failed connect several times."""
-    inner = error
-    while getattr(inner, "exceptions", None):  # AMQPConnectionWorkflowFailed
-        inner = inner.exceptions[-1]  # type: ignore[attr-defined]
-    while isinstance(getattr(inner, "exception", None), BaseException):
-        inner = inner.exception  # type: ignore[attr-defined]
-    if isinstance(inner, pika.exceptions.AMQPConnectionError) and inner.args:
-        first = inner.args[0]
-        if isinstance(first, BaseException):
-            return explain(first)
-    text = getattr(inner, "reply_text", "") or str(inner) or type(inner).__name__
+    """``error`` in one line."""
+    text = getattr(error, "reply_text", "") or str(error) or type(error).__name__
     return " ".join(str(text).split())
 
 

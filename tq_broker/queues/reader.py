@@ -96,7 +96,9 @@ class Reader:
         self._waker: tuple[socket.socket, socket.socket] | None = None
         # What follows belongs to the thread.
         self._selector: Any = None
+        self._watched: Any = None
         self._connection: Connection | None = None
+        self._sock: Any = None
         self._admin: Channel | None = None
         self._gets: Feed | None = None
         self._feeds: dict[int, Feed] = {}
@@ -224,12 +226,9 @@ class Reader:
 
     def abandon(self) -> None:
         """In the child of a fork: let go of the parent's sockets without a word on them."""
-        sockets = list(self._waker or ())
-        transport = getattr(self._connection, "_transport", None)
-        if transport is not None and transport.sock is not None:
-            sockets.append(transport.sock)
-        for sock in sockets:
-            sock.close()
+        for sock in (*(self._waker or ()), self._sock):
+            if sock is not None:
+                sock.close()
 
     # --- the life of the thread ---
 
@@ -266,11 +265,11 @@ class Reader:
         )
         connection.on_delivery = self._on_delivery
         connection.pump = self._pump
-        self._selector.register(connection.transport.sock, selectors.EVENT_READ)
+        self._watched = connection.transport.sock
+        self._selector.register(self._watched, selectors.EVENT_READ)
         self._next_beat = 0.0
         self._connected_at = self._clock.monotonic()
         self.epoch += 1
-        self._connection = connection
         self._problem = None
         self.subscriber.connected()
         log.info("consumer: connected to %s", address)
@@ -300,10 +299,11 @@ class Reader:
         self._ready.clear()
         self._admin = self._gets = None
         self.held_locks.clear()
+        # Also when py-amqp has closed it already: its number may be the next socket's.
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._selector.unregister(watched)
         if connection is not None:
-            sock = connection.socket()
-            if sock is not None:
-                self._selector.unregister(sock)
             connection.collect()
 
     def _pause(self) -> None:

@@ -12,6 +12,7 @@ from tq_broker.exceptions import RetryState, TimeoutType
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure, FailureKind
 from tq_broker.model.tasks import ActivityTask, Status, TaskBody
+from tq_broker.queues.delay import DELAY_MAX_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,7 @@ def failure_of(error: BaseException, *, cancel_requested: bool, closing: bool) -
         return failure
     if closing:
         return shut_down()
-    return msgspec.structs.replace(
-        failure, kind=FailureKind.APPLICATION, type=type(error).__name__
-    )
+    return msgspec.structs.replace(failure, kind=FailureKind.APPLICATION, type=type(error).__name__)
 
 
 def after_failure(
@@ -80,7 +79,8 @@ def after_failure(
     decision = retry.decide(task.retry_policy, failure.attempt(task.attempt), task.left(now_ms))
     if isinstance(decision, retry.GiveUp):
         return Final(_STATUS[failure.kind], _told(failure, decision.state), decision.state)
-    delay_ms = round(decision.delay.total_seconds() * 1000)
+    # The delay ladder has an end, after most of a year.
+    delay_ms = min(round(decision.delay.total_seconds() * 1000), DELAY_MAX_MS)
     following = msgspec.structs.replace(
         task,
         attempt=task.attempt + 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import ctypes
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ class AsyncExecutor:
     def _start(self, loop: asyncio.AbstractEventLoop, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
             attempt.handle = loop.create_task(self._run(attempt))
+            attempt.handle.add_done_callback(functools.partial(self._done, attempt))
             if attempt.cancel_requested:
                 attempt.handle.cancel()
 
@@ -101,6 +103,11 @@ class AsyncExecutor:
             self._owner.raised(attempt, error)
         else:
             self._owner.returned(attempt, result)
+
+    def _done(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        # `_run` ends cancelled only if that came before its first step: then it told nobody.
+        if task.cancelled():
+            self._owner.raised(attempt, asyncio.CancelledError())
 
     def cancel(self, attempt: Attempt) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -215,8 +222,9 @@ class Interrupter:
             with self._lock:
                 self._shields -= 1
                 now = self._wanted and not self._shields
-        if now:
-            raise CancelledError
+            if now:
+                # Also in place of an error: whoever catches that would never be cancelled.
+                raise CancelledError
 
 
 def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:

@@ -256,11 +256,12 @@ class Handler:
                 follows = self._lost if is_lost else self._start
         with self._turn:
             try:
-                with self._lock:
-                    self._claiming -= 1
                 follows(early)
             except Malformed as error:
                 self._park_early(early, error.reason)
+            finally:
+                with self._lock:
+                    self._claiming -= 1
         self._start_waiting()
 
     def _lost(self, early: _Early) -> None:

@@ -90,9 +90,7 @@ class Keeper:
     def _throttle(self, attempt: Attempt) -> timedelta:
         heartbeat_ms = attempt.task.heartbeat_ms
         interval = (
-            THROTTLE_SHARE * timedelta(milliseconds=heartbeat_ms)
-            if heartbeat_ms
-            else self._default
+            THROTTLE_SHARE * timedelta(milliseconds=heartbeat_ms) if heartbeat_ms else self._default
         )
         return min(interval, self._longest)
 

@@ -373,9 +373,7 @@ class ProcessExecutor:
         ours.setblocking(False)
         child = _Child(process, ours)
         self._children.add(child)
-        self._selector.register(
-            ours, selectors.EVENT_READ, functools.partial(self._on_pipe, child)
-        )
+        self._selector.register(ours, selectors.EVENT_READ, functools.partial(self._on_pipe, child))
         self._selector.register(
             child.sentinel, selectors.EVENT_READ, functools.partial(self._on_end, child)
         )

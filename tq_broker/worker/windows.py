@@ -6,16 +6,19 @@ takes more than it can run. Queues that want more get what others do not use.
 
 Rules of this file:
 
-* as long as there are at least as many slots as queues, the windows and what is still in hand
-  from closed windows never exceed the capacity together;
-* with more queues than slots each open window is 1, and all are closed while no slot is free;
-* a window only shrinks when another queue wants what it does not use.
+* the capacity is what the slots leave after those in use that no window accounts for;
+* while a slot is free every queue has a window of at least 1: nobody waits beside an idle slot;
+* as long as the capacity is at least 1 per queue, the windows and what is still in hand from
+  closed windows never exceed it together, but for these windows of 1, and for what was taken
+  before it shrank;
+* with less than that each open window is 1, and all are closed while no slot is free;
+* else a window only shrinks when another queue wants what it does not use, and by more than a
+  little, unless the other has nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 
 CONSUMERS_MAX = 8
 """A window that has grown in more steps than this is closed and opened anew, in one piece."""
@@ -100,6 +103,9 @@ class Windows:
         """Slots that windows and draining messages may still need."""
         return sum(window.size + window.draining for window in self._windows.values())
 
+    def _in_hand(self) -> int:
+        return sum(window.in_hand + window.draining for window in self._windows.values())
+
     def plan(self, occupied: int) -> list[Change]:
         """How to change the windows now; the changes are taken as made.
 
@@ -111,19 +117,20 @@ class Windows:
         if not self._windows:
             return []
         changes = (
-            self._crowded(capacity)
-            if len(self._windows) > self.capacity
-            else self._roomy(capacity)
+            self._crowded(capacity) if len(self._windows) > capacity else self._roomy(capacity)
         )
         for window in self._windows.values():
             window.peak = window.in_hand
         return changes
 
     def _crowded(self, capacity: int) -> list[Change]:
-        busy = sum(window.in_hand + window.draining for window in self._windows.values())
-        if busy >= capacity:
-            return [self._close(queue) for queue, w in self._windows.items() if w.size]
-        return [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
+        least = 1 if self._in_hand() < capacity else 0
+        changes: list[Change] = [
+            self._close(queue) for queue, w in self._windows.items() if w.size > least
+        ]
+        if least:
+            changes += [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
+        return changes
 
     def _roomy(self, capacity: int) -> list[Change]:
         hungry = {q for q, w in self._windows.items() if w.peak >= w.size}
@@ -131,31 +138,51 @@ class Windows:
             return []
         changes = self._take_back(capacity, hungry)
         free = capacity - self.used()
-        waiting = [queue for queue in self._windows if queue in hungry]
+        # Those with nothing come last: what the division leaves over is for the last.
+        waiting = sorted(hungry, key=lambda queue: self._windows[queue].size, reverse=True)
         for position, queue in enumerate(waiting):
             share = free // (len(waiting) - position)
             if share > 0:
                 changes.append(self._grow(queue, share))
                 free -= share
+        if self._in_hand() < capacity:
+            changes += [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
         return changes
 
     def _take_back(self, capacity: int, hungry: set[str]) -> list[Change]:
         """Close what is wider than it needs to be, if somebody else wants it."""
         changes: list[Change] = []
-        fair = max(1, capacity // len(self._windows))
-        for queue, window in self._windows.items():
-            scattered = window.consumers > CONSUMERS_MAX
-            if self.used() < capacity and not scattered:
+        by_spare = sorted(self._windows.items(), key=lambda item: item[1].in_hand - item[1].size)
+        for queue, window in by_spare:
+            peak = window.peak
+            if not window.size or not self._is_too_wide(queue, capacity, hungry):
                 continue
-            wanted = self.used() > capacity or bool(hungry - {queue})
-            if queue in hungry:
-                if scattered or (wanted and window.size > fair):
-                    changes.append(self._close(queue))
-            elif wanted and window.size > 2 * max(1, window.peak):
-                keep = max(1, window.peak)
-                changes.append(self._close(queue))
+            changes.append(self._close(queue))
+            keep = min(max(1, peak - window.draining), capacity - self.used())
+            if queue not in hungry and keep > 0:
                 changes.append(self._grow(queue, keep))
         return changes
+
+    def _is_too_wide(self, queue: str, capacity: int, hungry: set[str]) -> bool:
+        window, free = self._windows[queue], capacity - self.used()
+        if free < 0:
+            least = 1 if self._in_hand() < capacity else 0
+            return window.size > max(window.in_hand, least)
+        if queue in hungry and window.consumers > CONSUMERS_MAX:
+            return True
+        others = hungry - {queue}
+        starving = sum(not self._windows[other].size for other in others)
+        if free >= max(1, starving) or not others:
+            return False
+        if queue in hungry:
+            fair = capacity // len(self._windows)
+            return window.size > fair and self._is_any_below(fair, others)
+        needs = max(1, window.peak)
+        return window.size > (needs if starving else 2 * needs)
+
+    def _is_any_below(self, fair: int, queues: set[str]) -> bool:
+        windows = (self._windows[queue] for queue in queues)
+        return any(window.size + window.draining < fair for window in windows)
 
     def _grow(self, queue: str, by: int) -> Grow:
         window = self._windows[queue]

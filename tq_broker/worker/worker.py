@@ -45,6 +45,7 @@ START_WITHIN_S = 60.0
 SETTINGS_WITHIN_S = 5.0
 """How long a starting worker waits until it has read what was cancelled before."""
 REPORT_WITHIN_S = 10.0
+LEASES_WITHIN_S = 2.0
 
 
 class Worker:
@@ -94,6 +95,7 @@ class Worker:
         self._started_ms = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._halted = threading.Event()
         self._stopped = threading.Event()
         self._supervisor: threading.Thread | None = None
         self.fatal_error: BaseException | None = None
@@ -108,18 +110,18 @@ class Worker:
             self._registry, table, self._reporter, sender, place, slots
         )
         self._poller = Poller(broker, sender, slots, handler.on_deliveries)
-        self._keeper = handler.keeper = Keeper(
-            broker, sender, names, place, table, options
-        )
-        self._settings = handler.settings = SettingsLog(
-            broker, names, self._clock, self._on_record
-        )
+        self._keeper = handler.keeper = Keeper(broker, sender, names, place, table, options)
+        self._settings = handler.settings = SettingsLog(broker, names, self._clock, self._on_record)
         self._executors = handler.executors = self._make_executors(slots)
         self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
         self._rerouter = Rerouter(broker, names, place, self._reporter)
         after = options.reclaim_after
-        self._housekeeper = None if after is None else Housekeeper(
-            broker, sender, names, self._clock, self._settings, after.total_seconds()
+        self._housekeeper = (
+            None
+            if after is None
+            else Housekeeper(
+                broker, sender, names, self._clock, self._settings, after.total_seconds()
+            )
         )
         self._private = {
             str(queue): queue for queue in private_queues(names, place, self.task_queues)
@@ -212,7 +214,7 @@ class Worker:
         try:
             self._connection.broker.wait_subscribed(self._poller.subscriptions(), deadline)
         except TqBrokerError:
-            self._close_supporting()
+            self.stop(cold=True)  # some queues may be consumed already
             raise
         self._announce()
 
@@ -316,6 +318,8 @@ class Worker:
         handler.leave_behind()
         if not self._until(lambda: not handler.unreported, REPORT_WITHIN_S):
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
+        # A lease that nobody takes would count as a lost attempt, also of what has ended well.
+        self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
 
     def _idle_within(self, seconds: float) -> None:
         self._until(lambda: not self._table.running(), seconds)
@@ -329,9 +333,12 @@ class Worker:
         return True
 
     def _finish(self) -> None:
+        # Not joined before: code that heeds no cancellation may run for ever.
+        self._halted.set()
         if self._supervisor is not None and self._supervisor is not threading.current_thread():
             self._supervisor.join()
         self._close_supporting()
+        self._keeper.close()
         self._reporter.close()
         deadline = self._clock.monotonic() + self.options.cancel_grace.total_seconds()
         for executor in self._executors.values():
@@ -341,7 +348,6 @@ class Worker:
     def _close_supporting(self) -> None:
         if self._housekeeper is not None:
             self._housekeeper.stop()
-        self._keeper.close()
         self._desk.close()
         self._rerouter.close()
         self._settings.stop()
@@ -403,7 +409,7 @@ class Worker:
     # --- supervision --------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        while not self._stopped.is_set() and not self._drained():
+        while not self._halted.is_set():
             try:
                 self.tick()
             except Exception as error:  # supervisor: a defect here must end the worker, loudly
@@ -413,12 +419,7 @@ class Worker:
                     self.options.on_fatal_error(error)
                 threading.Thread(target=self.stop, name="tq-stop", daemon=True).start()
                 return
-            self._stopped.wait(TICK_S)
-
-    def _drained(self) -> bool:
-        return self._stopping.is_set() and not (
-            self._table.open() or self._table.running() or self._handler.unreported
-        )
+            self._halted.wait(TICK_S)
 
     def tick(self) -> None:
         """Look at deadlines, held tasks, leases and windows; done every `TICK_S`."""

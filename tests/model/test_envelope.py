@@ -1,0 +1,404 @@
+"""The wire: what is written is read again, and what cannot be read is refused by name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.model.test_tasks import policies, routes
+from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
+from tq_broker.converter import DataConverter, ZlibCodec
+from tq_broker.exceptions import Malformed, PayloadTooLarge
+from tq_broker.model import envelope, failure
+from tq_broker.model.envelope import read_outcome, read_task, read_task_body, task_message
+from tq_broker.model.message import Message
+from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
+
+PLAIN = DataConverter()
+ZIPPED = DataConverter(codecs=[ZlibCodec()])
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+numbers = st.integers(0, 2**53)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+raws = json_values.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
+
+task_values = st.builds(
+    ActivityTask,
+    activity_id=names,
+    activity_type=names,
+    task_queue=st.just("q"),
+    body=st.binary(max_size=50),
+    codecs=st.sampled_from(["", "zlib"]),
+    attempt=st.integers(1, 2**53),
+    # Whole seconds travel as the AMQP timestamp when they are the header's default.
+    scheduled_ms=numbers,
+    attempt_scheduled_ms=numbers,
+    start_to_close_ms=numbers,
+    schedule_to_start_ms=numbers,
+    schedule_to_close_ms=numbers,
+    heartbeat_ms=numbers,
+    retry_policy=policies,
+    reply_to=st.none() | names,
+    route=st.none() | routes,
+    priority=st.none() | st.integers(1, 5),
+    id_retention_ms=numbers,
+    id_conflict=st.sampled_from(ActivityIDConflictPolicy),
+    start_token=texts,
+    resent=numbers,
+    lease=texts,
+)
+
+
+def a_task(**fields: Any) -> ActivityTask:
+    return ActivityTask(
+        **({"activity_id": "a", "activity_type": "t", "task_queue": "q", "body": b'{"args":[]}'} | fields)
+    )
+
+
+def a_message(**headers: Any) -> Message:
+    """A minimal task, with further headers; ``_`` in their names stands for ``-``."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Message(
+        body=b'{"args":[]}',
+        message_id="m",
+        correlation_id="a",
+        headers={"tq-activity-type": "t"} | named,
+    )
+
+
+@given(task_values)
+def test_a_task_comes_back_as_it_went(task: ActivityTask) -> None:
+    assert read_task(task_message(task), "q") == task
+
+
+@given(task_values)
+def test_headers_made_before_give_the_same_message(task: ActivityTask) -> None:
+    assert task_message(task, envelope.task_headers(task)) == task_message(task)
+
+
+def test_only_what_differs_from_its_default_is_sent() -> None:
+    assert task_message(a_task()).headers == {"tq-protocol": 1, "tq-activity-type": "t"}
+
+
+def test_a_bare_message_is_a_task() -> None:
+    message = Message(body=b'{"args":[]}', message_id="m", headers={"tq-activity-type": "t"})
+    task = read_task(message, "q")
+    assert (task.activity_id, task.attempt, task.retry_policy) == ("m", 1, RetryPolicy())
+
+
+def test_the_correlation_id_wins_over_the_message_id() -> None:
+    assert read_task(a_message(), "q").activity_id == "a"
+
+
+def test_the_amqp_timestamp_stands_in_for_the_time_of_the_start() -> None:
+    message = msgspec.structs.replace(a_message(), timestamp=1_700_000_000)
+    assert read_task(message, "q").scheduled_ms == 1_700_000_000_000
+    exact = msgspec.structs.replace(a_message(tq_scheduled_ms=5), timestamp=1_700_000_000)
+    assert read_task(exact, "q").scheduled_ms == 5
+
+
+@pytest.mark.parametrize("timestamp", [-1, 2**64 - 1])
+def test_a_timestamp_of_another_world_is_refused(timestamp: int) -> None:
+    """Found: it made the arithmetic of timeouts overflow, and the consumer stopped."""
+    message = msgspec.structs.replace(a_message(), timestamp=timestamp)
+    with pytest.raises(Malformed, match="timestamp"):
+        read_task(message, "q")
+
+
+@pytest.mark.parametrize(("ours", "amqp"), [(1, 6), (2, 5), (3, 4), (4, 3), (5, 2), (None, None)])
+def test_priorities_are_mapped_so_that_the_default_is_that_of_quorum_queues(
+    ours: int | None, amqp: int | None
+) -> None:
+    assert task_message(a_task(priority=ours)).priority == amqp
+
+
+@pytest.mark.parametrize(("amqp", "ours"), [(0, 5), (1, 5), (6, 1), (7, 1), (255, 1)])
+def test_foreign_priorities_are_brought_into_our_range(amqp: int, ours: int) -> None:
+    message = msgspec.structs.replace(a_message(), priority=amqp)
+    assert read_task(message, "q").priority == ours
+
+
+NUMBERS = [
+    "tq-attempt",
+    "tq-scheduled-ms",
+    "tq-attempt-scheduled-ms",
+    "tq-start-to-close-ms",
+    "tq-schedule-to-start-ms",
+    "tq-schedule-to-close-ms",
+    "tq-heartbeat-ms",
+    "tq-id-retention-ms",
+    "tq-resent",
+]
+TEXTS = [
+    "tq-activity-type",
+    "tq-retry-policy",
+    "tq-route",
+    "tq-start-token",
+    "tq-lease",
+    "tq-codecs",
+]
+NO_NUMBERS = [-1, 2**53 + 1, 10**400, True, None, "1", 1.0, b"1", [1], {}, float("nan")]
+NO_TEXTS = ["", "x" * 4097, 1, None, b"bytes", ["t"], {"a": 1}, True, "\ud800"]
+NO_POLICY = ["", "JOIN", 1, None, [], {}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in NUMBERS for value in NO_NUMBERS]
+    + [(name, value) for name in TEXTS for value in NO_TEXTS]
+    + [("tq-id-conflict", value) for value in NO_POLICY],
+)
+def test_a_malformed_header_is_refused_by_its_name(name: str, value: object) -> None:
+    with pytest.raises(Malformed, match=f"^header {name}: "):
+        read_task(a_message(**{name: value}), "q")
+
+
+def test_every_header_of_a_task_is_among_those_tried_here() -> None:
+    assert {*NUMBERS, *TEXTS, "tq-id-conflict"} == set(envelope._TASK_HEADERS)
+
+
+def test_attempt_0_is_read_as_the_first() -> None:
+    assert read_task(a_message(tq_attempt=0), "q").attempt == 1
+
+
+def test_headers_that_are_not_known_are_ignored() -> None:
+    task = read_task(a_message(tq_of_the_future="x", lang="py", other=[1, {"a": None}]), "q")
+    assert task == a_task()
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1], {}])
+def test_a_protocol_that_is_not_known_is_refused(version: object) -> None:
+    with pytest.raises(Malformed, match="^header tq-protocol: "):
+        read_task(a_message(tq_protocol=version), "q")
+
+
+def test_the_type_must_be_said() -> None:
+    with pytest.raises(Malformed, match="tq-activity-type is missing"):
+        read_task(Message(body=b"", message_id="m"), "q")
+
+
+def test_an_id_must_be_said() -> None:
+    message = Message(body=b"", message_id="", headers={"tq-activity-type": "t"})
+    with pytest.raises(Malformed, match="correlation_id nor message_id"):
+        read_task(message, "q")
+
+
+def test_an_id_that_is_not_unicode_is_refused() -> None:
+    """Found: py-amqp lets lone surrogates pass, and hashing the id raised far from here."""
+    message = msgspec.structs.replace(a_message(), correlation_id="a\udfff")
+    with pytest.raises(Malformed, match="^correlation_id: "):
+        read_task(message, "q")
+
+
+def test_compression_by_kombu_is_refused() -> None:
+    with pytest.raises(Malformed, match="compression"):
+        read_task(a_message(compression="application/x-gzip"), "q")
+
+
+@pytest.mark.parametrize("content_type", ["application/x-python-serialize", "text/plain", ""])
+def test_other_content_types_are_refused(content_type: str) -> None:
+    message = msgspec.structs.replace(a_message(), content_type=content_type)
+    with pytest.raises(Malformed, match="content_type"):
+        read_task(message, "q")
+
+
+def test_codecs_and_content_type_must_agree() -> None:
+    with pytest.raises(Malformed, match="content_type"):
+        read_task(a_message(tq_codecs="zlib"), "q")
+    sealed = msgspec.structs.replace(a_message(), content_type="application/x-tq-encoded")
+    with pytest.raises(Malformed, match="content_type"):
+        read_task(sealed, "q")
+
+
+def test_without_a_content_type_it_is_taken_for_ours() -> None:
+    message = msgspec.structs.replace(a_message(), content_type=None)
+    assert read_task(message, "q") == a_task()
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+@given(st.lists(raws, max_size=4), st.lists(raws, max_size=2), st.booleans(), st.booleans())
+def test_a_body_comes_back_as_it_went(
+    args: list[msgspec.Raw], beat: list[msgspec.Raw], failed: bool, zipped: bool
+) -> None:
+    converter = ZIPPED if zipped else PLAIN
+    body = TaskBody(
+        args=args, heartbeat=beat, failure=failure.application("x", "X") if failed else None
+    )
+    sealed = envelope.task_body(body, converter)
+    task = a_task(body=sealed, codecs=converter.codec_names)
+    assert read_task_body(task, converter) == body
+
+
+@given(st.lists(json_values, max_size=4))
+def test_the_body_of_a_first_attempt_is_its_arguments(values: list[Any]) -> None:
+    sealed = envelope.args_body(msgspec.json.encode(values), PLAIN)
+    body = read_task_body(a_task(body=sealed), PLAIN)
+    assert [msgspec.json.decode(raw) for raw in body.args] == values
+    assert (body.heartbeat, body.failure) == ([], None)
+
+
+HOSTILE = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"args":null}',
+    b'{"args":{}}',
+    b'{"args":[NaN]}',
+    b'{"args":[Infinity]}',
+    b'{"args":["\\ud800"]}',
+    b'{"args":[1]',
+    b'{"args":[1]}}',
+    b'{"args":' + b"[" * 200_000,
+    b'{"args":[' + b"[" * 200_000 + b"]" * 200_000 + b"]}",
+    b'{"args":[],"failure":{"kind":"of the future","message":""}}',
+    b'{"args":[],"failure":' + b'{"kind":"application","message":"","cause":' * 50_000,
+    b"\x80\x04\x95\x00",
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_body_is_malformed_and_nothing_worse(body: bytes) -> None:
+    with pytest.raises(Malformed, match="^body: "):
+        read_task_body(a_task(body=body), PLAIN)
+
+
+@pytest.mark.parametrize("value", [b"9" * 5000, b"1e400", b"-1e999", b'"\xff\xfe"'])
+def test_a_value_that_does_not_exist_is_malformed_when_it_is_looked_at(value: bytes) -> None:
+    body = read_task_body(a_task(body=b'{"args":[' + value + b"]}"), PLAIN)
+    for hint in (Any, int, float):
+        with pytest.raises(Malformed):
+            PLAIN.payload_converter.decoder(hint)(body.args[0])
+
+
+def test_a_body_that_was_not_unsealed_is_malformed() -> None:
+    with pytest.raises(Malformed, match="'zlib' is not configured"):
+        read_task_body(a_task(body=b"x", codecs="zlib"), PLAIN)
+    with pytest.raises(Malformed, match="^body: zlib"):
+        read_task_body(a_task(body=b"plain", codecs="zlib"), ZIPPED)
+
+
+def test_a_body_over_the_bound_is_refused_before_it_is_sent() -> None:
+    small = DataConverter(bytes_max=20)
+    with pytest.raises(PayloadTooLarge, match="20"):
+        envelope.args_body(b'["' + b"x" * 20 + b'"]', small)
+
+
+# --- outcomes -----------------------------------------------------------------------------------
+
+outcomes = st.builds(
+    lambda failed, **fields: ActivityOutcome(
+        **fields,
+        failure=failure.application("bad", "Bad") if failed else None,
+        result=b"null" if failed else fields_result(fields),
+    ),
+    st.booleans(),
+    activity_id=names,
+    activity_type=names,
+    status=st.sampled_from(Status),
+    attempt=st.integers(1, 1000),
+    retry_state=st.none() | st.integers(1, 7),
+    identity=texts,
+    host=texts,
+    worker_id=texts,
+    started_ms=numbers,
+    finished_ms=numbers,
+)
+
+
+def fields_result(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"of": fields["activity_id"]})
+
+
+@given(outcomes, st.booleans())
+def test_an_outcome_comes_back_as_it_went(outcome: ActivityOutcome, zipped: bool) -> None:
+    converter = ZIPPED if zipped else PLAIN
+    assert read_outcome(envelope.outcome_message(outcome, converter), converter) == outcome
+
+
+def an_outcome(**headers: Any) -> Message:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Message(
+        body=b'{"result":1}',
+        message_id="m",
+        correlation_id="a",
+        headers={"tq-status": "completed"} | named,
+    )
+
+
+def test_a_bare_message_is_an_outcome() -> None:
+    outcome = read_outcome(an_outcome(), PLAIN)
+    assert (outcome.result, outcome.attempt, outcome.identity) == (b"1", 1, "")
+
+
+@pytest.mark.parametrize("status", [None, "", "COMPLETED", 1, [], {}])
+def test_a_status_that_is_not_known_is_refused(status: object) -> None:
+    with pytest.raises(Malformed, match="^header tq-status"):
+        read_outcome(an_outcome(tq_status=status), PLAIN)
+
+
+@pytest.mark.parametrize(
+    "name", ["tq-attempt", "tq-retry-state", "tq-started-ms", "tq-finished-ms"]
+)
+@pytest.mark.parametrize("value", [-1, "1", True, 2**60])
+def test_a_malformed_header_of_an_outcome_is_refused_by_its_name(
+    name: str, value: object
+) -> None:
+    with pytest.raises(Malformed, match=f"^header {name}: "):
+        read_outcome(an_outcome(**{name: value}), PLAIN)
+
+
+def test_an_outcome_says_whose_it_is_and_by_which_protocol() -> None:
+    with pytest.raises(Malformed, match="correlation_id"):
+        read_outcome(msgspec.structs.replace(an_outcome(), correlation_id=None), PLAIN)
+    with pytest.raises(Malformed, match="tq-protocol"):
+        read_outcome(an_outcome(tq_protocol=2), PLAIN)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"result":NaN}', b'{"result":' + b"[" * 200_000])
+def test_a_hostile_outcome_is_malformed(body: bytes) -> None:
+    with pytest.raises(Malformed, match="^body: "):
+        read_outcome(msgspec.structs.replace(an_outcome(), body=body), PLAIN)
+
+
+# --- forwarding ---------------------------------------------------------------------------------
+
+
+def test_what_dead_lettering_left_is_not_sent_on() -> None:
+    message = a_message(
+        **{
+            "x-death": [{"count": 1}],
+            "x-first-death-queue": "q",
+            "x-first-death-reason": "expired",
+            "x-last-death-exchange": "e",
+            "x-delivery-count": 2,
+            "x-mine": "stays",
+        }
+    )
+    forwarded = envelope.forwarded(message, headers={"tq-parked-reason": "bad"}, priority=3)
+    assert forwarded.headers == {
+        "tq-activity-type": "t",
+        "x-delivery-count": 2,
+        "x-mine": "stays",
+        "tq-parked-reason": "bad",
+    }
+    assert (forwarded.priority, forwarded.body) == (3, message.body)
+    assert "x-death" in message.headers, "the original stays as it is"
+
+
+def test_the_time_left_of_the_largest_numbers_can_be_told() -> None:
+    most = 2**53
+    task = read_task(a_message(tq_scheduled_ms=most, tq_schedule_to_close_ms=most), "q")
+    assert task.left(0) == timedelta(milliseconds=2 * most)

@@ -1,0 +1,398 @@
+"""Coroutines on a loop, functions in threads, and how they are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.worker.attempts import SOON_S, FakeOwner, attempt_of
+from tq_broker import activity
+from tq_broker.clock import SystemClock
+from tq_broker.exceptions import CancelledError, InvalidArgument, Malformed
+from tq_broker.model.failure import FailureKind
+from tq_broker.worker.attempt import Attempt
+from tq_broker.worker.executors import AsyncExecutor, Executor, Interrupter, ThreadExecutor
+
+CLOCK = SystemClock()
+
+
+class Stage:
+    """An executor, its owner, and the heartbeats of what runs in it."""
+
+    def __init__(self, make: Callable[[FakeOwner], Executor]) -> None:
+        self.owner = FakeOwner()
+        self.executor = make(self.owner)
+        self.beats: queue.Queue[list[Any]] = queue.Queue()
+
+    def attempt(self, fn: Callable[..., Any], *args: Any) -> Attempt:
+        def on_heartbeat(attempt: Attempt) -> None:
+            self.beats.put([msgspec.json.decode(detail) for detail in attempt.details or ()])
+
+        return attempt_of(fn, *args, on_heartbeat=on_heartbeat)
+
+    def start(self, fn: Callable[..., Any], *args: Any) -> Attempt:
+        attempt = self.attempt(fn, *args)
+        self.executor.start([attempt])
+        return attempt
+
+    def beat(self) -> list[Any]:
+        return self.beats.get(timeout=SOON_S)
+
+    def cancel(self, attempt: Attempt) -> None:
+        """As a worker does it."""
+        attempt.request_cancel()
+        self.executor.cancel(attempt)
+
+
+@pytest.fixture
+def coroutines() -> Iterator[Stage]:
+    stage = Stage(lambda owner: AsyncExecutor(owner, CLOCK))
+    yield stage
+    stage.executor.close(CLOCK.monotonic() + SOON_S)
+
+
+@pytest.fixture
+def threads() -> Iterator[Stage]:
+    stage = Stage(lambda owner: ThreadExecutor(owner, 2))
+    yield stage
+    stage.executor.close(CLOCK.monotonic() + SOON_S)
+
+
+# --- coroutines ---------------------------------------------------------------------------------
+
+
+@activity.defn
+async def async_double(number: int) -> int:
+    await asyncio.sleep(0)
+    activity.heartbeat(activity.info().activity_id)
+    return 2 * number
+
+
+@activity.defn
+async def async_nothing() -> None: ...
+
+
+@activity.defn
+async def async_fails() -> None:
+    raise KeyError("x")
+
+
+@activity.defn
+async def async_unsendable() -> Any:
+    return object()
+
+
+@activity.defn
+async def async_exits() -> None:
+    raise SystemExit(3)
+
+
+@activity.defn
+async def async_waits() -> None:
+    activity.heartbeat("ready")
+    await asyncio.Event().wait()
+
+
+@activity.defn
+async def async_notices() -> str:
+    activity.heartbeat("ready")
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        return "noticed" if activity.is_cancelled() else "surprised"
+    return "never"
+
+
+def test_a_coroutine_returns_its_result_as_json(coroutines: Stage) -> None:
+    attempt = coroutines.start(async_double, "4")
+    end = coroutines.owner.next()
+    assert (end.attempt, end.how, end.value) == (attempt, "returned", b"8")
+    assert coroutines.beat() == ["a-1"]
+    coroutines.start(async_nothing)
+    assert coroutines.owner.next().value == b"null"
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "error"),
+    [
+        (async_fails, [], KeyError),
+        (async_unsendable, [], InvalidArgument),
+        (async_double, ["four"], Malformed),
+        (async_double, [1, 2], TypeError),
+    ],
+)
+def test_a_coroutine_that_fails_tells_its_error(
+    coroutines: Stage, fn: Any, args: list[Any], error: type[BaseException]
+) -> None:
+    coroutines.start(fn, *args)
+    end = coroutines.owner.next()
+    assert (end.how, type(end.value)) == ("raised", error)
+
+
+def test_many_coroutines_run_at_once_each_in_its_own_context(coroutines: Stage) -> None:
+    attempts = [coroutines.attempt(async_waits) for _ in range(100)]
+    coroutines.executor.start(attempts)
+    for _ in attempts:
+        coroutines.beat()
+    for attempt in attempts:
+        coroutines.cancel(attempt)
+    ends = [coroutines.owner.next() for _ in attempts]
+    assert {end.attempt for end in ends} == set(attempts)
+    assert all(end.failure.kind is FailureKind.CANCELED for end in ends)
+
+
+def test_a_coroutine_may_notice_its_cancellation(coroutines: Stage) -> None:
+    attempt = coroutines.start(async_notices)
+    coroutines.beat()
+    coroutines.cancel(attempt)
+    assert coroutines.owner.next().value == b'"noticed"'
+
+
+def test_a_coroutine_cancelled_before_it_began_is_told_of(coroutines: Stage) -> None:
+    attempt = coroutines.attempt(async_double, 3)
+    attempt.request_cancel()
+    coroutines.executor.start([attempt])
+    assert coroutines.owner.next().failure.kind is FailureKind.CANCELED
+
+
+def test_an_abandoned_coroutine_is_cancelled(coroutines: Stage) -> None:
+    attempt = coroutines.start(async_waits)
+    coroutines.beat()
+    coroutines.executor.abandon(attempt)
+    assert coroutines.owner.next().attempt is attempt
+
+
+def test_cancelling_what_has_ended_does_nothing(coroutines: Stage) -> None:
+    attempt = coroutines.start(async_nothing)
+    coroutines.owner.next()
+    coroutines.cancel(attempt)
+    coroutines.start(async_nothing)
+    assert coroutines.owner.next().how == "returned"
+
+
+def test_a_coroutine_that_exits_fails_and_the_loop_goes_on(coroutines: Stage) -> None:
+    coroutines.start(async_exits)
+    assert isinstance(coroutines.owner.next().value, SystemExit)
+    coroutines.start(async_nothing)
+    assert coroutines.owner.next().how == "returned"
+
+
+def test_the_loop_can_be_closed_twice_or_unused(coroutines: Stage) -> None:
+    coroutines.executor.close(CLOCK.monotonic())
+    coroutines.start(async_nothing)
+    coroutines.owner.next()
+    coroutines.executor.close(CLOCK.monotonic() + SOON_S)
+    coroutines.executor.close(CLOCK.monotonic() + SOON_S)
+    assert not [t for t in threading.enumerate() if t.name == "tq-activities"]
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+@activity.defn
+def double(number: int) -> int:
+    activity.heartbeat(activity.info().activity_id)
+    return 2 * number
+
+
+@activity.defn
+def fails() -> None:
+    raise KeyError("x")
+
+
+@activity.defn
+def unsendable() -> Any:
+    return object()
+
+
+@activity.defn
+def exits() -> None:
+    raise SystemExit(3)
+
+
+@activity.defn
+def spins() -> None:
+    activity.heartbeat("ready")
+    while True:
+        pass
+
+
+@activity.defn
+def shields() -> str:
+    with activity.shield_thread_cancel_exception():
+        activity.heartbeat("ready")
+        activity.wait_for_cancelled_sync(SOON_S)
+        with activity.shield_thread_cancel_exception():
+            activity.heartbeat("inner")
+        activity.heartbeat("outer")
+    return "never"
+
+
+@activity.defn
+def recovers() -> str:
+    try:
+        activity.heartbeat("ready")
+        while True:
+            pass
+    except CancelledError:
+        return "recovered"
+
+
+@activity.defn(no_thread_cancel_exception=True)
+def looks() -> str:
+    activity.heartbeat("ready")
+    activity.wait_for_cancelled_sync(SOON_S)
+    return "looked" if activity.is_cancelled() else "waited in vain"
+
+
+def test_a_function_returns_its_result_as_json(threads: Stage) -> None:
+    attempt = threads.start(double, 4)
+    end = threads.owner.next()
+    assert (end.attempt, end.how, end.value) == (attempt, "returned", b"8")
+    assert threads.beat() == ["a-1"]
+    assert not activity.in_activity()
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "error"),
+    [
+        (fails, [], KeyError),
+        (unsendable, [], InvalidArgument),
+        (double, ["four"], Malformed),
+        (exits, [], SystemExit),
+    ],
+)
+def test_a_function_that_fails_tells_its_error(
+    threads: Stage, fn: Any, args: list[Any], error: type[BaseException]
+) -> None:
+    threads.start(fn, *args)
+    end = threads.owner.next()
+    assert (end.how, type(end.value)) == ("raised", error)
+
+
+@pytest.mark.parametrize("stop", ["cancel", "abandon"])
+def test_a_function_is_interrupted(threads: Stage, stop: str) -> None:
+    attempt = threads.start(spins)
+    threads.beat()
+    getattr(threads.executor, stop)(attempt)
+    assert threads.owner.next().failure.kind is FailureKind.CANCELED
+
+
+def test_a_function_may_catch_the_interruption_and_gets_it_once(threads: Stage) -> None:
+    attempt = threads.start(recovers)
+    threads.beat()
+    threads.cancel(attempt)
+    threads.cancel(attempt)
+    assert threads.owner.next().value == b'"recovered"'
+
+
+def test_a_shield_holds_until_the_last_one_is_left(threads: Stage) -> None:
+    attempt = threads.start(shields)
+    threads.beat()
+    threads.cancel(attempt)
+    assert [threads.beat(), threads.beat()] == [["inner"], ["outer"]]
+    assert threads.owner.next().failure.kind is FailureKind.CANCELED
+
+
+def test_a_function_may_decline_interruptions(threads: Stage) -> None:
+    attempt = threads.start(looks)
+    threads.beat()
+    threads.cancel(attempt)
+    assert threads.owner.next().value == b'"looked"'
+
+
+def test_a_function_cancelled_while_it_waits_for_a_thread_never_runs() -> None:
+    stage = Stage(lambda owner: ThreadExecutor(owner, 1))
+    running = stage.start(looks)
+    stage.beat()
+    waiting = stage.start(spins)
+    stage.cancel(waiting)
+    stage.cancel(running)
+    ends = {end.attempt: end for end in (stage.owner.next(), stage.owner.next())}
+    assert ends[waiting].failure.kind is FailureKind.CANCELED
+    assert stage.beats.empty()
+    stage.executor.close(CLOCK.monotonic())
+
+
+def test_an_interruption_never_reaches_the_threads_next_function() -> None:
+    stage = Stage(lambda owner: ThreadExecutor(owner, 1))
+    for _ in range(200):
+        first, second = stage.attempt(double, 1), stage.attempt(double, 2)
+        stage.executor.start([first, second])
+        stage.cancel(first)
+        ends = {end.attempt: end for end in (stage.owner.next(), stage.owner.next())}
+        assert ends[second].value == b"4"
+    stage.executor.close(CLOCK.monotonic())
+
+
+def test_the_users_own_pool_is_used_and_left_open() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1, "theirs") as pool:
+
+        @activity.defn
+        def where() -> str:
+            return threading.current_thread().name
+
+        stage = Stage(lambda owner: ThreadExecutor(owner, 1, pool))
+        stage.start(where)
+        assert b"theirs" in stage.owner.next().value
+        stage.executor.close(CLOCK.monotonic())
+        assert pool.submit(int, "3").result(SOON_S) == 3
+
+
+# --- Interrupter --------------------------------------------------------------------------------
+
+
+def test_an_interruption_before_the_beginning_is_raised_there() -> None:
+    interrupter = Interrupter()
+    interrupter.interrupt()
+    with pytest.raises(CancelledError):
+        interrupter.begin()
+    interrupter.end()
+
+
+def test_an_interruption_of_the_own_thread_is_raised_at_once() -> None:
+    interrupter = Interrupter()
+
+    def interrupted() -> None:
+        interrupter.begin()
+        interrupter.interrupt()
+        for _ in range(1000):
+            pass
+
+    with pytest.raises(CancelledError):
+        interrupted()
+    interrupter.end()
+
+
+def test_after_the_end_nothing_is_raised() -> None:
+    interrupter = Interrupter()
+    interrupter.begin()
+    interrupter.end()
+    interrupter.interrupt()
+    assert sum(range(1000)) == 499500
+
+
+def test_an_error_in_a_shield_does_not_lose_the_cancellation() -> None:
+    interrupter = Interrupter()
+    interrupter.begin()
+
+    def shielded() -> None:
+        with interrupter.shield():
+            interrupter.interrupt()
+            raise ValueError("mine")
+
+    try:
+        with pytest.raises((ValueError, CancelledError)) as caught:
+            shielded()
+        # The cancellation wins, as it does without a shield; the error is its context.
+        assert isinstance(caught.value, CancelledError)
+        assert isinstance(caught.value.__context__, ValueError)
+    finally:
+        interrupter.end()

@@ -1,0 +1,67 @@
+"""What users may set about a worker."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tq_broker.exceptions import InvalidArgument
+from tq_broker.worker.options import SLOTS_MAX, WorkerOptions
+
+
+def test_the_defaults_are_valid() -> None:
+    options = WorkerOptions()
+    assert options.processes == (os.cpu_count() or 1)
+    assert options.host
+    assert options.worker_id is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_concurrent_activities": 0}, "max_concurrent_activities is 0; .* from 1 to 10000"),
+        ({"max_concurrent_activities": SLOTS_MAX + 1}, "is 10001"),
+        ({"max_concurrent_activities": True}, "is True"),
+        ({"max_concurrent_activities": 1.5}, "is 1.5"),
+        ({"max_processes": 0}, "max_processes is 0; it must be from 1 to 1000"),
+        ({"graceful_shutdown_timeout": 3}, "graceful_shutdown_timeout must be a timedelta"),
+        ({"graceful_shutdown_timeout": timedelta(-1)}, "graceful_shutdown_timeout is -1 day"),
+        ({"cancel_grace": timedelta(-1)}, "cancel_grace is -1 day"),
+        ({"max_heartbeat_throttle_interval": timedelta(0)}, "max_heartbeat_throttle_interval"),
+        ({"default_heartbeat_throttle_interval": timedelta(0)}, "default_heartbeat_throttle_int"),
+        ({"lease_after": timedelta(0)}, "lease_after is 0:00:00"),
+        ({"reclaim_after": timedelta(milliseconds=999)}, "reclaim_after .* at least 0:00:01"),
+        ({"activity_executor": 3}, "activity_executor must be a concurrent.futures.Executor"),
+        ({"host": ""}, "host must not be empty"),
+        ({"host": "h" * 65}, "host is 65 bytes long .* the bound is 64"),
+        ({"worker_id": "a\nb"}, r"worker_id has the control .* U\+000A"),
+        ({"worker_id": ""}, "worker_id must not be empty"),
+        ({"identity": ""}, "identity must not be empty"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_its_name_and_bound(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        WorkerOptions(**fields)
+
+
+def test_nothing_may_be_waited_for_when_shutting_down() -> None:
+    zero = timedelta(0)
+    options = WorkerOptions(graceful_shutdown_timeout=zero, cancel_grace=zero, reclaim_after=None)
+    assert options.cancel_grace == zero
+
+
+def test_the_bounds_are_the_last_that_pass() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        options = WorkerOptions(
+            max_concurrent_activities=SLOTS_MAX,
+            max_processes=1000,
+            host="h" * 64,
+            activity_executor=pool,
+        )
+    assert options.processes == 1000
