@@ -35,6 +35,7 @@ from tq_broker.queues.connect import broker_for
 from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import QueueType
+from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
 RUN_S = float(os.environ.get("TQ_BROKER_RACE_S", "20"))
 GRACE_S = 0.05
@@ -278,6 +279,41 @@ def test_the_queue_of_a_reclaimer_that_was_killed_in_between_is_used_again(
     assert delivery.message.body == b"task"
     delivery.ack()
     publisher.close(soon())
+
+
+class MeanwhileClock(SystemClock):
+    """What happens while the reclaimer waits is what a test puts in."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def sleep(self, seconds: float) -> None:
+        self._meanwhile()
+
+
+@pytest.mark.parametrize("queue_type", list(QueueType))
+def test_a_reclaimer_that_lost_its_connection_and_lock_removes_nothing(
+    broker: LocalRabbitMQ, namespace: str, queue_type: QueueType
+) -> None:
+    # Given a reclaimer whose connection breaks while it holds the lock of a queue
+    names = Names(namespace)
+    queue = names.activity("files")
+    ours, others = (broker_for(broker.url, clock) for _ in range(2))
+    sender = Sender(ours, names, clock, identity="race", queue_type=queue_type)
+    sender.ensure((queue,), soon())
+
+    def meanwhile() -> None:
+        broker.ctl("close_all_connections", "for a test")
+        # When somebody else takes the queue into use, and it is empty by chance
+        sender = Sender(others, names, clock, identity="race", queue_type=queue_type)
+        sender.ensure((queue,), soon())
+
+    # Then the queue stays
+    assert Reclaimer(ours, sender, names, MeanwhileClock(meanwhile)).reclaim(["files"]) == []
+    assert others.stats(str(queue), soon()) is not None
+    for one in (ours, others):
+        one.close(soon())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def test_the_scheme_says_which_broker() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "redis://u:secret@h", "u:secret@host", "http://secret", "AMQP//secret"]
+    "url", ["", "redis://u:secret@h", "u:secret@host", "http://u:secret@h", "AMQP//u:secret@h"]
 )
 def test_another_scheme_is_refused_without_telling_the_password(url: str) -> None:
     with pytest.raises(InvalidArgument, match="url must begin with one of amqp://") as caught:

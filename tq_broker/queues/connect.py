@@ -19,12 +19,13 @@ def broker_for(url: str, clock: Clock) -> Broker:
     """
     if not isinstance(url, str):
         raise InvalidArgument(f"url must be a string, not {type(url).__name__}")
-    scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
     if scheme == "memory":
         return MemoryBroker.connect(url, clock)
     if scheme in ("amqp", "amqps"):
         return AmqpBroker(url, clock)
-    # The URL may hold a password: only its scheme is repeated.
+    # The URL may hold a password: only its scheme is repeated, if there is one.
+    found = f", not {scheme[:20]!r}" if separator else ""
     raise InvalidArgument(
-        f"url must begin with one of {', '.join(f'{s}://' for s in SCHEMES)}, not {scheme[:20]!r}"
+        f"url must begin with one of {', '.join(f'{s}://' for s in SCHEMES)}{found}"
     )

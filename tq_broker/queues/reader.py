@@ -98,7 +98,6 @@ class Reader:
         self._selector: Any = None
         self._watched: Any = None
         self._connection: Connection | None = None
-        self._sock: Any = None
         self._admin: Channel | None = None
         self._gets: Feed | None = None
         self._feeds: dict[int, Feed] = {}
@@ -226,7 +225,7 @@ class Reader:
 
     def abandon(self) -> None:
         """In the child of a fork: let go of the parent's sockets without a word on them."""
-        for sock in (*(self._waker or ()), self._sock):
+        for sock in (*(self._waker or ()), self._watched):
             if sock is not None:
                 sock.close()
 
@@ -263,6 +262,7 @@ class Reader:
             heartbeat_s=self._heartbeat_s,
             properties=client_properties(self._name),
         )
+        self._connection = connection
         connection.on_delivery = self._on_delivery
         connection.pump = self._pump
         self._watched = connection.transport.sock

@@ -1,0 +1,199 @@
+"""Putting tasks on their queues: living targets are asked first, and those that are gone told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from queue import Queue
+
+import pytest
+
+from tq_broker.clock import SystemClock
+from tq_broker.common import OnGone, Route
+from tq_broker.exceptions import TargetGone, TqBrokerError
+from tq_broker.model import control, envelope
+from tq_broker.model.control import Serve
+from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.tasks import ActivityTask
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Delivery, SubscribeOptions
+from tq_broker.queues.dispatcher import ALIVE_FOR_S, Dispatcher
+from tq_broker.queues.memory import MemoryBroker, MemoryServer
+from tq_broker.queues.routing import WAIT_STEP_MS
+from tq_broker.queues.sender import Sender
+from tq_broker.testing.manual_clock import ManualClock
+
+NAMES = Names("n")
+HOST = NAMES.queue(Kind.HOST, "h", "q")
+SOON_S = 20.0
+
+
+class World:
+    """A dispatcher, and maybe a worker's desk that is asked to serve."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer()
+        self.broker = MemoryBroker(self.server, self.clock)
+        self.sender = Sender(self.broker, NAMES, self.clock, identity="me")
+        self.dispatcher = Dispatcher(self.sender, self.clock)
+        self.asked: Queue[str] = Queue()
+        self.worker: MemoryBroker | None = None
+
+    def soon(self) -> float:
+        return self.clock.monotonic() + 1000
+
+    def live(self) -> None:
+        """A worker on host h comes."""
+        self.worker = MemoryBroker(self.server, self.clock)
+        queue = NAMES.queue(Kind.CONTROL, "w")
+        plan = topology.namespace(NAMES) + topology.control_queue(NAMES, queue, (HOST.key,))
+        subscription = self.worker.subscribe(
+            str(queue), self.on_requests, SubscribeOptions(prefetch=10, plan=plan)
+        )
+        self.worker.wait_subscribed([subscription], self.soon())
+
+    def on_requests(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            request = control.read_request(delivery.message)
+            assert isinstance(request, Serve)
+            self.asked.put(request.queue)
+            delivery.ack()
+
+    def die(self) -> None:
+        assert self.worker is not None
+        self.worker.kill()
+
+    def dispatch(self, route: Route | None = None, delay_ms: int = 0) -> TqBrokerError | None:
+        task = ActivityTask(
+            activity_id="a",
+            activity_type="t",
+            task_queue="q",
+            body=b'{"args":[]}',
+            route=route,
+            scheduled_ms=int(self.clock.wall() * 1000),
+        )
+        ended: Future[TqBrokerError | None] = Future()
+        message = envelope.task_message(task)
+        self.dispatcher.dispatch(
+            task, message, self.soon(), ended.set_result, delay_ms=delay_ms
+        )
+        return ended.result(SOON_S)
+
+    def count(self, queue: QueueName) -> int | None:
+        stats = self.broker.stats(str(queue), self.soon())
+        return None if stats is None else stats.ready
+
+    def close(self) -> None:
+        self.sender.close()
+        self.broker.close(self.soon())
+        if self.worker is not None:
+            self.worker.close(self.soon())
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+def test_a_task_without_a_route_is_put_on_its_task_queue(world: World) -> None:
+    assert world.dispatch() is None
+    assert world.count(NAMES.activity("q")) == 1
+
+
+def test_a_living_target_is_asked_to_serve_and_gets_the_task(world: World) -> None:
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    assert world.asked.get(timeout=SOON_S) == str(HOST)
+    assert world.count(HOST) == 1
+
+
+def test_who_answered_lately_is_not_asked_again(world: World) -> None:
+    world.live()
+    for _ in range(3):
+        assert world.dispatch(Route.host("h")) is None
+    assert world.asked.get(timeout=SOON_S) == str(HOST)
+    world.clock.advance(ALIVE_FOR_S - 0.01)
+    assert world.dispatch(Route.host("h")) is None
+    assert world.asked.empty()
+    world.clock.advance(0.02)
+    assert world.dispatch(Route.host("h")) is None
+    assert world.asked.get(timeout=SOON_S) == str(HOST)
+
+
+def test_a_child_after_a_fork_asks_for_itself(world: World) -> None:
+    world.live()
+    world.dispatch(Route.host("h"))
+    world.dispatcher.after_fork()
+    world.dispatch(Route.host("h"))
+    assert [world.asked.get(timeout=SOON_S) for _ in range(2)] == [str(HOST)] * 2
+
+
+def test_a_target_that_never_was_is_gone(world: World) -> None:
+    error = world.dispatch(Route.host("h"))
+    assert isinstance(error, TargetGone)
+    assert "host 'h'" in str(error)
+    assert world.count(HOST) is None, "nothing was declared for it"
+
+
+def test_a_target_that_died_is_gone_at_the_next_question(world: World) -> None:
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    world.die()
+    world.clock.advance(ALIVE_FOR_S)
+    assert isinstance(world.dispatch(Route.host("h")), TargetGone)
+
+
+def test_falling_back_puts_the_task_on_its_task_queue(world: World) -> None:
+    assert world.dispatch(Route.host("h", on_gone=OnGone.FALL_BACK)) is None
+    assert world.count(NAMES.activity("q")) == 1
+
+
+def test_waiting_puts_the_task_on_the_ladder_and_it_is_looked_at_again(world: World) -> None:
+    route = Route.host("h", on_gone=OnGone.WAIT, wait=timedelta(seconds=10))
+    assert world.dispatch(route) is None
+    assert world.count(HOST) is None
+    unrouted = NAMES.queue(Kind.UNROUTED)
+    world.clock.advance((WAIT_STEP_MS - 1) / 1000)
+    assert world.count(unrouted) == 0
+    world.clock.advance(0.2)
+    assert world.count(unrouted) == 1
+
+
+@pytest.mark.parametrize("route", [None, Route.host("h")])
+def test_a_delayed_task_is_not_due_early(world: World, route: Route | None) -> None:
+    due = NAMES.activity("q") if route is None else NAMES.queue(Kind.UNROUTED)
+    assert world.dispatch(route, delay_ms=1000) is None
+    world.clock.advance(0.999)
+    assert not world.count(due)
+    world.clock.advance(0.11)
+    assert world.count(due) == 1
+
+
+def test_another_error_of_the_question_is_the_answer(world: World) -> None:
+    world.live()
+    failed = TqBrokerError("no")
+    world.sender.ensure((), world.soon())
+    world.sender.send = lambda p, needs, deadline, done: done(failed)  # type: ignore[method-assign]
+    assert world.dispatch(Route.host("h")) is failed
+
+
+def test_time_of_the_machine_will_do() -> None:
+    """The dispatcher asks no more of a clock than the port has."""
+    broker = MemoryBroker(MemoryServer(), SystemClock())
+    sender = Sender(broker, NAMES, SystemClock(), identity="me")
+    task = ActivityTask(activity_id="a", activity_type="t", task_queue="q", body=b"")
+    ended: Future[TqBrokerError | None] = Future()
+    Dispatcher(sender, SystemClock()).dispatch(
+        task,
+        envelope.task_message(task),
+        SystemClock().monotonic() + SOON_S,
+        ended.set_result,
+    )
+    assert ended.result(SOON_S) is None
+    assert broker.get(str(NAMES.activity("q")), SystemClock().monotonic() + SOON_S) is not None
+    sender.close()
+    broker.close(SystemClock().monotonic() + SOON_S)

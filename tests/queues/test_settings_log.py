@@ -1,0 +1,131 @@
+"""Following the settings log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future
+from queue import Queue
+
+import pytest
+
+from tq_broker.clock import SystemClock
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, Kind, Names
+from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared, TaskQueueReclaimed
+from tq_broker.queues.memory import MemoryBroker, MemoryServer
+from tq_broker.queues.sender import Sender
+from tq_broker.queues.settings_log import SettingsLog
+
+NAMES = Names("n")
+SOON_S = 20.0
+clock = SystemClock()
+
+
+def soon() -> float:
+    return clock.monotonic() + SOON_S
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(MemoryServer(), clock)
+        self.sender = Sender(self.broker, NAMES, clock, identity="me")
+
+    def append(self, *records: Record) -> None:
+        for record in records:
+            ended: Future[object] = Future()
+            self.sender.append(record, soon(), ended.set_result)
+            assert ended.result(SOON_S) is None
+
+    def put(self, message: Message) -> None:
+        log_queue = NAMES.queue(Kind.SETTINGS)
+        ended: Future[object] = Future()
+        publication = Publication(NAMES.exchange(Exchange.TASKS), log_queue.key, message)
+        self.sender.send(publication, (log_queue,), soon(), ended.set_result)
+        assert ended.result(SOON_S) is None
+
+    def follower(self, on_record: object = None) -> SettingsLog:
+        return SettingsLog(self.broker, NAMES, clock, on_record)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    writer = Writer()
+    yield writer
+    writer.sender.close()
+    writer.broker.close(soon())
+
+
+def test_a_follower_reads_what_was_and_what_comes(writer: Writer) -> None:
+    writer.append(TaskQueueDeclared("a", 1), TaskQueueDeclared("b", 2))
+    log = writer.follower()
+    log.follow()
+    assert log.wait_read(2, soon())
+    assert log.task_queues() == {"a": 1, "b": 2}
+    writer.append(TaskQueueReclaimed("a", 3))
+    assert log.wait_read(3, soon())
+    assert log.task_queues() == {"b": 2}
+
+
+def test_two_followers_have_the_same_state(writer: Writer) -> None:
+    logs = [writer.follower(), writer.follower()]
+    for log in logs:
+        log.follow()
+    writer.append(TaskQueueDeclared("a", 1))
+    for log in logs:
+        assert log.wait_read(1, soon())
+        assert log.task_queues() == {"a": 1}
+
+
+def test_the_callback_comes_after_the_record_counts(writer: Writer) -> None:
+    seen: Queue[tuple[Record, bool]] = Queue()
+    log = writer.follower(lambda record: seen.put((record, log.is_cancelled("x", 0))))
+    log.follow()
+    record = ActivityCanceled("x", 7, "me", "not wanted")
+    writer.append(record)
+    assert seen.get(timeout=SOON_S) == (record, True)
+
+
+def test_a_cancellation_means_starts_before_it(writer: Writer) -> None:
+    log = writer.follower()
+    log.follow()
+    writer.append(ActivityCanceled("x", 100))
+    assert log.wait_read(1, soon())
+    assert log.is_cancelled("x", 99)
+    assert log.is_cancelled("x", 100)
+    assert not log.is_cancelled("x", 101)
+    assert not log.is_cancelled("y", 0)
+
+
+def test_a_record_that_cannot_be_read_is_skipped(
+    writer: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = writer.follower()
+    log.follow()
+    writer.append(TaskQueueDeclared("a", 1))
+    with caplog.at_level(logging.WARNING):
+        writer.put(Message(body=b"garbage", message_id="1", headers={"tq-protocol": 1}))
+        writer.put(Message(body=b"{}", message_id="2"))
+        writer.append(TaskQueueDeclared("b", 2))
+        assert log.wait_read(4, soon())
+    assert log.task_queues() == {"a": 1, "b": 2}
+    assert caplog.text.count("settings record skipped") == 2
+
+
+def test_waiting_ends_with_the_deadline(writer: Writer) -> None:
+    log = writer.follower()
+    log.follow()
+    assert not log.wait_read(1, clock.monotonic() + 0.01)
+
+
+def test_a_follower_that_stopped_keeps_its_state(writer: Writer) -> None:
+    log, other = writer.follower(), writer.follower()
+    log.follow()
+    other.follow()
+    writer.append(TaskQueueDeclared("a", 1))
+    assert log.wait_read(1, soon())
+    log.stop()
+    log.stop()
+    writer.append(TaskQueueDeclared("b", 2))
+    assert other.wait_read(2, soon())
+    assert log.task_queues() == {"a": 1}
