@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pika
+
 from integration.journey_activities import LEDGER, Program
 from integration.ledger import SUCCESS, Findings, Ledger, check
 from tq_broker.client import BlockingActivityHandle, BlockingClient
@@ -46,6 +48,11 @@ def is_lost(error: BaseException | None) -> bool:
         and isinstance(error.cause, ApplicationError)
         and error.cause.type == "WorkerLost"
     )
+
+
+def pika_parameters(url: str) -> pika.URLParameters:
+    """``url`` as pika reads it, for which ``//`` is an empty vhost."""
+    return pika.URLParameters(f"{url.removesuffix('//')}/%2F" if url.endswith("//") else url)
 
 
 class WorkerProcess:
@@ -128,12 +135,19 @@ class Site:
         self._directory = directory
         self._numbers = itertools.count(1)
 
-    def worker(self, *task_queues: str, heartbeat_s: float = 10.0, **options: Any) -> WorkerProcess:
+    def worker(
+        self,
+        *task_queues: str,
+        activities: Sequence[str] = (),
+        heartbeat_s: float = 10.0,
+        **options: Any,
+    ) -> WorkerProcess:
         """A worker process; call `WorkerProcess.ready` before you rely on it."""
         program = Program(
             url=self.url,
             namespace=self.namespace,
             task_queues=list(task_queues or ("q",)),
+            activities=list(activities),
             heartbeat_s=heartbeat_s,
             options=options,
         )
@@ -143,10 +157,8 @@ class Site:
 
     def again(self, worker: WorkerProcess) -> WorkerProcess:
         """A new process in place of ``worker``, as a supervisor would start it."""
-        program = worker.program
-        return self.worker(
-            *program.task_queues, heartbeat_s=program.heartbeat_s, **program.options
-        )
+        self.workers.append(WorkerProcess(worker.program, self.ledger, worker.log))
+        return self.workers[-1]
 
     def key(self) -> str:
         """A key for the ledger."""

@@ -227,11 +227,16 @@ ALL = [
 
 @dataclass(kw_only=True)
 class Program:
-    """What the worker's program is told. ``options`` are `WorkerOptions`, durations in seconds."""
+    """What the worker's program is told.
+
+    ``options`` are `WorkerOptions`, their durations as seconds (floats); ``activities`` are the
+    names of the only ones to serve, if any are given.
+    """
 
     url: str
     namespace: str
     task_queues: list[str]
+    activities: list[str] = field(default_factory=list)
     heartbeat_s: float = 10.0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -257,7 +262,9 @@ def main() -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with client_with(program.url, program.namespace, program.heartbeat_s) as client:
-        with Worker(client, task_queues=program.task_queues, activities=ALL, **options) as worker:
+        names = program.activities
+        served = [one for one in ALL if not names or getattr(one, "__name__", "") in names]
+        with Worker(client, task_queues=program.task_queues, activities=served, **options) as worker:
             print("ready", worker.worker_id, flush=True)
             ended.wait()
 

@@ -13,7 +13,14 @@ from typing import Any
 import pika
 import pytest
 
-from integration.journey import Site, is_lost, measured, site_at, wait_until
+from integration.journey import (
+    Site,
+    is_lost,
+    measured,
+    pika_parameters,
+    site_at,
+    wait_until,
+)
 from integration.journey_activities import linger_once, tell, work_in_thread, work_on_loop
 from tq_broker.client import BlockingActivityHandle, BlockingClient
 from tq_broker.common import RetryPolicy
@@ -75,10 +82,17 @@ class Load:
         goal = self._site.ledger.count("effect") + count
         return wait_until(lambda: self._site.ledger.count("effect") >= goal, f"{count} effects")
 
-    def end(self) -> None:
-        """Stop, and check that every start was accepted, every outcome came, and all is well."""
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if kind is None:
+            self._check()
+
+    def _check(self) -> None:
+        """Every start was accepted, every outcome comes, and all is well."""
         assert not self.errors, "the client waits for the broker as long as its timeout allows"
         errors = self._site.collect(self.handles)
         failed = {key: error for key, error in errors.items() if error is not None}
@@ -96,13 +110,12 @@ def test_a_broker_that_is_stopped_and_started_under_load_loses_nothing(
 ) -> None:
     for _ in range(2):
         site.worker(max_concurrent_activities=20).ready()
-    load = Load(site)
-    load.run_on()
-    node.ctl("stop_app")
-    time.sleep(1)
-    node.ctl("start_app")
-    measured("s from the broker's start to 150 effects", load.run_on())
-    load.end()
+    with Load(site) as load:
+        load.run_on()
+        node.ctl("stop_app")
+        time.sleep(1)
+        node.ctl("start_app")
+        measured("s from the broker's start to 150 effects", load.run_on())
 
 
 def test_a_broker_that_is_killed_and_started_under_load_loses_nothing(
@@ -110,13 +123,12 @@ def test_a_broker_that_is_killed_and_started_under_load_loses_nothing(
 ) -> None:
     for _ in range(2):
         site.worker(max_concurrent_activities=20).ready()
-    load = Load(site)
-    load.run_on()
-    node.kill()
-    time.sleep(1)
-    node.start()
-    measured("s from the broker's start to 150 effects", load.run_on())
-    load.end()
+    with Load(site) as load:
+        load.run_on()
+        node.kill()
+        time.sleep(1)
+        node.start()
+        measured("s from the broker's start to 150 effects", load.run_on())
 
 
 def test_connections_that_are_closed_again_and_again_lose_nothing(
@@ -124,14 +136,13 @@ def test_connections_that_are_closed_again_and_again_lose_nothing(
 ) -> None:
     for _ in range(2):
         site.worker(max_concurrent_activities=20).ready()
-    load = Load(site)
-    load.run_on()
-    waits = []
-    for _ in range(4):
-        node.ctl("close_all_connections", "a test")
-        waits.append(load.run_on())
-    measured("s from closed connections to 150 effects, median", statistics.median(waits))
-    load.end()
+    with Load(site) as load:
+        load.run_on()
+        waits = []
+        for _ in range(4):
+            node.ctl("close_all_connections", "a test")
+            waits.append(load.run_on())
+        measured("s from closed connections to 150 effects, median", statistics.median(waits))
 
 
 def test_a_task_queue_that_is_deleted_under_its_worker_is_there_again_at_once(
@@ -163,7 +174,7 @@ def test_exchanges_that_are_deleted_are_declared_again_by_who_needs_them(
     site.worker().ready()
     site.client.execute_activity(tell, task_queue="q")
     names = Names(site.namespace)
-    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    connection = pika.BlockingConnection(pika_parameters(node.url))
     channel = connection.channel()
     for exchange in (Exchange.TASKS, Exchange.REPLIES):
         channel.exchange_delete(names.exchange(exchange))

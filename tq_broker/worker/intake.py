@@ -24,7 +24,7 @@ class Known(enum.Enum):
 
     NO = "no"
     OPEN = "open"
-    """It is in hand here already."""
+    """It is in hand here already: it runs, or its end has not been told yet."""
     ENDED = "ended"
     """It ended here lately, and was reported."""
 
@@ -40,7 +40,7 @@ class Action(enum.Enum):
     GIVE_BACK = "give back"
     """Put it back on its queue as it is; no attempt is used up."""
     ADOPT = "adopt"
-    """It runs here already; this delivery takes the place of the lost one."""
+    """It is in hand here already; this delivery takes the place of the one before."""
     DROP = "drop"
     """It has been dealt with; only acknowledge it."""
     LOST = "lost"
@@ -115,11 +115,11 @@ def decide(task: ActivityTask, at: Situation) -> Decision:
 def _if_known(task: ActivityTask, at: Situation) -> Decision | None:
     if at.known is Known.NO:
         return None
-    if at.redelivered:
-        return ADOPT if at.known is Known.OPEN else DROP
-    # A second copy of the same attempt, which its publisher sent again after a reconnect; or a
-    # second start with the same id, which the claim will tell.
-    return None if task.id_retention_ms else DROP
+    if task.id_retention_ms and not task.start_token and not at.redelivered:
+        return None  # nothing tells whether it is a second start with the same id: the claim will
+    # The same attempt again: its connection broke, it was routed anew, or its publisher sent it
+    # a second time. The delivery in hand may be lost, so this one takes its place.
+    return ADOPT if at.known is Known.OPEN else DROP
 
 
 def timeout(task: ActivityTask, now_ms: int) -> TimeoutType | None:
