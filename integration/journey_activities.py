@@ -171,7 +171,7 @@ def stuck_in_process(key: str) -> None:
 
 
 @defn()
-async def leave_open(key: str) -> None:
+async def leave_open(key: str) -> Any:
     """Somebody else completes it, by the token in the ledger."""
     note("start", key, activity.info().task_token.decode())
     activity.raise_complete_async()

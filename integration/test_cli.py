@@ -176,7 +176,7 @@ def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
         yield connected
 
 
-# --- activities and a worker --------------------------------------------------------------------
+# --- activities and a worker ----------------------------------------------------
 
 
 def test_an_activity_is_started_executed_and_cancelled(shell: Shell) -> None:
@@ -210,7 +210,7 @@ def test_a_delayed_activity_waits(shell: Shell) -> None:
     assert CLOCK.monotonic() - began > 2
 
 
-# --- signals --------------------------------------------------------------------------------------
+# --- signals ----------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -253,7 +253,7 @@ def test_hup_starts_a_worker_anew(shell: Shell) -> None:
     assert worker.ended() == 0
 
 
-# --- processes --------------------------------------------------------------------------------------
+# --- processes ----------------------------------------------------
 
 
 def test_a_crashed_process_comes_back_and_its_task_is_tried_again(shell: Shell) -> None:
@@ -301,7 +301,7 @@ def test_what_cannot_start_is_not_tried_for_ever(shell: Shell) -> None:
     assert "there is no module 'nothing'" in running.err
 
 
-# --- what is wrong ------------------------------------------------------------------------------------
+# --- what is wrong ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_password_is_not_in_the_list_of_processes(shell: Shell, broker: LocalR
         broker.ctl("delete_user", "someone")
 
 
-# --- task queues and parked messages --------------------------------------------------------------------
+# --- task queues and parked messages ----------------------------------------------------
 
 
 def test_peeked_tasks_use_no_attempt(shell: Shell) -> None:
@@ -386,9 +386,7 @@ def test_poison_is_parked_shown_and_replayed(shell: Shell, client: BlockingClien
     core = client.core
     queue = core.names.activity("jobs")
     headers = {"tq-protocol": 99, "tq-activity-type": "add"}
-    poison = Message(
-        body=b'{"args":[1,2]}', message_id="m1", kind="activity-task", headers=headers
-    )
+    poison = Message(body=b'{"args":[1,2]}', message_id="m1", kind="activity-task", headers=headers)
     sent: Future[object] = Future()
     core.sender.send(
         Publication(core.names.exchange(Exchange.TASKS), queue.key, poison),
@@ -411,9 +409,7 @@ def test_poison_is_parked_shown_and_replayed(shell: Shell, client: BlockingClien
     assert task["id"] == "m1"
 
 
-def test_what_rabbitmq_parked_itself_can_be_replayed(
-    shell: Shell, client: BlockingClient
-) -> None:
+def test_what_rabbitmq_parked_itself_can_be_replayed(shell: Shell, client: BlockingClient) -> None:
     shell.run("-A", "app", "activity", "start", "add", "--args", "[1, 2]", "--id", "often")
     core = client.core
     queue, parked = str(core.names.activity("jobs")), str(core.names.queue(Kind.PARKED))
@@ -439,7 +435,7 @@ def test_what_rabbitmq_parked_itself_can_be_replayed(
     assert (task["id"], task["redelivered"]) == ("often", False)
 
 
-# --- doctor -----------------------------------------------------------------------------------------------
+# --- doctor ----------------------------------------------------
 
 
 def test_doctor_finds_a_good_server_good_and_leaves_nothing(
@@ -469,7 +465,11 @@ def test_doctor_finds_a_good_server_good_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("permissions", "missing"),
-    [(("^$", ".*", ".*"), "configure"), ((".*", "^$", ".*"), "write"), ((".*", ".*", "^$"), "read")],
+    [
+        (("^$", ".*", ".*"), "configure"),
+        ((".*", "^$", ".*"), "write"),
+        ((".*", ".*", "^$"), "read"),
+    ],
 )
 def test_doctor_names_a_missing_permission(
     shell: Shell, broker: LocalRabbitMQ, permissions: tuple[str, ...], missing: str

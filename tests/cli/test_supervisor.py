@@ -181,3 +181,12 @@ def test_what_does_not_start_waits_for_a_change() -> None:
     assert world.run({100: TERM}) == exits.OK
     assert len(world.started) == 2
     assert world.said[0] == "process 1 ended with code 2; waiting for a change of the sources"
+
+
+def test_a_mistake_that_was_typed_meanwhile_waits_for_a_change() -> None:
+    world = World()
+    world.make = lambda pid: FakeProcess(pid, ends=exits.USAGE if pid == 1001 else None)
+    answers = iter([False, True, False, False, True])
+    world.changed = lambda: next(answers, False)
+    assert world.run({100: TERM}) == exits.OK
+    assert len(world.started) == 3

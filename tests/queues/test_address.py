@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib.parse import quote
 
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.queues.address import mask, parse_addresses

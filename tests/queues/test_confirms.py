@@ -178,7 +178,10 @@ def test_the_culprit_is_found_by_what_rabbitmq_says(
     code: int, text: str, guilty: str, verdict: Verdict
 ) -> None:
     confirms = sent_all(
-        outgoing("a"), outgoing("b", exchange="gone"), outgoing("c", key="k2"), outgoing("d", size=200)
+        outgoing("a"),
+        outgoing("b", exchange="gone"),
+        outgoing("c", key="k2"),
+        outgoing("d", size=200),
     )
     found = blame(code, text, confirms)
     assert [o.publication.message.message_id for o in found.guilty] == [guilty]

@@ -24,6 +24,7 @@ from tq_broker.worker.conclusion import (
     claim_token,
     failure_of,
     shut_down,
+    twin_tokens,
 )
 
 NOW_MS = 1_000_000
@@ -164,3 +165,13 @@ def test_other_errors_are_told_as_they_are() -> None:
     for closing in (False, True):
         told = failure_of(error, cancel_requested=False, closing=closing)
         assert (told.kind, told.type, told.message) == (FailureKind.APPLICATION, "Bad", "bad")
+
+
+def test_the_copies_of_one_start_know_each_others_claims() -> None:
+    task = ActivityTask(activity_id="a", activity_type="t", task_queue="q", body=b"",
+                        start_token="x")  # fmt: skip
+    copies = [msgspec.structs.replace(task, resent=number) for number in range(3)]
+    for copy in copies:
+        others = {claim_token(other) for other in copies if other is not copy}
+        assert others <= set(twin_tokens(copy))
+        assert claim_token(copy) not in twin_tokens(copy)

@@ -51,6 +51,8 @@ LOOKS_MAX = DELIVERY_LIMIT // 2
 """A parked message that was looked at so often is parked anew: from 4.0 RabbitMQ drops what was
 given back more than 20 times, and the parked queue of an older tq_broker may have that bound."""
 QUEUES_PER_S = 200
+SILENCE_S = 0.3
+"""The settings log has been read to its end when nothing came for so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,11 +316,20 @@ class Operations:
         stats = self._stats(queue, deadline)
         if stats is None:
             return ()
-        follower = SettingsLog(core.broker, self._names, core.clock)
+        heard = 0.0
+
+        def hear(_record: object) -> None:
+            nonlocal heard
+            heard = core.clock.monotonic()
+
+        follower = SettingsLog(core.broker, self._names, core.clock, hear)
         core.broker.wait_subscribed([follower.follow()], deadline)
+        hear(None)
         try:
-            # Its count is an estimate: what was read by then is the answer.
             follower.wait_read(stats.ready, deadline)
+            # RabbitMQ's count of a stream lags behind by seconds: what counts is silence.
+            while core.clock.monotonic() < min(deadline, heard + SILENCE_S):
+                core.clock.sleep(SILENCE_S / 10)
             return follower.task_queues()
         finally:
             follower.stop()

@@ -105,6 +105,7 @@ class Publisher:
         self._blocked = ""
         self._problem = "not connected yet"
         self._was_open = False
+        self._opened = 0
         self._attempt = 0
         self._one_by_one = 0
         self._pumping = False
@@ -188,6 +189,8 @@ class Publisher:
         with self._lock:
             self._ended = True
         self._end_all(_CLOSED)
+        if self._connection is not None:
+            _drop_socket(self._connection)  # Open still if RabbitMQ did not answer our goodbye.
         self._loop.close()
 
     def _start_anew(self) -> None:
@@ -225,13 +228,13 @@ class Publisher:
         self._open_channel()
 
     def _open_channel(self) -> None:
-        connection = self._connection
-        connection.channel(on_open_callback=self._on_channel_open)
-        self._loop.call_later(HANDSHAKE_S, functools.partial(self._check_ready, connection))
+        self._connection.channel(on_open_callback=self._on_channel_open)
+        self._opened += 1
+        self._loop.call_later(HANDSHAKE_S, functools.partial(self._check_ready, self._opened))
 
-    def _check_ready(self, connection: Any) -> None:
-        if connection is self._connection and self._encoder is None and connection.is_open:
-            _abort(connection, "RabbitMQ opened no channel in time")
+    def _check_ready(self, opened: int) -> None:
+        if opened == self._opened and self._encoder is None and self._connection.is_open:
+            _abort(self._connection, "RabbitMQ opened no channel in time")
 
     def _on_channel_open(self, channel: Any) -> None:
         self._channel = channel

@@ -111,3 +111,13 @@ def claim_token(task: ActivityTask) -> str:
     if not task.resent or not task.start_token:
         return task.start_token
     return f"{task.start_token}.{task.resent}"
+
+
+def twin_tokens(task: ActivityTask) -> list[str]:
+    """What the other copies of the same start claim its id with, as far as they are likely.
+
+    A publisher sends again after a broken connection; more than two further times is rare.
+    """
+    copies = range(task.resent + 3)
+    tokens = [claim_token(msgspec.structs.replace(task, resent=number)) for number in copies]
+    return [token for token in tokens if token != claim_token(task)]

@@ -29,7 +29,7 @@ from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import intake
 from tq_broker.worker.attempt import Attempt, Place
-from tq_broker.worker.conclusion import claim_token, failure_of, shut_down
+from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
@@ -242,15 +242,29 @@ class Handler:
         """Claim the task's id on the broker, and run it or answer for it; blocks."""
         task = early.task
         queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
-        plan = topology.claim_queue(self._names, queue, claim_token(task), task.id_retention_ms)
+        deadline = self._clock.monotonic() + CLAIM_WITHIN_S
+
+        def claim(token: str) -> bool:
+            plan = topology.claim_queue(self._names, queue, token, task.id_retention_ms)
+            return self._sender.broker.claim(plan, deadline)
+
         try:
-            mine = self._sender.broker.claim(plan, self._clock.monotonic() + CLAIM_WITHIN_S)
+            mine = claim(claim_token(task))
+            # Its caller gets the outcome of the copy that has the claim, and no refusal before.
+            superfluous = (
+                not mine
+                and task.attempt == 1
+                and task.id_conflict is ActivityIDConflictPolicy.FAIL
+                and any(map(claim, twin_tokens(task)))
+            )
         except TqBrokerError as error:
             log.warning("id of %s not claimed: %s", task.activity_id, error)
             follows = self._lost if is_lost else self._give_back
         else:
             # Only the holder of a claim makes further attempts, so these need not win it again.
-            if not mine and task.attempt == 1:
+            if superfluous:
+                follows = self._let_go
+            elif not mine and task.attempt == 1:
                 follows = self._refer
             else:
                 follows = self._lost if is_lost else self._start
@@ -453,7 +467,7 @@ def _readable(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        return bytes(raw[:80]).decode("utf-8", "replace")
+        return bytes(raw)[:80].decode("utf-8", "replace")
 
 
 def _nothing() -> None:

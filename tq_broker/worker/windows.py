@@ -177,8 +177,9 @@ class Windows:
         if queue in hungry:
             fair = capacity // len(self._windows)
             return window.size > fair and self._is_any_below(fair, others)
+        # Not for a little, lest it goes to and fro; but who needs nothing gives up everything.
         needs = max(1, window.peak)
-        return window.size > (needs if starving else 2 * needs)
+        return window.size > (2 * needs if window.peak and not starving else needs)
 
     def _is_any_below(self, fair: int, queues: set[str]) -> bool:
         windows = (self._windows[queue] for queue in queues)

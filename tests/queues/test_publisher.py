@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika.exceptions
+import pytest
+from pika import spec
+
+from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
+from tq_broker.clock import SystemClock
+from tq_broker.model.message import Message, Publication
+from tq_broker.queues.address import parse_addresses
+from tq_broker.queues.broker import Receipt, Verdict
+from tq_broker.queues.publisher import Publisher, cause_of, explain, is_refusal
+
+
+def publication(name: str = "m", exchange: str = "e", key: str = "k") -> Publication:
+    return Publication(exchange, key, Message(body=b"body", message_id=name))
+
+
+@pytest.fixture
+def publisher(server: AmqpServer, clock: SystemClock) -> Iterator[Publisher]:
+    publisher = Publisher(parse_addresses(server.url), clock, heartbeat_s=10, name="test")
+    yield publisher
+    publisher.close(clock.monotonic() + 1)
+
+
+class Answers:
+    """Collects receipts by index."""
+
+    def __init__(self, expected: int = 1) -> None:
+        self._expected = expected
+        self._all = threading.Event()
+        self._got: dict[int, Receipt] = {}
+
+    def one(self, receipt: Receipt) -> None:
+        self.many(0, receipt)
+
+    def many(self, index: int, receipt: Receipt) -> None:
+        assert index not in self._got, "a publish ends once"
+        self._got[index] = receipt
+        if len(self._got) == self._expected:
+            self._all.set()
+
+    def wait(self) -> dict[int, Receipt]:
+        assert self._all.wait(PATIENCE_S)
+        return self._got
+
+    def verdicts(self) -> list[Verdict]:
+        return [receipt.verdict for _, receipt in sorted(self.wait().items())]
+
+
+def test_nothing_is_opened_before_the_first_publish(publisher: Publisher) -> None:
+    assert "tq-publisher" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_publish_is_mandatory_persistent_and_confirmed(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    _, _, method = server.wait_for(spec.Basic.Publish)
+    assert (method.exchange, method.routing_key, method.mandatory) == ("e", "k", True)
+    assert (method.properties.message_id, method.properties.delivery_mode) == ("m", 2)
+    assert method.body == b"body"
+
+
+def test_a_connection_that_breaks_costs_a_copy_that_says_so(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    def cut_once(session: Session, _channel: int, _method: Any) -> bool:
+        del server.rules[spec.Basic.Publish]
+        server.cut()
+        return True
+
+    server.rules[spec.Basic.Publish] = cut_once
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    assert server.wait_for(spec.Basic.Publish)[2].properties.headers is None
+    assert server.wait_for(spec.Basic.Publish)[2].properties.headers == {"tq-resent": 1}
+
+
+def test_one_that_rabbitmq_refuses_costs_the_others_nothing(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    def refuse(session: Session, channel: int, method: Any) -> bool:
+        if method.exchange == "gone":
+            session.close_channel(channel, 404, "NOT_FOUND - no exchange 'gone' in vhost '/'")
+            closed.add((id(session), channel))
+        # As RabbitMQ does, nothing more is answered on a channel that was closed.
+        return (id(session), channel) in closed
+
+    def opened(session: Session, channel: int, _method: Any) -> bool:
+        closed.discard((id(session), channel))
+        return False
+
+    closed: set[tuple[int, int]] = set()
+    server.rules[spec.Basic.Publish] = refuse
+    server.rules[spec.Channel.Open] = opened
+    many = [publication(str(n), "gone" if n == 3 else "e") for n in range(8)]
+    answers = Answers(len(many))
+    publisher.publish_many(many, soon(), answers.many)
+    expected = [Verdict.CONFIRMED] * 8
+    expected[3] = Verdict.RETURNED
+    assert answers.verdicts() == expected
+
+
+def test_in_doubt_they_are_sent_one_by_one(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    closed: set[tuple[int, int]] = set()
+
+    def refuse(session: Session, channel: int, method: Any) -> bool:
+        if (id(session), channel) in closed:
+            return True
+        if method.properties.message_id == "5":
+            closed.add((id(session), channel))
+            session.close_channel(channel, 406, "PRECONDITION_FAILED - some reason")
+            return True
+        return False
+
+    def opened(session: Session, channel: int, _method: Any) -> bool:
+        closed.discard((id(session), channel))
+        return False
+
+    server.rules[spec.Basic.Publish] = refuse
+    server.rules[spec.Channel.Open] = opened
+    answers = Answers(10)
+    publisher.publish_many([publication(str(n)) for n in range(10)], soon(), answers.many)
+    expected = [Verdict.CONFIRMED] * 10
+    expected[5] = Verdict.REFUSED
+    assert answers.verdicts() == expected
+    assert "some reason" in answers.wait()[5].reason
+
+
+def test_returned_and_nacked_ones_are_told_apart(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    def answer(session: Session, channel: int, method: Any) -> bool:
+        if method.tag == 1:
+            returned = spec.Basic.Return(312, "NO_ROUTE", "e", "k")
+            session.send_content(channel, returned, b"body", message_id="0")
+        if method.tag == 2:
+            session.send(channel, spec.Basic.Nack(2))
+        if method.tag == 3:
+            session.send(channel, spec.Basic.Ack(3, multiple=True))
+        return True
+
+    server.rules[spec.Basic.Publish] = answer
+    answers = Answers(3)
+    publisher.publish_many([publication(str(n)) for n in range(3)], soon(), answers.many)
+    assert answers.verdicts() == [Verdict.RETURNED, Verdict.REFUSED, Verdict.CONFIRMED]
+    assert answers.wait()[0].reason == "NO_ROUTE (312)"
+
+
+def test_without_an_answer_it_expires(
+    server: AmqpServer, publisher: Publisher, clock: SystemClock
+) -> None:
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication(), clock.monotonic() + 0.2, answers.one)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+    assert "no confirm" in answers.wait()[0].reason
+
+
+def test_a_block_is_named_and_lifted(
+    server: AmqpServer, publisher: Publisher, clock: SystemClock, soon: Callable[[], float]
+) -> None:
+    def block(session: Session, _channel: int, _method: Any) -> bool:
+        session.send(0, spec.Connection.Blocked("low on memory"))
+        return True
+
+    server.rules[spec.Basic.Publish] = block
+    answers = Answers()
+    publisher.publish(publication(), clock.monotonic() + 0.3, answers.one)
+    session, _, _ = server.wait_for(spec.Basic.Publish)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+    assert "RabbitMQ blocks publishers" in answers.wait()[0].reason
+    assert "low on memory" in answers.wait()[0].reason
+    server.rules.clear()
+    waiting = Answers()
+    publisher.publish(publication("2"), soon(), waiting.one)
+    session.send(0, spec.Connection.Unblocked())
+    assert waiting.verdicts() == [Verdict.CONFIRMED]
+
+
+def test_what_cannot_be_encoded_is_refused_alone(
+    publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    answers = Answers(2)
+    publisher.publish_many([publication("x" * 300), publication()], soon(), answers.many)
+    assert answers.verdicts() == [Verdict.REFUSED, Verdict.CONFIRMED]
+    assert "message_id" in answers.wait()[0].reason
+
+
+def test_a_callback_that_raises_costs_the_others_nothing(
+    publisher: Publisher, soon: Callable[[], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_receipt: Receipt) -> None:
+        raise RuntimeError("the caller's bug")
+
+    answers = Answers()
+    publisher.publish(publication(), soon(), fail)
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    assert "the callback of a publish raised" in caplog.text
+
+
+def test_after_it_was_closed_it_refuses(
+    publisher: Publisher, clock: SystemClock, soon: Callable[[], float]
+) -> None:
+    first, second = Answers(), Answers()
+    publisher.publish(publication(), soon(), first.one)
+    publisher.close(soon())
+    assert first.verdicts() == [Verdict.CONFIRMED]
+    publisher.publish(publication(), soon(), second.one)
+    assert second.verdicts() == [Verdict.REFUSED]
+    publisher.close(soon())
+
+
+def test_closing_answers_what_is_still_open(
+    server: AmqpServer, publisher: Publisher, clock: SystemClock, soon: Callable[[], float]
+) -> None:
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    server.wait_for(spec.Basic.Publish)
+    publisher.close(clock.monotonic() + 0.2)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+    assert "closed" in answers.wait()[0].reason
+
+
+def test_without_a_broker_the_reason_is_why(clock: SystemClock) -> None:
+    publisher = Publisher(
+        parse_addresses("amqp://me:s3cret@127.0.0.1:1"), clock, heartbeat_s=10, name="t"
+    )
+    answers = Answers()
+    publisher.publish(publication(), clock.monotonic() + 0.5, answers.one)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+    reason = answers.wait()[0].reason
+    assert "no connection to amqp://me@127.0.0.1:1" in reason
+    assert "refused" in reason
+    assert "s3cret" not in reason
+    publisher.close(clock.monotonic() + 1)
+
+
+def test_a_refused_login_is_told_at_once(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    def refuse(session: Session, _channel: int, _method: Any) -> bool:
+        session.send(0, spec.Connection.Close(403, "ACCESS_REFUSED - Login was refused", 0, 0))
+        return True
+
+    server.rules[spec.Connection.StartOk] = refuse
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.REFUSED]
+    assert "check the user, the password" in answers.wait()[0].reason
+
+
+def test_the_cause_is_dug_out_of_what_pika_wraps_it_in() -> None:
+    cause = ConnectionRefusedError(111, "Connection refused")
+    wrapped = pika.exceptions.AMQPConnectionError(cause)
+    assert cause_of(wrapped) is cause
+    assert explain(ValueError("two\nlines")) == "two lines"
+    assert explain(ValueError()) == "ValueError"
+    assert is_refusal(pika.exceptions.ProbableAuthenticationError("x"))
+    assert is_refusal(pika.exceptions.ConnectionClosedByBroker(530, "vhost"))
+    assert not is_refusal(pika.exceptions.ConnectionClosedByBroker(320, "shutdown"))

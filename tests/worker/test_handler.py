@@ -1,0 +1,732 @@
+"""The handler, with everything around it played by hand: each race is a line of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.worker.attempts import place
+from tq_broker import activity
+from tq_broker.common import ActivityIDConflictPolicy
+from tq_broker.converter import DataConverter
+from tq_broker.exceptions import BrokerUnavailable, CancelledError, TimeoutType
+from tq_broker.model import envelope, failure
+from tq_broker.model.message import Message
+from tq_broker.model.names import Names
+from tq_broker.model.tasks import ActivityTask
+from tq_broker.testing.manual_clock import ManualClock
+from tq_broker.worker.attempt import Attempt
+from tq_broker.worker.handler import HOLD_S, Handler
+from tq_broker.worker.registry import Registry
+from tq_broker.worker.table import Table
+
+NAMES = Names("n")
+QUEUE = NAMES.activity("q")
+
+
+@activity.defn
+def work() -> None:
+    pass
+
+
+@dataclass(eq=False)
+class Delivery:
+    message: Message
+    redelivered: bool = False
+    is_lost: bool = False
+    acks: int = 0
+    queue: str = str(QUEUE)
+    routing_key: str = QUEUE.key
+
+    def ack(self) -> None:
+        self.acks += 1
+
+    def reject(self, *, requeue: bool) -> None:
+        raise AssertionError("the handler rejects nothing")
+
+
+@dataclass(eq=False)
+class Window:
+    """A source that counts."""
+
+    taken: int = 0
+    released_count: int = 0
+    queue = QUEUE
+    name = str(QUEUE)
+    task_queue = "q"
+
+    def released(self) -> None:
+        self.released_count += 1
+
+    @property
+    def in_hand(self) -> int:
+        return self.taken - self.released_count
+
+
+@dataclass
+class Told:
+    """Something the reporter was asked to tell; ``confirm`` plays the broker."""
+
+    how: str
+    what: tuple[Any, ...]
+    done: Callable[[], None]
+    is_confirmed: bool = False
+
+    def confirm(self) -> None:
+        assert not self.is_confirmed
+        self.is_confirmed = True
+        self.done()
+
+
+class Reporter:
+    def __init__(self) -> None:
+        self.told: list[Told] = []
+
+    def completed(self, task: Any, result: bytes, started_ms: int, done: Any) -> None:
+        self.told.append(Told("completed", (task, result), done))
+
+    def failed(
+        self, task: Any, body: Any, failed: Any, started: int, done: Any, *, heartbeat: Any = None
+    ) -> None:
+        self.told.append(Told("failed", (task, failed), done))
+
+    def notice(self, task: Any, status: Any, result: bytes, done: Any) -> None:
+        self.told.append(Told(status.value, (task, result), done))
+
+    def give_back(self, message: Any, queue: Any, done: Any) -> None:
+        self.told.append(Told("give back", (message, queue), done))
+
+    def park(self, message: Any, queue: str, reason: str, done: Any) -> None:
+        self.told.append(Told("park", (message, reason), done))
+
+    @property
+    def how(self) -> list[str]:
+        return [told.how for told in self.told]
+
+
+class Executor:
+    def __init__(self) -> None:
+        self.started: list[Attempt] = []
+        self.cancelled: list[Attempt] = []
+        self.abandoned: list[Attempt] = []
+
+    def start(self, attempts: Sequence[Attempt]) -> None:
+        self.started += attempts
+
+    def cancel(self, attempt: Attempt) -> None:
+        self.cancelled.append(attempt)
+
+    def abandon(self, attempt: Attempt) -> None:
+        self.abandoned.append(attempt)
+
+
+@dataclass
+class Settings:
+    cancelled: set[str] = field(default_factory=set)
+
+    def is_cancelled(self, activity_id: str, scheduled_ms: int) -> bool:
+        return activity_id in self.cancelled
+
+
+class Keeper:
+    def __init__(self) -> None:
+        self.kept: list[Attempt] = []
+
+    def beat(self, attempt: Attempt) -> None:
+        pass
+
+    def keep(self, attempt: Attempt) -> None:
+        self.kept.append(attempt)
+
+
+class Sender:
+    """Background work waits until the test does it."""
+
+    names = NAMES
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+        self.broker = self
+        self.claims: list[bool | Exception] = []
+
+    def in_background(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+    def claim(self, plan: Any, deadline: float) -> bool:
+        answer = self.claims.pop(0) if self.claims else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def do(self) -> None:
+        self.work.pop(0)()
+
+
+class Bench:
+    """A handler, and everybody it talks to."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.clock = ManualClock()
+        self.table, self.reporter, self.sender = Table(), Reporter(), Sender()
+        self.executor, self.keeper, self.settings = Executor(), Keeper(), Settings()
+        self.window = Window()
+        registry = Registry([work], DataConverter().payload_converter)
+        self.handler = Handler(
+            registry,
+            self.table,
+            self.reporter,  # type: ignore[arg-type]
+            self.sender,  # type: ignore[arg-type]
+            place(self.clock),
+            slots,
+        )
+        self.handler.keeper = self.keeper  # type: ignore[assignment]
+        self.handler.settings = self.settings  # type: ignore[assignment]
+        self.handler.executors = {"thread": self.executor}  # type: ignore[dict-item]
+
+    def delivery(self, name: str = "a", *, redelivered: bool = False, **fields: Any) -> Delivery:
+        task = ActivityTask(
+            **(
+                {
+                    "activity_id": name,
+                    "activity_type": "work",
+                    "task_queue": "q",
+                    "body": b'{"args":[]}',
+                    "scheduled_ms": int(self.clock.wall() * 1000),
+                    "reply_to": "tq.n.reply.c",
+                    "start_to_close_ms": 60_000,
+                }
+                | fields
+            )
+        )
+        return Delivery(envelope.task_message(task), redelivered)
+
+    def take(self, *deliveries: Delivery, window: Window | None = None) -> None:
+        window = window or self.window
+        window.taken += len(deliveries)
+        self.handler.on_deliveries(window, deliveries)
+
+    def take_one(self, name: str = "a", **options: Any) -> Delivery:
+        delivery = self.delivery(name, **options)
+        self.take(delivery)
+        return delivery
+
+    @property
+    def started(self) -> list[str]:
+        return [attempt.task.activity_id for attempt in self.executor.started]
+
+    def confirm_all(self) -> None:
+        for told in list(self.reporter.told):
+            if not told.is_confirmed:
+                told.confirm()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+WITH_ID = {"id_retention_ms": 60_000, "start_token": "s"}
+
+
+# --- taking -------------------------------------------------------------------------------------
+
+
+def test_a_delivery_is_acknowledged_only_after_its_end_is_confirmed(bench: Bench) -> None:
+    delivery = bench.take_one()
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.reporter.how == ["completed"]
+    assert (delivery.acks, bench.window.in_hand, bench.handler.unreported) == (0, 1, 1)
+    bench.confirm_all()
+    assert (delivery.acks, bench.window.in_hand, bench.handler.unreported) == (1, 0, 0)
+
+
+def test_who_wants_no_outcome_is_acknowledged_at_once(bench: Bench) -> None:
+    delivery = bench.take_one(reply_to=None)
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert (delivery.acks, bench.reporter.how) == (1, [])
+
+
+def test_deliveries_that_come_together_are_started_together(bench: Bench) -> None:
+    bench.take(bench.delivery("a"), bench.delivery("b"))
+    assert bench.started == ["a", "b"]
+
+
+def test_one_bad_delivery_among_many_is_parked_and_the_others_run(bench: Bench) -> None:
+    bad = Delivery(Message(body=b"", message_id="1"))
+    worse = bench.delivery("c", body=b"garbage")
+    bench.take(bench.delivery("a"), bad, worse, bench.delivery("b"))
+    assert bench.started == ["a", "b"]
+    assert bench.reporter.how == ["park", "park"]
+    bench.confirm_all()
+    assert (bad.acks, worse.acks, bench.window.in_hand) == (1, 1, 2)
+
+
+def test_a_caller_that_asked_is_told_of_the_start(bench: Bench) -> None:
+    bench.take_one(schedule_to_start_ms=60_000)
+    assert bench.reporter.how == ["started"]
+
+
+def test_what_was_cancelled_is_told_so_and_not_run(bench: Bench) -> None:
+    bench.settings.cancelled.add("a")
+    delivery = bench.take_one()
+    assert bench.started == []
+    assert bench.reporter.told[0].what[1].kind is failure.FailureKind.CANCELED
+    bench.confirm_all()
+    assert delivery.acks == 1
+
+
+def test_a_redelivered_task_is_lost_and_not_run(bench: Bench) -> None:
+    bench.take_one(redelivered=True)
+    assert bench.started == []
+    assert bench.reporter.told[0].what[1].type == "WorkerLost"
+
+
+def test_a_lost_task_whose_body_nobody_can_read_is_parked(bench: Bench) -> None:
+    bench.take_one(redelivered=True, body=b"garbage")
+    assert bench.reporter.how == ["park"]
+
+
+# --- holding ------------------------------------------------------------------------------------
+
+
+def test_what_has_no_slot_waits_for_one(bench: Bench) -> None:
+    for name in "abc":
+        bench.take_one(name)
+    assert bench.started == ["a", "b"]
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b", "c"]
+    assert bench.table.running() == 2
+
+
+def test_what_waits_too_long_is_given_back(bench: Bench) -> None:
+    deliveries = [bench.take_one(name) for name in "abc"]
+    bench.handler.give_back_waiting()
+    assert bench.reporter.how == []
+    bench.clock.advance(HOLD_S)
+    bench.handler.give_back_waiting()
+    assert bench.reporter.how == ["give back"]
+    assert deliveries[2].acks == 0
+    bench.confirm_all()
+    assert (deliveries[2].acks, bench.window.in_hand) == (1, 2)
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b"], "it is somebody else's now"
+
+
+def test_the_fresh_copy_of_what_is_being_given_back_is_a_task_of_its_own(bench: Bench) -> None:
+    for name in "abc":
+        bench.take_one(name)
+    bench.clock.advance(HOLD_S)
+    bench.handler.give_back_waiting()
+    fresh = bench.take_one("c")  # before the broker's confirm has come
+    bench.confirm_all()
+    assert fresh.acks == 0
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b", "c"]
+    assert bench.executor.started[2].delivery is fresh
+
+
+def test_a_waiting_task_that_lost_its_connection_costs_no_attempt(bench: Bench) -> None:
+    """Found: its copy was taken for lost, and the waiting one was run as well."""
+    for name in "ab":
+        bench.take_one(name)
+    first = bench.take_one("c")
+    again = bench.take_one("c", redelivered=True)
+    assert bench.reporter.how == []
+    assert first.acks == 1
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b", "c"]
+    assert bench.executor.started[2].delivery is again
+    assert bench.window.in_hand == 3
+
+
+def test_a_waiting_task_with_a_bad_body_is_parked_when_its_turn_comes(bench: Bench) -> None:
+    for name in "ab":
+        bench.take_one(name)
+    bench.take_one("c", body=b"garbage")
+    bench.take_one("d")
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.reporter.how == ["completed", "park"]
+    assert bench.started == ["a", "b", "d"]
+
+
+# --- claiming -----------------------------------------------------------------------------------
+
+
+def test_a_claimed_task_is_run(bench: Bench) -> None:
+    bench.take_one(**WITH_ID)
+    assert (bench.started, bench.handler.unreported) == ([], 1)
+    bench.sender.do()
+    assert (bench.started, bench.handler.unreported) == (["a"], 0)
+
+
+def test_claims_under_way_take_slots(bench: Bench) -> None:
+    for name in "abc":
+        bench.take_one(name, **WITH_ID)
+    assert len(bench.sender.work) == 2
+    bench.sender.do()
+    bench.sender.do()
+    assert bench.started == ["a", "b"]
+    bench.handler.returned(bench.executor.started[0], b"1")
+    bench.sender.do()
+    assert bench.started == ["a", "b", "c"]
+
+
+def test_a_claim_that_is_not_ours_frees_its_slot(bench: Bench) -> None:
+    bench.sender.claims = [False, True, True]
+    for name in "abc":
+        bench.take_one(name, **WITH_ID)
+    for _ in range(3):
+        bench.sender.do()
+    assert bench.started == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "how"),
+    [
+        (ActivityIDConflictPolicy.USE_EXISTING, "joined"),
+        (ActivityIDConflictPolicy.FAIL, "refused"),
+    ],
+)
+def test_a_taken_id_is_told(bench: Bench, policy: ActivityIDConflictPolicy, how: str) -> None:
+    bench.sender.claims = [False]
+    delivery = bench.take_one(**WITH_ID, id_conflict=policy)
+    bench.sender.do()
+    assert bench.reporter.how == [how]
+    assert msgspec.json.decode(bench.reporter.told[0].what[1]).startswith("tq.n.claim.")
+    bench.confirm_all()
+    assert (delivery.acks, bench.started) == (1, [])
+
+
+def test_a_claim_that_fails_gives_the_task_back(bench: Bench) -> None:
+    bench.sender.claims = [BrokerUnavailable("away")]
+    bench.take_one(**WITH_ID)
+    bench.sender.do()
+    assert (bench.reporter.how, bench.started) == (["give back"], [])
+
+
+def test_further_attempts_need_not_win_the_claim_again(bench: Bench) -> None:
+    bench.sender.claims = [False]
+    bench.take_one(**WITH_ID, attempt=2)
+    bench.sender.do()
+    assert bench.started == ["a"]
+
+
+def test_a_lost_task_with_an_id_is_lost_only_if_the_id_is_its_own(bench: Bench) -> None:
+    bench.sender.claims = [True, False, BrokerUnavailable("away")]
+    for name in "abc":
+        bench.take_one(name, redelivered=True, **WITH_ID)
+        bench.sender.do()
+    assert bench.reporter.how == ["failed", "joined", "failed"]
+    assert bench.started == []
+
+
+def test_a_claim_that_ends_after_the_worker_closed_gives_its_task_back(bench: Bench) -> None:
+    """Found: it was begun on executors that had been closed."""
+    bench.take_one(**WITH_ID)
+    bench.handler.close_intake()
+    bench.sender.do()
+    assert (bench.reporter.how, bench.started) == (["give back"], [])
+
+
+def test_a_task_that_is_claimed_is_held_by_its_latest_delivery(bench: Bench) -> None:
+    first = bench.take_one(**WITH_ID)
+    again = bench.take_one(redelivered=True, **WITH_ID)
+    bench.sender.do()
+    assert bench.executor.started[0].delivery is again
+    assert (first.acks, again.acks, bench.window.in_hand) == (1, 0, 1)
+    assert bench.reporter.how == []
+
+
+def test_a_claimed_task_with_a_bad_body_is_parked(bench: Bench) -> None:
+    delivery = bench.take_one(**WITH_ID, body=b"garbage")
+    bench.sender.do()
+    assert bench.reporter.how == ["park"]
+    bench.confirm_all()
+    assert (delivery.acks, bench.handler.unreported) == (1, 0)
+
+
+# --- adopting -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_a_copy_of_what_runs_takes_the_place_of_its_delivery(
+    bench: Bench, redelivered: bool
+) -> None:
+    first = bench.take_one()
+    other = Window()
+    again = bench.delivery(redelivered=redelivered)
+    bench.take(again, window=other)
+    assert (first.acks, again.acks) == (1, 0)
+    assert (bench.window.in_hand, other.in_hand) == (0, 1)
+    bench.handler.returned(bench.executor.started[0], b"1")
+    bench.confirm_all()
+    assert (first.acks, again.acks) == (1, 1)
+    assert other.in_hand == 0
+    assert bench.started == ["a"]
+
+
+def test_a_lease_that_was_replaced_is_let_go(bench: Bench) -> None:
+    """Found: it was forgotten, held until the worker ended, and then counted as lost."""
+    bench.take_one()
+    attempt = bench.executor.started[0]
+    lease = bench.delivery()
+    before = bench.table.exchange(attempt.task, lease, None, 0.0)
+    assert before is not None
+    before.let_go()
+    again = bench.take_one(redelivered=True)
+    assert (lease.acks, again.acks, bench.window.in_hand) == (1, 0, 1)
+    assert not attempt.windowless
+
+
+def test_a_copy_that_comes_while_the_end_is_told_is_held_until_it_is(bench: Bench) -> None:
+    """Found: it was acknowledged at once: with this process the outcome would have been lost."""
+    bench.take_one()
+    bench.handler.returned(bench.executor.started[0], b"1")
+    again = bench.take_one(redelivered=True)
+    assert again.acks == 0
+    assert bench.reporter.how == ["completed"]
+    bench.confirm_all()
+    assert again.acks == 1
+    assert bench.window.in_hand == 0
+
+
+def test_a_copy_of_what_is_being_told_without_having_run_is_not_told_twice(bench: Bench) -> None:
+    """Found: the next attempt was put on its queue twice."""
+    bench.take_one(redelivered=True)
+    again = bench.take_one(redelivered=True)
+    assert bench.reporter.how == ["failed"]
+    bench.confirm_all()
+    assert again.acks == 1
+    late = bench.take_one(redelivered=True)
+    assert bench.reporter.how == ["failed"]
+    assert (late.acks, bench.window.in_hand) == (1, 0)
+
+
+def test_what_was_told_is_dropped_when_it_comes_again(bench: Bench) -> None:
+    bench.take_one()
+    bench.handler.returned(bench.executor.started[0], b"1")
+    bench.confirm_all()
+    again = bench.take_one(redelivered=True)
+    assert (again.acks, bench.window.in_hand) == (1, 0)
+    assert bench.started == ["a"]
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_the_first_end_counts(bench: Bench) -> None:
+    bench.take_one()
+    attempt = bench.executor.started[0]
+    bench.handler.time_out(attempt, TimeoutType.START_TO_CLOSE)
+    bench.handler.returned(attempt, b"1")
+    bench.handler.complete(attempt, b"2")
+    bench.handler.end(attempt, failure.canceled())
+    assert bench.reporter.how == ["failed"]
+    assert bench.executor.abandoned == [attempt]
+    assert attempt.cancel_requested
+
+
+def test_code_of_an_ended_attempt_still_takes_its_slot(bench: Bench) -> None:
+    for name in "ab":
+        bench.take_one(name)
+    bench.handler.time_out(bench.executor.started[0], TimeoutType.START_TO_CLOSE)
+    bench.confirm_all()
+    bench.take_one("c")
+    assert bench.started == ["a", "b"]
+    bench.handler.raised(bench.executor.started[0], CancelledError())
+    assert bench.started == ["a", "b", "c"]
+    assert bench.reporter.how == ["failed"]
+
+
+def test_an_attempt_completed_elsewhere_is_kept_and_frees_its_slot(bench: Bench) -> None:
+    bench.take_one()
+    attempt = bench.executor.started[0]
+    bench.handler.raised(attempt, activity.CompleteAsyncError())
+    assert (bench.keeper.kept, bench.table.running(), bench.reporter.how) == ([attempt], 0, [])
+    bench.handler.complete(attempt, b"1")
+    assert bench.reporter.how == ["completed"]
+
+
+def test_an_attempt_completed_elsewhere_before_its_code_returned_is_not_kept(
+    bench: Bench,
+) -> None:
+    bench.take_one()
+    attempt = bench.executor.started[0]
+    bench.handler.complete(attempt, b"1")
+    bench.handler.raised(attempt, activity.CompleteAsyncError())
+    assert (bench.keeper.kept, bench.reporter.how) == ([], ["completed"])
+
+
+def test_a_cancellation_reaches_earlier_starts_only(bench: Bench) -> None:
+    bench.take_one()
+    attempt = bench.executor.started[0]
+    bench.handler.request_cancel("other", 10**15)
+    bench.handler.request_cancel("a", attempt.task.scheduled_ms - 1)
+    assert not attempt.cancel_requested
+    bench.handler.request_cancel("a", attempt.task.scheduled_ms)
+    assert attempt.cancel_requested
+    assert bench.executor.cancelled == [attempt]
+
+
+def test_a_cancellation_between_intake_and_start_is_not_missed(bench: Bench) -> None:
+    """Found: a task that waited for a slot or its claim was not told."""
+    bench.take_one(**WITH_ID)
+    bench.settings.cancelled.add("a")
+    bench.sender.do()
+    assert bench.executor.started[0].cancel_requested
+
+
+def test_closing_gives_back_what_waits_and_what_comes(bench: Bench) -> None:
+    for name in "abc":
+        bench.take_one(name)
+    bench.handler.close_intake()
+    bench.take_one("d")
+    assert bench.reporter.how == ["give back", "give back"]
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b"]
+
+
+def test_what_is_left_behind_is_told_to_be_retried_elsewhere(bench: Bench) -> None:
+    bench.take_one()
+    bench.handler.interrupt_all()
+    bench.handler.leave_behind()
+    assert bench.reporter.told[0].what[1].type == "WorkerShutdown"
+    attempt = bench.executor.started[0]
+    assert (bench.executor.cancelled, bench.executor.abandoned) == ([attempt], [attempt])
+
+
+# --- anything, in any order ---------------------------------------------------------------------------
+
+
+class Anything(RuleBasedStateMachine):
+    """Deliveries, broken connections, ends, confirms and claims in any order.
+
+    ``alive`` has the deliveries that the broker still counts as ours, one per task; a broken
+    connection makes it forget them, and hand out a redelivered copy of each.
+    """
+
+    @initialize(slots=st.integers(1, 3))
+    def begin(self, slots: int) -> None:
+        self.bench = Bench(slots)
+        self.slots = slots
+        self.names: list[tuple[str, dict[str, Any]]] = []
+        self.alive: dict[str, Delivery] = {}
+        self.is_closed = False
+
+    def unconfirmed(self) -> list[Told]:
+        return [told for told in self.bench.reporter.told if not told.is_confirmed]
+
+    def running(self) -> list[Attempt]:
+        return [attempt for attempt in self.bench.executor.started if attempt.code_running]
+
+    @rule(with_id=st.booleans(), wants_outcome=st.booleans())
+    def deliver(self, with_id: bool, wants_outcome: bool) -> None:
+        name = f"a{len(self.names)}"
+        fields = dict(WITH_ID) if with_id else {}
+        if not wants_outcome:
+            fields["reply_to"] = None
+        self.names.append((name, fields))
+        self.alive[name] = self.bench.take_one(name, **fields)
+
+    @rule()
+    def break_connection(self) -> None:
+        lost = {name: d for name, d in self.alive.items() if not d.acks}
+        for name, delivery in lost.items():
+            fields = next(fields for known, fields in self.names if known == name)
+            delivery.is_lost = True
+            self.alive[name] = self.bench.take_one(name, redelivered=True, **fields)
+
+    @precondition(lambda self: self.running())
+    @rule(number=st.integers(0, 9), how=st.sampled_from(["returned", "raised", "later", "late"]))
+    def stop_code(self, number: int, how: str) -> None:
+        attempts = self.running()
+        attempt = attempts[number % len(attempts)]
+        handler = self.bench.handler
+        if how == "returned":
+            handler.returned(attempt, b"1")
+        elif how == "raised":
+            handler.raised(attempt, ValueError("bad"))
+        elif how == "late":
+            handler.time_out(attempt, TimeoutType.START_TO_CLOSE)
+        else:
+            handler.raised(attempt, activity.CompleteAsyncError())
+            handler.complete(attempt, b"2")
+
+    @precondition(lambda self: self.unconfirmed())
+    @rule(number=st.integers(0, 9))
+    def confirm(self, number: int) -> None:
+        told = self.unconfirmed()
+        told[number % len(told)].confirm()
+
+    @precondition(lambda self: self.bench.sender.work)
+    @rule(mine=st.booleans())
+    def claim(self, mine: bool) -> None:
+        self.bench.sender.claims = [mine]
+        self.bench.sender.do()
+
+    @rule()
+    def tick(self) -> None:
+        self.bench.clock.advance(HOLD_S)
+        self.bench.handler.give_back_waiting()
+
+    @rule()
+    def close(self) -> None:
+        self.bench.handler.close_intake()
+        self.is_closed = True
+
+    @invariant()
+    def no_more_run_than_there_are_slots(self) -> None:
+        bench = self.bench
+        assert bench.table.running() + bench.handler._claiming <= self.slots + sum(
+            told.how in ("give back", "failed") for told in bench.reporter.told
+        )
+        assert len(self.running()) <= self.slots
+
+    @invariant()
+    def nothing_is_run_twice(self) -> None:
+        assert len(set(self.bench.started)) == len(self.bench.started)
+
+    @invariant()
+    def a_living_delivery_is_acknowledged_once_and_not_before_its_end_is_confirmed(self) -> None:
+        open_ends = {
+            told.what[0].activity_id for told in self.unconfirmed() if told.how != "give back"
+        }
+        for name, delivery in self.alive.items():
+            assert delivery.acks <= 1
+            if name in open_ends:
+                assert delivery.acks == 0
+
+    @invariant()
+    def the_window_counts_what_is_held(self) -> None:
+        assert self.bench.window.in_hand >= 0
+
+    def teardown(self) -> None:
+        """When all has ended nothing is left in hand."""
+        if not hasattr(self, "bench"):
+            return
+        bench = self.bench
+        bench.handler.close_intake()
+        for _ in range(5):
+            while bench.sender.work:
+                bench.sender.do()
+            for attempt in self.running():
+                bench.handler.returned(attempt, b"1")
+            bench.confirm_all()
+        assert bench.handler.unreported == 0
+        assert all(delivery.acks == 1 for delivery in self.alive.values())
+        assert bench.window.in_hand == 0
+        assert bench.table._held == {}
+        assert bench.handler._early == {}
+
+
+Anything.TestCase.settings = hypothesis_settings(
+    max_examples=150, stateful_step_count=30, deadline=None
+)
+TestAnything = Anything.TestCase
