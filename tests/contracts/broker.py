@@ -1221,7 +1221,7 @@ class BrokerContract:
             topology.task_queue(names, task, lock),
             topology.private_queue(names, names.queue(Kind.PROCESS, "w", "t")),
             topology.private_queue(names, names.queue(Kind.HOST, "h", "t")),
-            topology.lease_queue(names, names.queue(Kind.LEASE, "w")),
+            topology.held_queue(names, names.queue(Kind.LEASE, "w")),
             topology.reply_queue(names, names.queue(Kind.REPLY, "c")),
             topology.control_queue(names, names.queue(Kind.CONTROL, "w"), ("one", "two")),
             topology.settings_log(names),

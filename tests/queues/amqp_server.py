@@ -111,11 +111,11 @@ def _answers(_channel: int, method: Any) -> Iterator[Any]:
     elif isinstance(method, spec.Queue.Declare):
         if not method.nowait:
             yield spec.Queue.DeclareOk(method.queue, 3, 1)
-    elif isinstance(method, spec.Queue.Delete | spec.Queue.Purge):
+    elif isinstance(method, spec.Queue.Delete):
         if not method.nowait:
-            yield (
-                type(method).__name__ == "Purge" and spec.Queue.PurgeOk(5) or spec.Queue.DeleteOk(0)
-            )
+            yield spec.Queue.DeleteOk(0)
+    elif isinstance(method, spec.Queue.Purge):
+        yield spec.Queue.PurgeOk(5)
     elif isinstance(method, spec.Basic.Consume):
         yield spec.Basic.ConsumeOk(method.consumer_tag)
     elif isinstance(method, spec.Basic.Cancel):

@@ -18,7 +18,7 @@ def test_certificates_and_host_names_are_checked_unless_told_not_to() -> None:
 
 
 def test_a_missing_certificate_is_an_error_of_the_system() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         tls_context(Tls(server_name="host", ca_file="/missing.pem"))
 
 

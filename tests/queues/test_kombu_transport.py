@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -111,7 +112,7 @@ def test_a_delivery_is_handed_on_whole_and_undecoded(cuts: tuple[int, ...]) -> N
     on_frame, delivered, called = reading()
     body = bytes(range(100))
     edges = [0, *cuts, len(body)]
-    parts = [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [body[a:b] for a, b in itertools.pairwise(edges)]
     frames = marshal(
         pika.frame.Method(3, spec.Basic.Deliver("t", 1, False, "e", "k")),
         pika.frame.Header(3, len(body), pika.BasicProperties(message_id="m")),

@@ -234,6 +234,18 @@ def test_closing_answers_what_is_still_open(
     assert "closed" in answers.wait()[0].reason
 
 
+def test_it_can_be_closed_while_it_connects(
+    server: AmqpServer, publisher: Publisher, clock: SystemClock, soon: Callable[[], float]
+) -> None:
+    server.rules[spec.Connection.StartOk] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    server.wait_for(spec.Connection.StartOk)
+    publisher.close(clock.monotonic() + 0.1)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+    assert "tq-publisher" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_without_a_broker_the_reason_is_why(clock: SystemClock) -> None:
     publisher = Publisher(
         parse_addresses("amqp://me:s3cret@127.0.0.1:1"), clock, heartbeat_s=10, name="t"

@@ -74,7 +74,7 @@ def test_traffic_goes_on_while_a_call_waits(
 ) -> None:
     arrived = threading.Event()
     broker.subscribe("q", lambda _: arrived.set(), SubscribeOptions(prefetch=10))
-    session, channel, _ = server.wait_for(spec.Basic.Consume)
+    _, channel, _ = server.wait_for(spec.Basic.Consume)
 
     def answer_late(session: Session, admin: int, method: Any) -> bool:
         session.deliver(channel, 1)

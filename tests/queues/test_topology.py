@@ -35,7 +35,7 @@ PLANS = {
     "classic task queue": topology.task_queue(NAMES, ACTIVITY, LOCK, QueueType.CLASSIC),
     "host queue": topology.private_queue(NAMES, HOST),
     "process queue": topology.private_queue(NAMES, PROCESS),
-    "lease queue": topology.lease_queue(NAMES, LEASE),
+    "lease queue": topology.held_queue(NAMES, LEASE),
     "reply queue": topology.reply_queue(NAMES, REPLY),
     "claim queue": topology.claim_queue(NAMES, CLAIM, "token", 5000),
     "control queue": topology.control_queue(NAMES, CONTROL, ("worker", "worker.w")),

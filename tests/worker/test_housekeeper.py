@@ -30,7 +30,7 @@ def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
     client.start_activity(noop, task_queue="used", wait_result=False)
     core.broker.wait_subscribed([log.follow()], core.deadline())
     assert log.wait_read(2, core.deadline())
-    keeper = Housekeeper(core.broker, core.sender, Names("default"), core.clock, log, 60.0)
+    keeper = Housekeeper(client.connection, log, 60.0)
 
     removed = keeper.look(Idleness(after_s=0))
 

@@ -30,7 +30,6 @@ from tq_broker.cli.session import Session, session_of
 from tq_broker.client import Client
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.queues.memory import forget
-from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
 BUNDLED = Path(__file__).with_name("demo_files")
@@ -199,10 +198,8 @@ def _place(client: Client) -> str:
 
 def _tidy(client: Client, task_queue: str) -> None:
     """Remove the task queue of this run."""
-    connection = client.connection
-    reclaimer = Reclaimer(connection.broker, connection.sender, connection.names, connection.clock)
     with contextlib.suppress(TqBrokerError):
-        reclaimer.reclaim([task_queue], grace_s=GRACE_S)
+        client.connection.reclaimer.reclaim([task_queue], grace_s=GRACE_S)
 
 
 class Killer:

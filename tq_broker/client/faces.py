@@ -13,11 +13,13 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from tq_broker.client.core import ClientCore, Pending
+from tq_broker.client.operations import Operations
 from tq_broker.client.request import make_start
 from tq_broker.clock import SystemClock
 from tq_broker.converter import DEFAULT, DataConverter
@@ -216,6 +218,11 @@ class _Face:
     def connection(self) -> Connection:
         """What a worker made with this client shares with it."""
         return self.core.connection
+
+    @cached_property
+    def operations(self) -> Operations:
+        """What an operator does: look at, purge and reclaim task queues, parked messages."""
+        return Operations(self.core)
 
     @property
     def namespace(self) -> str:

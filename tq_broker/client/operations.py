@@ -36,7 +36,6 @@ from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.broker import Delivery, QueueStats
-from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import DELIVERY_LIMIT
 
@@ -130,8 +129,6 @@ class Operations:
     def __init__(self, core: ClientCore) -> None:
         self._core = core
         self._names = core.names
-        # One for all calls: two of one broker object would get into each other's way.
-        self._reclaimer = Reclaimer(core.broker, core.sender, core.names, core.clock)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -257,7 +254,7 @@ class Operations:
             check_task_queue(name)
         if not task_queues or not self.exists():
             return []
-        return self._reclaimer.reclaim(task_queues, grace_s=grace_s)
+        return self._core.connection.reclaimer.reclaim(task_queues, grace_s=grace_s)
 
     def replay(
         self, keys: Iterable[str] | None, *, task_queue: str | None = None
@@ -316,20 +313,10 @@ class Operations:
         stats = self._stats(queue, deadline)
         if stats is None:
             return ()
-        heard = 0.0
-
-        def hear(_record: object) -> None:
-            nonlocal heard
-            heard = core.clock.monotonic()
-
-        follower = SettingsLog(core.broker, self._names, core.clock, hear)
+        follower = SettingsLog(core.broker, self._names, core.clock)
         core.broker.wait_subscribed([follower.follow()], deadline)
-        hear(None)
         try:
-            follower.wait_read(stats.ready, deadline)
-            # RabbitMQ's count of a stream lags behind by seconds: what counts is silence.
-            while core.clock.monotonic() < min(deadline, heard + SILENCE_S):
-                core.clock.sleep(SILENCE_S / 10)
+            follower.catch_up(deadline)
             return follower.task_queues()
         finally:
             follower.stop()

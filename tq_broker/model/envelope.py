@@ -23,6 +23,7 @@ from tq_broker.model.tasks import ActivityOutcome, ActivityTask, OutcomeBody, St
 PROTOCOL = 1
 TASK = "activity-task"
 OUTCOME = "activity-outcome"
+WILL = "will"
 CONTROL = "control"
 SETTING = "setting"
 
@@ -30,7 +31,13 @@ RESENT = "tq-resent"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
 
-_NOT_SENT_ON = ("x-death", "x-first-death-", "x-last-death-")
+_NOT_SENT_ON = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+)
 
 
 def _number(name: str, value: object) -> int:
@@ -261,11 +268,27 @@ def read_outcome(message: Message, converter: DataConverter) -> ActivityOutcome:
     )
 
 
+def will_message(queue: str, message_id: str) -> Message:
+    """The will of a worker that serves the private queue ``queue``."""
+    return Message(
+        body=b"{}",
+        message_id=message_id,
+        kind=WILL,
+        headers={"tq-protocol": PROTOCOL, "tq-will": queue},
+    )
+
+
+def read_will(message: Message) -> str:
+    """The private queue that a will is about. Raises `Malformed`."""
+    _check_protocol(message.headers)
+    return _text("tq-will", message.headers.get("tq-will"))
+
+
 def forwarded(message: Message, **changes: Any) -> Message:
     """``message`` as it may be published again.
 
-    Without the headers that dead-lettering left: RabbitMQ 3.10 takes a message that comes round
-    with them for a cycle, and drops it.
+    Without the headers that RabbitMQ has added: 3.10 takes a message that comes round with those
+    of dead-lettering for a cycle, and drops it.
     """
     headers = {
         name: value for name, value in message.headers.items() if not name.startswith(_NOT_SENT_ON)

@@ -42,6 +42,7 @@ class Kind(enum.Enum):
     HOST = "host"
     PROCESS = "process"
     LEASE = "lease"
+    WILL = "will"
     REPLY = "reply"
     CONTROL = "control"
     DELAY = "delay"
@@ -58,6 +59,7 @@ _ARITY = {
     Kind.HOST: 2,  # host, task queue
     Kind.PROCESS: 2,  # worker id, task queue
     Kind.LEASE: 1,  # worker id
+    Kind.WILL: 1,  # worker id
     Kind.REPLY: 1,  # client id
     Kind.CONTROL: 1,  # worker id
     Kind.DELAY: 1,  # level

@@ -10,6 +10,7 @@ from tq_broker.converter import DataConverter
 from tq_broker.model.names import Names
 from tq_broker.queues.broker import Broker
 from tq_broker.queues.dispatcher import Dispatcher
+from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import QueueType
 
@@ -26,6 +27,7 @@ class Connection:
     queue_type: QueueType = QueueType.QUORUM
     sender: Sender = field(init=False)
     dispatcher: Dispatcher = field(init=False)
+    reclaimer: Reclaimer = field(init=False)
 
     def __post_init__(self) -> None:
         self.sender = Sender(
@@ -36,11 +38,17 @@ class Connection:
             queue_type=self.queue_type,
         )
         self.dispatcher = Dispatcher(self.sender, self.clock)
+        self._make_reclaimer()
+
+    def _make_reclaimer(self) -> None:
+        # One of a broker object: two would get into each other's way.
+        self.reclaimer = Reclaimer(self.broker, self.sender, self.names, self.clock)
 
     def after_fork(self) -> None:
         """Forget what the child does not have. The broker looks after itself."""
         self.sender.after_fork()
         self.dispatcher.after_fork()
+        self._make_reclaimer()
 
 
 class Connected(Protocol):

@@ -257,8 +257,12 @@ class Publisher:
         self._pump()
 
     def _on_open_error(self, connection: Any, error: BaseException) -> None:
-        if connection is self._connection:
-            self._disconnected(error)
+        if connection is not self._connection:
+            return
+        if self._closing and not self._pending():
+            self._loop.stop()
+            return
+        self._disconnected(error)
 
     def _on_closed(self, connection: Any, error: BaseException) -> None:
         if connection is not self._connection:
@@ -492,14 +496,16 @@ class Publisher:
         if self._pending() and self._clock.monotonic() < self._close_deadline:
             wait_s = min(0.05, remaining(self._clock, self._close_deadline))
             self._loop.call_later(wait_s, self._begin_close)
-        elif self._connection is not None and self._connection.is_open:
-            self._end_all(_CLOSED)
-            self._connection.close()
-            self._loop.call_later(
-                min(1.0, remaining(self._clock, self._close_deadline)), self._loop.stop
-            )
-        else:
+            return
+        self._end_all(_CLOSED)
+        connection = self._connection
+        if connection is None or connection.is_closed:
             self._loop.stop()
+        elif not connection.is_closing:
+            # Also when it is not open yet: its socket is pika's until a callback says it is gone.
+            connection.close()
+            grace_s = min(1.0, remaining(self._clock, self._close_deadline))
+            self._loop.call_later(grace_s, self._loop.stop)
 
     def _end_all(self, reason: str) -> None:
         receipt = Receipt(Verdict.EXPIRED, reason)

@@ -96,8 +96,8 @@ class Sender:
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in (Kind.HOST, Kind.PROCESS):
             return topology.private_queue(names, need)
-        if need.kind is Kind.LEASE:
-            return topology.lease_queue(names, need)
+        if need.kind in (Kind.LEASE, Kind.WILL):
+            return topology.held_queue(names, need)
         assert need.kind is Kind.SETTINGS, need
         return topology.settings_log(names)
 

@@ -20,6 +20,7 @@ from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscrip
 log = logging.getLogger(__name__)
 
 PREFETCH = 500
+SILENCE_S = 0.3
 
 
 class SettingsLog:
@@ -68,6 +69,22 @@ class SettingsLog:
             return self._changed.wait_for(
                 lambda: self._read_count >= records, remaining(self._clock, deadline)
             )
+
+    def catch_up(self, deadline: float) -> bool:
+        """Wait until what is in the log now has been read; False if the deadline came first.
+
+        RabbitMQ's count of a stream lags behind by up to a second, so its end is where it has
+        been silent for a while.
+        """
+        stats = self._broker.stats(str(self._names.queue(Kind.SETTINGS)), deadline)
+        if stats is not None and not self.wait_read(stats.ready, deadline):
+            return False
+        with self._changed:
+            while remaining(self._clock, deadline):
+                read = self._read_count
+                if not self._changed.wait_for(lambda: self._read_count > read, SILENCE_S):  # noqa: B023
+                    return True
+        return False
 
     def is_cancelled(self, activity_id: str, scheduled_ms: int) -> bool:
         """Whether a start of ``activity_id`` at ``scheduled_ms`` (epoch ms) was cancelled.

@@ -358,3 +358,4 @@ class Subscriber:
     def _on_cancel_ok(self, feed: Feed) -> None:
         """Nothing more will come on ``feed``."""
         feed.owner.over = True
+        self.retire(feed)

@@ -26,10 +26,15 @@ DELIVERY_LIMIT = 20
 RabbitMQ's default from 4.0; sent explicitly because 3.x has none, and because with a limit a
 message that comes back keeps its place in the queue.
 """
-PRIVATE_TTL_MS = 10_000
+PARKED_DELIVERY_LIMIT = 1_000_000
+PRIVATE_TTL_MS = 600_000
+"""How long a task may wait for its host or process before it is routed anew.
+
+Only the last resort: the will of a worker that dies empties its queues at once.
+"""
 PRIVATE_EXPIRES_MS = 2 * PRIVATE_TTL_MS + 60_000
-LEASE_TTL_MS = 1_000
-LEASE_EXPIRES_MS = 600_000
+HELD_TTL_MS = 1_000
+HELD_EXPIRES_MS = 600_000
 REPLY_EXPIRES_MS = 600_000
 SETTINGS_BYTES_MAX = 50_000_000
 SETTINGS_SEGMENT_BYTES = 1_000_000
@@ -134,7 +139,11 @@ def namespace(names: Names) -> Plan:
             ),
             DeclareExchange(exchange(Exchange.REPLIES), "direct"),
             DeclareExchange(exchange(Exchange.CONTROL), "direct"),
-            DeclareQueue(str(parked), {"x-queue-type": "quorum"}),
+            DeclareQueue(
+                str(parked),
+                # Looking at parked messages hands them out and gives them back.
+                {"x-queue-type": "quorum", "x-delivery-limit": PARKED_DELIVERY_LIMIT},
+            ),
             BindQueue(str(parked), exchange(Exchange.PARKED), parked.key),
             DeclareQueue(str(unrouted), _shared_arguments(names, QueueType.QUORUM)),
             BindQueue(str(unrouted), exchange(Exchange.UNROUTED), unrouted.key),
@@ -192,11 +201,11 @@ def private_queue(names: Names, queue: QueueName) -> Plan:
     )
 
 
-def lease_queue(names: Names, queue: QueueName) -> Plan:
-    """Where a worker process keeps the tasks it holds for long, unacknowledged.
+def held_queue(names: Names, queue: QueueName) -> Plan:
+    """A lease or will queue: what a worker holds, unacknowledged, for as long as it lives.
 
-    When the process dies its messages come back after their time-to-live has passed, and are
-    dead-lettered at once: the loss of a long activity is known in milliseconds.
+    When the worker dies its messages come back after their time-to-live has passed, and are
+    dead-lettered at once: what follows from its death begins in milliseconds.
     """
     return Plan(
         (
@@ -204,8 +213,8 @@ def lease_queue(names: Names, queue: QueueName) -> Plan:
                 str(queue),
                 {
                     "x-queue-type": "classic",
-                    "x-expires": LEASE_EXPIRES_MS,
-                    "x-message-ttl": LEASE_TTL_MS,
+                    "x-expires": HELD_EXPIRES_MS,
+                    "x-message-ttl": HELD_TTL_MS,
                     "x-dead-letter-exchange": names.exchange(Exchange.UNROUTED),
                 },
             ),

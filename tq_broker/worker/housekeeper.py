@@ -9,12 +9,9 @@ import logging
 import threading
 from collections.abc import Iterable
 
-from tq_broker.clock import Clock
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
-from tq_broker.model.names import Kind, Names
-from tq_broker.queues.broker import Broker
-from tq_broker.queues.reclaim import Reclaimer
-from tq_broker.queues.sender import Sender
+from tq_broker.model.names import Kind
+from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
 log = logging.getLogger(__name__)
@@ -41,21 +38,13 @@ class Idleness:
 class Housekeeper:
     """Looks for idle task queues on a daemon thread ``tq-housekeeper``, until `stop`."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        sender: Sender,
-        names: Names,
-        clock: Clock,
-        settings: SettingsLog,
-        after_s: float,
-    ) -> None:
-        self._broker = broker
-        self._clock = clock
+    def __init__(self, connection: Connection, settings: SettingsLog, after_s: float) -> None:
+        self._broker = connection.broker
+        self._clock = connection.clock
         self._settings = settings
         self._after_s = after_s
-        self._lock_name = str(names.queue(Kind.LOCK, "housekeeping"))
-        self._reclaimer = Reclaimer(broker, sender, names, clock)
+        self._lock_name = str(connection.names.queue(Kind.LOCK, "housekeeping"))
+        self._reclaimer = connection.reclaimer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tq-housekeeper", daemon=True)
 

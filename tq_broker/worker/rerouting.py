@@ -1,27 +1,36 @@
 """Tasks that lost their queue: every worker of a namespace helps to route them anew.
 
-They come through the unrouted queue: what a timer released for a queue that was reclaimed, what
-waited for too long in a host's or process's queue, and the leases of dead workers.
+They come through the unrouted queue: what a timer released for a queue that was reclaimed or is a
+host's or process's, the leases of dead workers, and their wills, which tell of queues to empty.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tq_broker.clock import epoch_ms
-from tq_broker.exceptions import InvalidArgument, Malformed
-from tq_broker.model import envelope
-from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.exceptions import InvalidArgument, Malformed, TqBrokerError
+from tq_broker.model import control, envelope
+from tq_broker.model.message import Publication
+from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import topology
-from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
+from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
+from tq_broker.queues.sender import NoRoute, Sender
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.intake import lost
 from tq_broker.worker.reporter import Reporter
 
+log = logging.getLogger(__name__)
+
 PREFETCH = 50
+PRIVATE = (Kind.HOST, Kind.PROCESS)
+WITHIN_S = 20.0
+AGAIN_AFTER_S = 1.0
 
 
 class Fate(enum.Enum):
@@ -40,8 +49,7 @@ def fate(kind: Kind, task: ActivityTask) -> Fate:
     """
     if kind is Kind.LEASE:
         return Fate.LOST
-    private = kind in (Kind.HOST, Kind.PROCESS)
-    if private and task.retry_policy.maximum_attempts == 1 and task.route is not None:
+    if kind in PRIVATE and task.retry_policy.maximum_attempts == 1 and task.route is not None:
         return Fate.LOST
     return Fate.DISPATCH
 
@@ -49,18 +57,18 @@ def fate(kind: Kind, task: ActivityTask) -> Fate:
 class Rerouter:
     """Consumes the unrouted queue of a namespace."""
 
-    def __init__(self, broker: Broker, names: Names, place: Place, reporter: Reporter) -> None:
-        self._broker = broker
-        self._names = names
+    def __init__(self, sender: Sender, place: Place, reporter: Reporter) -> None:
+        self._sender = sender
+        self._broker = sender.broker
+        self._names = sender.names
         self._place = place
         self._reporter = reporter
-        self._queue = str(names.queue(Kind.UNROUTED))
         self._subscription: Subscription | None = None
 
     def open(self) -> Subscription:
         """Begin; returns at once."""
         self._subscription = self._broker.subscribe(
-            self._queue,
+            str(self._names.queue(Kind.UNROUTED)),
             self._on_deliveries,
             SubscribeOptions(prefetch=PREFETCH, plan=topology.namespace(self._names)),
         )
@@ -74,22 +82,77 @@ class Rerouter:
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            try:
-                self._reroute(delivery)
-            except (Malformed, InvalidArgument) as error:
-                self._reporter.park(delivery.message, self._queue, str(error), delivery.ack)
+            key = destination_key(delivery.routing_key)
+            self._or_park(delivery, key, partial(self._reroute, delivery, key))
 
-    def _reroute(self, delivery: Delivery) -> None:
-        key = destination_key(delivery.routing_key)
+    def _or_park(self, delivery: Delivery, key: str, handle: Callable[[], None]) -> None:
+        try:
+            handle()
+        except (Malformed, InvalidArgument) as error:
+            origin = f"{PREFIX}.{encode_part(self._names.namespace)}.{key}"
+            self._reporter.park(delivery.message, origin, str(error), delivery.ack)
+
+    def _reroute(self, delivery: Delivery, key: str) -> None:
+        if delivery.message.kind == envelope.WILL:
+            self._execute(delivery)
+            return
         queue = QueueName.from_key(self._names.namespace, key)
         task_queue = queue.task_queue or str(delivery.message.headers.get("tq-task-queue", ""))
         if not task_queue:
             raise Malformed(f"strayed from {key!r:.80}, which is no task queue")
         task = envelope.read_task(delivery.message, task_queue)
+        self._settle(delivery, task, fate(queue.kind, task))
+
+    def _settle(self, delivery: Delivery, task: ActivityTask, what: Fate) -> None:
         now_ms = epoch_ms(self._place.clock)
-        if fate(queue.kind, task) is Fate.LOST:
+        if what is Fate.LOST:
             body = envelope.read_task_body(task, self._place.converter)
             self._reporter.failed(task, body, lost(), now_ms, delivery.ack)
         else:
             message = envelope.forwarded(delivery.message)
             self._reporter.dispatch(task, message, now_ms, delivery.ack)
+
+    # --- wills ----------------------------------------------------------------------------------
+
+    def _execute(self, will: Delivery) -> None:
+        """A worker that served a private queue is gone, or has lost its connection."""
+        queue = QueueName.parse(envelope.read_will(will.message))
+        if queue.namespace != self._names.namespace or queue.kind not in PRIVATE:
+            raise Malformed(f"a will about {str(queue)!r:.80}, which is no private queue")
+        request = control.message(control.Serve(str(queue)), self._sender.ids.next())
+        publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, request)
+
+        def asked(error: TqBrokerError | None) -> None:
+            if error is None:
+                will.ack()  # somebody serves the queue, and has made a will of its own now
+            elif isinstance(error, NoRoute):
+                self._sender.in_background(lambda: self._empty(queue, will))
+            else:
+                self._later(lambda: self._execute(will))
+
+        self._sender.send(publication, (), self._deadline(), asked)
+
+    def _empty(self, queue: QueueName, will: Delivery) -> None:
+        """Settle what is left in the queue of a target that is gone; blocks."""
+        try:
+            while (left := self._broker.get(str(queue), self._deadline())) is not None:
+                self._or_park(left, queue.key, partial(self._inherit, left, queue))
+        except TqBrokerError as error:
+            log.warning("%s not emptied, trying again: %s", queue, error)
+            self._later(lambda: self._execute(will))
+        else:
+            will.ack()
+
+    def _inherit(self, delivery: Delivery, queue: QueueName) -> None:
+        task = envelope.read_task(delivery.message, queue.parts[-1])
+        # Here it is known whether the target had begun.
+        self._settle(delivery, task, Fate.LOST if delivery.redelivered else Fate.DISPATCH)
+
+    def _later(self, work: Callable[[], None]) -> None:
+        clock = self._place.clock
+        clock.call_at(
+            clock.monotonic() + AGAIN_AFTER_S, lambda: self._sender.in_background(work)
+        )
+
+    def _deadline(self) -> float:
+        return self._place.clock.monotonic() + WITHIN_S

@@ -15,7 +15,7 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
-from tq_broker.model.names import Kind, check_task_queue
+from tq_broker.model.names import check_task_queue
 from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
@@ -34,6 +34,7 @@ from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Rerouter
 from tq_broker.worker.table import Table
+from tq_broker.worker.wills import Wills
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,14 +115,13 @@ class Worker:
         self._settings = handler.settings = SettingsLog(broker, names, self._clock, self._on_record)
         self._executors = handler.executors = self._make_executors(slots)
         self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
-        self._rerouter = Rerouter(broker, names, place, self._reporter)
+        self._rerouter = Rerouter(sender, place, self._reporter)
+        self._wills = Wills(sender, place)
         after = options.reclaim_after
         self._housekeeper = (
             None
             if after is None
-            else Housekeeper(
-                broker, sender, names, self._clock, self._settings, after.total_seconds()
-            )
+            else Housekeeper(connection, self._settings, after.total_seconds())
         )
         self._private = {
             str(queue): queue for queue in private_queues(names, place, self.task_queues)
@@ -261,9 +261,7 @@ class Worker:
 
     def _read_settings(self) -> None:
         deadline = self._clock.monotonic() + SETTINGS_WITHIN_S
-        queue = str(self._connection.names.queue(Kind.SETTINGS))
-        stats = self._connection.broker.stats(queue, deadline)
-        if stats is not None and not self._settings.wait_read(stats.ready, deadline):
+        if not self._settings.catch_up(deadline):
             log.warning("the settings log was not read to its end in %g s", SETTINGS_WITHIN_S)
 
     def _announce(self) -> None:
@@ -349,6 +347,7 @@ class Worker:
         if self._housekeeper is not None:
             self._housekeeper.stop()
         self._desk.close()
+        self._wills.close()
         self._rerouter.close()
         self._settings.stop()
 
@@ -385,6 +384,7 @@ class Worker:
                 if queue in self._private and not self._stopping.is_set():
                     self._poller.serve(self._private[queue])
                     self._poller.adjust(self._table.occupied())
+                    self._wills.make(queue)
                 return None
             case control.CompleteAttempt():
                 return self._on_completion(request)

@@ -1,0 +1,157 @@
+"""Stray tasks: what becomes of each, and that none is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from tests.worker.attempts import place
+from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
+from tq_broker.common import RetryPolicy, Route
+from tq_broker.converter import DEFAULT
+from tq_broker.model import envelope
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.tasks import ActivityTask, Status
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Receipt
+from tq_broker.queues.delay import delayed
+from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.rerouting import Fate, Rerouter, fate
+
+ONCE = RetryPolicy(maximum_attempts=1)
+REPLY = NAMES.queue(Kind.REPLY, "c")
+LEASE = NAMES.queue(Kind.LEASE, "w")
+HOST = NAMES.queue(Kind.HOST, "h", "q")
+
+
+def task(**fields: Any) -> ActivityTask:
+    return ActivityTask(
+        **(
+            {
+                "activity_id": "a",
+                "activity_type": "t",
+                "task_queue": "q",
+                "body": b'{"args":[]}',
+                "reply_to": str(REPLY),
+            }
+            | fields
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        (Kind.LEASE, {}, Fate.LOST),
+        (Kind.LEASE, {"retry_policy": ONCE}, Fate.LOST),
+        (Kind.ACTIVITY, {}, Fate.DISPATCH),
+        (Kind.ACTIVITY, {"retry_policy": ONCE}, Fate.DISPATCH),
+        (Kind.HOST, {"route": Route.host("h")}, Fate.DISPATCH),
+        (Kind.PROCESS, {"route": Route.process("w")}, Fate.DISPATCH),
+        (Kind.HOST, {"route": Route.host("h"), "retry_policy": ONCE}, Fate.LOST),
+    ],
+)
+def test_each_stray_task_has_its_fate(kind: Kind, fields: dict[str, Any], expected: Fate) -> None:
+    assert fate(kind, task(**fields)) is expected
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.world = World()
+        self.client = self.world.make_client("worker")
+        self.broker = self.world.broker_of(self.client)
+        connection = self.client.connection
+        at = place()
+        reporter = Reporter(connection.dispatcher, NAMES, at)
+        self.rerouter = Rerouter(self.broker, NAMES, at, reporter)
+        self.broker.wait_subscribed([self.rerouter.open()], self.world.soon())
+        self.world.broker.apply(topology.reply_queue(NAMES, REPLY), self.world.soon())
+
+    def stray(self, message: Message, key: str) -> None:
+        ended: Future[Receipt] = Future()
+        publication = Publication(NAMES.exchange(Exchange.UNROUTED), key, message)
+        self.world.broker.publish(publication, self.world.soon(), ended.set_result)
+        ended.result(SOON_S)
+
+    def outcome(self) -> Any:
+        self.world.eventually(lambda: self.world.count(REPLY) > 0)
+        delivery = self.world.broker.get(str(REPLY), self.world.soon())
+        assert delivery is not None
+        return envelope.read_outcome(delivery.message, DEFAULT)
+
+    def close(self) -> None:
+        self.rerouter.close()
+        self.world.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+def test_what_lost_its_task_queue_gets_it_back(bench: Bench) -> None:
+    dead = envelope.forwarded(envelope.task_message(task()), headers={"x-death": [{"count": 1}]})
+    bench.stray(dead, QUEUE.key)
+    bench.world.eventually(lambda: bench.world.count() == 1)
+    delivery = bench.world.broker.get(str(QUEUE), bench.world.soon())
+    assert delivery is not None
+    assert envelope.read_task(delivery.message, "q") == task()
+    assert "x-death" not in delivery.message.headers
+
+
+def test_what_comes_from_the_ladder_is_known_by_the_end_of_its_key(bench: Bench) -> None:
+    publication = delayed(Publication("", QUEUE.key, envelope.task_message(task())), NAMES, 12_345)
+    bench.stray(publication.message, publication.routing_key)
+    bench.world.eventually(lambda: bench.world.count() == 1)
+
+
+def test_a_lease_is_a_lost_attempt(bench: Bench) -> None:
+    message = envelope.forwarded(
+        envelope.task_message(task(retry_policy=ONCE, lease="w")), headers={"tq-task-queue": "q"}
+    )
+    bench.stray(message, LEASE.key)
+    outcome = bench.outcome()
+    assert outcome.status is Status.FAILED
+    assert outcome.failure.type == "WorkerLost"
+
+
+def test_a_task_whose_target_is_gone_is_told_so(bench: Bench) -> None:
+    bench.stray(envelope.task_message(task(route=Route.host("h"))), HOST.key)
+    assert bench.outcome().failure.type == "TargetGone"
+
+
+@pytest.mark.parametrize(
+    ("message", "key"),
+    [
+        (Message(body=b"", message_id="1"), QUEUE.key),
+        (envelope.task_message(task()), "nonsense"),
+        (envelope.task_message(task()), "activity.q.q"),
+        (envelope.task_message(task()), "activity.%ZZ"),
+        (envelope.task_message(task()), ""),
+        (envelope.task_message(task()), "parked"),
+        (envelope.task_message(task()), LEASE.key),
+        (envelope.task_message(task(body=b"garbage", retry_policy=ONCE)), f"x.{LEASE.key}"),
+    ],
+)
+def test_what_nobody_can_route_is_parked_and_the_rest_goes_on(
+    bench: Bench, message: Message, key: str
+) -> None:
+    bench.stray(message, key)
+    bench.stray(envelope.task_message(task()), QUEUE.key)
+    parked = bench.world.take_parked().message
+    assert parked.headers["tq-parked-from"] == str(NAMES.queue(Kind.UNROUTED))
+    bench.world.eventually(lambda: bench.world.count() == 1)
+
+
+def test_a_lease_with_a_bad_body_is_parked(bench: Bench) -> None:
+    message = envelope.forwarded(
+        envelope.task_message(task(body=b"garbage")), headers={"tq-task-queue": "q"}
+    )
+    bench.stray(message, LEASE.key)
+    assert "body" in bench.world.take_parked().message.headers["tq-parked-reason"]
