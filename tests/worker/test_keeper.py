@@ -40,6 +40,7 @@ class Bench:
         self.client = self.world.make_client("worker")
         self.broker = self.world.broker_of(self.client)
         connection = self.client.connection
+        connection.sender.ensure((), self.world.soon())
         self.place = place(self.clock, converter)
         self.keeper = Keeper(
             self.broker, connection.sender, NAMES, self.place, self.table, WorkerOptions(**options)

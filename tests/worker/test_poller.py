@@ -22,6 +22,7 @@ class Bench:
         self.taken: queue.Queue[tuple[Source, Delivery]] = queue.Queue()
         client = world.make_client("worker")
         self.broker = world.broker_of(client)
+        client.connection.sender.ensure((), world.soon())
         self.poller = Poller(
             client.connection.broker, client.connection.sender, slots, self.on_deliveries
         )

@@ -67,7 +67,7 @@ class Bench:
         connection = self.client.connection
         at = place()
         reporter = Reporter(connection.dispatcher, NAMES, at)
-        self.rerouter = Rerouter(self.broker, NAMES, at, reporter)
+        self.rerouter = Rerouter(connection.sender, at, reporter)
         self.broker.wait_subscribed([self.rerouter.open()], self.world.soon())
         self.world.broker.apply(topology.reply_queue(NAMES, REPLY), self.world.soon())
 

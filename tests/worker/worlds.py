@@ -72,7 +72,7 @@ class World:
         worker._until = lambda condition, seconds: True  # type: ignore[method-assign]
 
     def soon(self) -> float:
-        return self.clock.monotonic() + 1000
+        return self.clock.monotonic() + (1000 if isinstance(self.clock, ManualClock) else SOON_S)
 
     def start(self, what: Any, *args: Any, **options: Any) -> Any:
         named = {"task_queue": "q", "start_to_close_timeout": MINUTE} | options

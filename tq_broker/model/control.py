@@ -29,12 +29,24 @@ def worker_key(worker_id: str) -> str:
     return f"worker.{encode_part(worker_id)}"
 
 
+def ready_key(queue_key: str) -> str:
+    """The control key of those who serve the private queue with the key ``queue_key``."""
+    return f"ready.{queue_key}"
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Who are you?"""
 
 
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Nothing: that it is routed says that somebody is there."""
+
+
 class Serve(msgspec.Struct, frozen=True, tag="serve"):
-    """Consume the private queue ``queue`` from now on, if it is yours: a task is on its way."""
+    """Serve the private queue ``queue`` from now on, if it is yours: somebody has a task for it.
+
+    When it is consumed, and there is a will for it, bind the control queue under `ready_key`.
+    """
 
     queue: str
 
@@ -77,7 +89,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     cancel_requested: bool = False
 
 
-Request = Ping | Serve | CompleteAttempt
+Request = Ping | Probe | Serve | CompleteAttempt
 Reply = WorkerInfo | Answer
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -123,6 +123,8 @@ def _take_one(reader: Reader, step: Step, deadline: float, strict: bool) -> None
         if not isinstance(step, (UnbindQueue, DeleteQueue)):
             raise
     except amqp.exceptions.PreconditionFailed as error:
+        if isinstance(step, DeleteQueue) and step.only_idle:
+            return
         if not isinstance(step, (DeclareQueue, DeclareExchange)):
             raise
         _accept_drift(reader, step, error, deadline, strict)
@@ -187,7 +189,8 @@ def _unbind_queue(channel: Any, step: UnbindQueue, _nowait: bool) -> None:
 
 
 def _delete_queue(channel: Any, step: DeleteQueue, nowait: bool) -> None:
-    channel.queue_delete(step.queue, nowait=nowait)
+    idle = step.only_idle
+    channel.queue_delete(step.queue, if_unused=idle, if_empty=idle, nowait=nowait)
 
 
 _SENDERS: dict[type[Step], Callable[[Any, Any, bool], None]] = {

@@ -1,18 +1,21 @@
 """Putting activity tasks on their queues: asks the router, probes living targets, publishes.
 
-A private queue (host or process) gets a task only after a worker has been asked to serve it:
-the request goes through the control exchange, where a worker's bindings vanish with its
-connection, so it is returned at once when the target is gone. Who answered lately is not asked
-again for `ALIVE_FOR_S`; a target that dies within that time is caught by the queue's
-time-to-live, which sends the task to be routed anew.
+A private queue (host or process) gets a task only while somebody serves it. That is asked through
+the control exchange, where a worker's bindings vanish with its connection, so the question is
+returned at once when nobody is there. A worker that serves a queue has a will, which has the queue
+emptied and removed when it dies (`tq_broker.worker.rerouting`): what is sent after that is returned,
+and what was sent before is routed anew. So who answered lately is not asked again for
+`ALIVE_FOR_S`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from tq_broker.clock import Clock, epoch_ms
-from tq_broker.exceptions import TargetGone, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
 from tq_broker.model import control
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
@@ -22,6 +25,7 @@ from tq_broker.queues.delay import delayed
 from tq_broker.queues.sender import LADDER, Done, NoRoute, Sender
 
 ALIVE_FOR_S = 1.0
+READY_STEP_S = 0.02
 PRIVATE = (Kind.HOST, Kind.PROCESS)
 
 
@@ -55,59 +59,98 @@ class Dispatcher:
             done: Gets `TargetGone` when the target of the task's route is gone and the route
                 says to fail.
         """
+        sending = _Sending(task, message, deadline, done)
         to = routing.destination(self._names, task)
-        if delay_ms > 0 or not to.private:
-            self._send(to.queue, message, deadline, done, delay_ms)
-            return
-        until = self._alive_until.get(to.queue)
-        if until is not None and self._clock.monotonic() < until:
-            self._send(to.queue, message, deadline, done, 0)
-            return
-        self._probe(
-            to.queue,
-            deadline,
-            lambda error: self._probed(error, to.queue, task, message, deadline, done),
-        )
+        if delay_ms > 0:
+            self._send_later(to.queue, sending, delay_ms)
+        elif not to.private:
+            self.sender.send(self._publication(to.queue, message), (to.queue,), deadline, done)
+        elif self._clock.monotonic() < self._alive_until.get(to.queue, 0.0):
+            self._send_private(to.queue, sending)
+        else:
+            self._ask(to.queue, sending)
 
-    def _send(
-        self, queue: QueueName, message: Message, deadline: float, done: Done, delay_ms: int
-    ) -> None:
-        publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
-        if delay_ms <= 0:
-            self.sender.send(publication, (queue,), deadline, done)
-            return
+    def _publication(self, queue: QueueName, message: Message) -> Publication:
+        return Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
+
+    def _send_later(self, queue: QueueName, sending: _Sending, delay_ms: int) -> None:
         # A private queue need not exist: a task for it is looked at again when it is due.
         needs = (LADDER,) if queue.kind in PRIVATE else (queue, LADDER)
-        self.sender.send(delayed(publication, self._names, delay_ms), needs, deadline, done)
+        publication = delayed(self._publication(queue, sending.message), self._names, delay_ms)
+        self.sender.send(publication, needs, sending.deadline, sending.done)
 
-    def _probe(self, queue: QueueName, deadline: float, done: Done) -> None:
-        request = control.message(control.Serve(str(queue)), self.sender.ids.next())
-        publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, request)
+    def _send_private(self, queue: QueueName, sending: _Sending) -> None:
+        """Send to a private queue whose target has answered lately."""
+
+        def ended(error: TqBrokerError | None) -> None:
+            if isinstance(error, NoRoute):
+                # The target has died since, and its will was executed.
+                self._alive_until.pop(queue, None)
+                self._in_a_moment(queue, sending)
+            else:
+                sending.done(error)
+
+        # Without declaring it on demand: a queue that a dead target left must not come back.
+        publication = self._publication(queue, sending.message)
+        self.sender.send(publication, (), sending.deadline, ended)
+
+    def _ask(self, queue: QueueName, sending: _Sending) -> None:
+        """Send if somebody serves the queue; otherwise ask those who could."""
+
+        def answered(error: TqBrokerError | None) -> None:
+            if error is None:
+                self._alive_until[queue] = self._clock.monotonic() + ALIVE_FOR_S
+                self._send_private(queue, sending)
+            elif isinstance(error, NoRoute):
+                self._ask_to_serve(queue, sending)
+            else:
+                sending.done(error)
+
+        self._request(control.ready_key(queue.key), control.Probe(), sending.deadline, answered)
+
+    def _ask_to_serve(self, queue: QueueName, sending: _Sending) -> None:
+        def answered(error: TqBrokerError | None) -> None:
+            if error is None:
+                self._in_a_moment(queue, sending)
+            elif isinstance(error, NoRoute):
+                self._gone(queue, sending)
+            else:
+                sending.done(error)
+
+        self._request(queue.key, control.Serve(str(queue)), sending.deadline, answered)
+
+    def _in_a_moment(self, queue: QueueName, sending: _Sending) -> None:
+        """Ask again after a pause, in which who was asked to serve gets ready."""
+        due = self._clock.monotonic() + READY_STEP_S
+        if due >= sending.deadline:
+            sending.done(DeadlineExceeded(f"{queue} was not served before the deadline"))
+        else:
+            self._clock.call_at(due, lambda: self._ask(queue, sending))
+
+    def _request(
+        self, key: str, request: control.Request, deadline: float, done: Done
+    ) -> None:
+        message = control.message(request, self.sender.ids.next())
+        publication = Publication(self._names.exchange(Exchange.CONTROL), key, message)
         self.sender.send(publication, (), deadline, done)
 
-    def _probed(
-        self,
-        error: TqBrokerError | None,
-        queue: QueueName,
-        task: ActivityTask,
-        message: Message,
-        deadline: float,
-        done: Done,
-    ) -> None:
-        if error is None:
-            self._alive_until[queue] = self._clock.monotonic() + ALIVE_FOR_S
-            self._send(queue, message, deadline, done, 0)
-            return
-        if not isinstance(error, NoRoute):
-            done(error)
-            return
-        self._alive_until.pop(queue, None)
-        match routing.when_gone(self._names, task, epoch_ms(self._clock)):
+    def _gone(self, queue: QueueName, sending: _Sending) -> None:
+        """The target is gone: its route says what becomes of the task."""
+        match routing.when_gone(self._names, sending.task, epoch_ms(self._clock)):
             case routing.Fail(why):
-                done(TargetGone(why))
-            case routing.Destination() as instead:
-                self._send(instead.queue, message, deadline, done, 0)
+                sending.done(TargetGone(why))
+            case routing.Destination(instead):
+                publication = self._publication(instead, sending.message)
+                self.sender.send(publication, (instead,), sending.deadline, sending.done)
             case routing.LookAgain(delay_ms):
-                self._send(queue, message, deadline, done, delay_ms)
+                self._send_later(queue, sending, delay_ms)
 
+
+class _Sending(msgspec.Struct, frozen=True):
+    """A task under way, and who waits for it to arrive."""
+
+    task: ActivityTask
+    message: Message
+    deadline: float
+    done: Done
 

@@ -210,7 +210,7 @@ class Vhost:
     @_take.register
     def _(self, step: DeleteQueue, connection: Connection, now: float) -> str:
         queue = self._find(step.queue, connection)
-        if queue is not None:
+        if queue is not None and not (step.only_idle and (queue.ready or queue.consumers)):
             self._remove(queue, "its queue was deleted")
         return ""
 

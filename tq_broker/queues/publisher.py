@@ -14,6 +14,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -92,6 +93,7 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ended = False
+        self._leaving = False
         self._close_deadline = math.inf
         self._inbox: deque[Outgoing] = deque()
         self._woken = False
@@ -184,6 +186,10 @@ class Publisher:
                 self._loop.start()
                 break
             except Exception:
+                if self._leaving:
+                    # pika 1.4 trips over its own close() of a connection that is not open yet.
+                    log.debug("publisher: closing", exc_info=True)
+                    break
                 log.exception("publisher: internal error; starting anew (please report this)")
                 self._start_anew()
         with self._lock:
@@ -196,6 +202,8 @@ class Publisher:
     def _start_anew(self) -> None:
         if self._connection is not None:
             _drop_socket(self._connection)
+        with contextlib.suppress(Exception):  # whatever state the error has left it in
+            self._loop.close()
         self._loop = pika.adapters.select_connection.IOLoop()
         self._booked = math.inf
         self._pumping = self._watching = False
@@ -498,6 +506,7 @@ class Publisher:
             self._loop.call_later(wait_s, self._begin_close)
             return
         self._end_all(_CLOSED)
+        self._leaving = True
         connection = self._connection
         if connection is None or connection.is_closed:
             self._loop.stop()

@@ -97,9 +97,14 @@ class UnbindQueue:
 
 @dataclass(frozen=True, slots=True)
 class DeleteQueue:
-    """Removal of a queue with whatever is in it; harmless when there is none."""
+    """Removal of a queue with whatever is in it; harmless when there is none.
+
+    ``only_idle`` (classic queues): only if it has neither ready messages nor consumers; otherwise
+    it stays, and nothing happens. RabbitMQ decides that in one step.
+    """
 
     queue: str
+    only_idle: bool = False
 
 
 Step = DeclareExchange | DeclareQueue | BindQueue | BindExchange | UnbindQueue | DeleteQueue

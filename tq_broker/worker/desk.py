@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import Malformed, TqBrokerError
 from tq_broker.model import control
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
+from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan
 from tq_broker.worker.attempt import Place
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,22 @@ class Desk:
         )
         return self._subscription
 
-    def close(self) -> None:
-        """Receive no more."""
-        if self._subscription is not None:
-            self._subscription.cancel_nowait()
-            self._subscription = None
+    def ready(self, queue: QueueName, deadline: float) -> None:
+        """Let it be known that this worker serves the private queue ``queue``; blocks."""
+        exchange = self._names.exchange(Exchange.CONTROL)
+        key = control.ready_key(queue.key)
+        self._broker.apply(Plan((BindQueue(str(self._queue), exchange, key),)), deadline)
+
+    def close(self, deadline: float) -> None:
+        """Receive no more, and let that be known; blocks."""
+        if self._subscription is None:
+            return
+        self._subscription.cancel_nowait()
+        self._subscription = None
+        try:
+            self._broker.apply(Plan((DeleteQueue(str(self._queue)),)), deadline)
+        except TqBrokerError as error:
+            log.debug("control queue left to the end of its connection: %s", error)
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -27,7 +27,7 @@ from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.model.tasks import TaskBody
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
-from tq_broker.queues.sender import Sender
+from tq_broker.queues.sender import Done, Sender
 from tq_broker.worker.attempt import Attempt, Place, State
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.table import Held, Key, Table, key_of
@@ -63,6 +63,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._subscription: Subscription | None = None
         self._under_way: set[Key] = set()
+        self._is_open = False
         self._closed = False
 
     @property
@@ -100,7 +101,7 @@ class Keeper:
             if attempt.leasing or attempt.state is State.ENDED or self._closed:
                 return
             attempt.leasing = True
-            self._subscribe()
+            subscription = self._subscribe()
             self._under_way.add(key_of(attempt.task))
         details = attempt.details
         body = attempt.body
@@ -134,15 +135,36 @@ class Keeper:
 
         deadline = self._place.clock.monotonic() + SEND_WITHIN_S
         publication = Publication(self._exchange, self._queue.key, message)
-        self._sender.send(publication, (self._queue,), deadline, sent)
 
-    def _subscribe(self) -> None:
+        def send() -> None:
+            self._sender.send(publication, (self._queue,), deadline, sent)
+
+        if self._is_open:
+            send()
+        else:
+            self._sender.in_background(lambda: self._open(subscription, deadline, send, sent))
+
+    def _open(
+        self, subscription: Subscription, deadline: float, go_on: Callable[[], None], failed: Done
+    ) -> None:
+        """Send only when somebody takes: a lease that waits counts as lost after a second."""
+        try:
+            self._sender.ensure((self._queue,), deadline)
+            self._broker.wait_subscribed([subscription], deadline)
+        except TqBrokerError as error:
+            failed(error)
+        else:
+            self._is_open = True
+            go_on()
+
+    def _subscribe(self) -> Subscription:
         if self._subscription is None:
             self._subscription = self._broker.subscribe(
                 str(self._queue),
                 self._on_deliveries,
                 SubscribeOptions(prefetch=0, plan=self._sender.plan(self._queue)),
             )
+        return self._subscription
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

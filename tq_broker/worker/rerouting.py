@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import enum
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from tq_broker.clock import epoch_ms
-from tq_broker.exceptions import InvalidArgument, Malformed, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, InvalidArgument, Malformed, TqBrokerError
 from tq_broker.model import control, envelope
-from tq_broker.model.message import Publication
+from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
 from tq_broker.queues.sender import NoRoute, Sender
+from tq_broker.queues.topology import DeleteQueue, Plan
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.intake import lost
-from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.reporter import Reporter, Then
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +85,16 @@ class Rerouter:
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             key = destination_key(delivery.routing_key)
-            self._or_park(delivery, key, partial(self._reroute, delivery, key))
+            self._or_park(delivery, key, delivery.ack, partial(self._reroute, delivery, key))
 
-    def _or_park(self, delivery: Delivery, key: str, handle: Callable[[], None]) -> None:
+    def _or_park(
+        self, delivery: Delivery, key: str, done: Then, handle: Callable[[], None]
+    ) -> None:
         try:
             handle()
         except (Malformed, InvalidArgument) as error:
             origin = f"{PREFIX}.{encode_part(self._names.namespace)}.{key}"
-            self._reporter.park(delivery.message, origin, str(error), delivery.ack)
+            self._reporter.park(delivery.message, origin, str(error), done)
 
     def _reroute(self, delivery: Delivery, key: str) -> None:
         if delivery.message.kind == envelope.WILL:
@@ -101,16 +105,15 @@ class Rerouter:
         if not task_queue:
             raise Malformed(f"strayed from {key!r:.80}, which is no task queue")
         task = envelope.read_task(delivery.message, task_queue)
-        self._settle(delivery, task, fate(queue.kind, task))
+        self._settle(delivery.message, task, fate(queue.kind, task), delivery.ack)
 
-    def _settle(self, delivery: Delivery, task: ActivityTask, what: Fate) -> None:
+    def _settle(self, message: Message, task: ActivityTask, what: Fate, done: Then) -> None:
         now_ms = epoch_ms(self._place.clock)
         if what is Fate.LOST:
             body = envelope.read_task_body(task, self._place.converter)
-            self._reporter.failed(task, body, lost(), now_ms, delivery.ack)
+            self._reporter.failed(task, body, lost(), now_ms, done)
         else:
-            message = envelope.forwarded(delivery.message)
-            self._reporter.dispatch(task, message, now_ms, delivery.ack)
+            self._reporter.dispatch(task, envelope.forwarded(message), now_ms, done)
 
     # --- wills ----------------------------------------------------------------------------------
 
@@ -133,20 +136,47 @@ class Rerouter:
         self._sender.send(publication, (), self._deadline(), asked)
 
     def _empty(self, queue: QueueName, will: Delivery) -> None:
-        """Settle what is left in the queue of a target that is gone; blocks."""
+        """Settle what is left in the queue of a target that is gone, and remove it; blocks."""
         try:
-            while (left := self._broker.get(str(queue), self._deadline())) is not None:
-                self._or_park(left, queue.key, partial(self._inherit, left, queue))
+            while not self._is_gone(queue):
+                self._settle_all(queue)
+                # Not if somebody has put a task there in the meantime, or serves it anew.
+                delete = Plan((DeleteQueue(str(queue), only_idle=True),))
+                self._broker.apply(delete, self._deadline())
         except TqBrokerError as error:
             log.warning("%s not emptied, trying again: %s", queue, error)
             self._later(lambda: self._execute(will))
         else:
             will.ack()
 
-    def _inherit(self, delivery: Delivery, queue: QueueName) -> None:
+    def _settle_all(self, queue: QueueName) -> None:
+        """Settle every task in ``queue``; returns when what follows from each is safe."""
+        settled = threading.Semaphore(0)
+
+        def done(delivery: Delivery) -> None:
+            delivery.ack()
+            settled.release()
+
+        taken = 0
+        while (left := self._broker.get(str(queue), self._deadline())) is not None:
+            taken += 1
+            then = partial(done, left)
+            self._or_park(left, queue.key, then, partial(self._inherit, left, queue, then))
+        for _ in range(taken):
+            # Until then the queue must stay: it is where the task goes back if we die.
+            if not settled.acquire(timeout=WITHIN_S):
+                raise DeadlineExceeded("what was left there could not be sent on")
+
+    def _is_gone(self, queue: QueueName) -> bool:
+        """Whether there is nothing to empty: no queue, or somebody consumes it again."""
+        stats = self._broker.stats(str(queue), self._deadline())
+        return stats is None or stats.consumers > 0
+
+    def _inherit(self, delivery: Delivery, queue: QueueName, done: Then) -> None:
         task = envelope.read_task(delivery.message, queue.parts[-1])
         # Here it is known whether the target had begun.
-        self._settle(delivery, task, Fate.LOST if delivery.redelivered else Fate.DISPATCH)
+        what = Fate.LOST if delivery.redelivered else Fate.DISPATCH
+        self._settle(delivery.message, task, what, done)
 
     def _later(self, work: Callable[[], None]) -> None:
         clock = self._place.clock

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tq_broker.exceptions import Malformed, TqBrokerError
 from tq_broker.model import envelope
@@ -28,7 +28,10 @@ SEND_WITHIN_S = 20.0
 class Wills:
     """The wills of one worker. Thread-safe."""
 
-    def __init__(self, sender: Sender, place: Place) -> None:
+    def __init__(self, sender: Sender, place: Place, on_made: Callable[[str], None]) -> None:
+        """``on_made`` is called with the queue whenever a will for it is in place, on the
+        broker's reading thread."""
+        self._on_made = on_made
         self._sender = sender
         self._place = place
         self._queue = sender.names.queue(Kind.WILL, place.worker_id)
@@ -70,6 +73,7 @@ class Wills:
             self._held[queue] = delivery
             if before is not None:
                 before.ack()
+            self._on_made(queue)
 
     def close(self) -> None:
         """Have the wills executed now: what still waits for this worker is routed anew."""

@@ -15,7 +15,7 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
-from tq_broker.model.names import check_task_queue
+from tq_broker.model.names import QueueName, check_task_queue
 from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
@@ -116,7 +116,7 @@ class Worker:
         self._executors = handler.executors = self._make_executors(slots)
         self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
         self._rerouter = Rerouter(sender, place, self._reporter)
-        self._wills = Wills(sender, place)
+        self._wills = Wills(sender, place, self._on_will)
         after = options.reclaim_after
         self._housekeeper = (
             None
@@ -346,7 +346,7 @@ class Worker:
     def _close_supporting(self) -> None:
         if self._housekeeper is not None:
             self._housekeeper.stop()
-        self._desk.close()
+        self._desk.close(self._clock.monotonic() + REPORT_WITHIN_S)
         self._wills.close()
         self._rerouter.close()
         self._settings.stop()
@@ -386,8 +386,21 @@ class Worker:
                     self._poller.adjust(self._table.occupied())
                     self._wills.make(queue)
                 return None
+            case control.Probe():
+                return None
             case control.CompleteAttempt():
                 return self._on_completion(request)
+
+    def _on_will(self, queue: str) -> None:
+        """A private queue is served, and there is a will for it: tasks may come."""
+        self._connection.sender.in_background(lambda: self._ready(self._private[queue]))
+
+    def _ready(self, queue: QueueName) -> None:
+        deadline = self._clock.monotonic() + REPORT_WITHIN_S
+        try:
+            self._desk.ready(queue, deadline)
+        except TqBrokerError as error:
+            log.warning("%s is served, but nobody knows: %s", queue, error)
 
     def _on_completion(self, request: control.CompleteAttempt) -> control.Answer:
         for attempt in self._table.with_id(request.activity_id):
