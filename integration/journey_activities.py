@@ -264,7 +264,9 @@ def main() -> None:
     with client_with(program.url, program.namespace, program.heartbeat_s) as client:
         names = program.activities
         served = [one for one in ALL if not names or getattr(one, "__name__", "") in names]
-        with Worker(client, task_queues=program.task_queues, activities=served, **options) as worker:
+        with Worker(
+            client, task_queues=program.task_queues, activities=served, **options
+        ) as worker:
             print("ready", worker.worker_id, flush=True)
             ended.wait()
 

@@ -300,9 +300,7 @@ def test_stuck_code_in_a_process_is_killed(served: Site) -> None:
     handle.cancel()
     assert isinstance(cause_of(lambda: handle.result(5)), CancelledError)
     key = served.key()
-    late = served.client.start_activity(
-        stuck_in_process, key, start_to_close_timeout=S, **options
-    )
+    late = served.client.start_activity(stuck_in_process, key, start_to_close_timeout=S, **options)
     assert isinstance(cause_of(lambda: late.result(10)), TimeoutError)
     pids = [int(event.note) for event in served.ledger.events("start") if event.note.isdigit()]
     wait_until(lambda: not any(_lives(pid) for pid in pids), "its processes are gone", 10)
@@ -614,12 +612,8 @@ def test_tasks_in_the_queue_of_a_host_that_died_get_their_answer(site: Site) -> 
                  route=Route.host("there"))  # fmt: skip
     site.wait_begun("busy")
     fails = start(work_on_loop, args=("a", 0.0), task_queue="q", route=Route.host("there"))
-    falls = start(
-        tell, task_queue="q", route=Route.host("there", on_gone=OnGone.FALL_BACK)
-    )
-    waits = start(
-        tell, task_queue="q", route=Route.host("there", on_gone=OnGone.WAIT, wait=60 * S)
-    )
+    falls = start(tell, task_queue="q", route=Route.host("there", on_gone=OnGone.FALL_BACK))
+    waits = start(tell, task_queue="q", route=Route.host("there", on_gone=OnGone.WAIT, wait=60 * S))
     there.kill()
     begun = time.monotonic()
     assert falls.result(20)["host"] == "here"

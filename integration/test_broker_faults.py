@@ -241,12 +241,12 @@ def test_a_cancellation_of_what_waits_is_kept_over_a_restart_and_heeded_by_who_c
 def test_a_long_activity_outlives_the_acknowledgement_timeout_because_of_its_lease(
     site: Site, node: LocalRabbitMQ, leases: bool
 ) -> None:
-    for name, value in (("consumer_timeout", 3_000), ("channel_tick_interval", 500)):
+    for name, value in (("consumer_timeout", 2_000), ("channel_tick_interval", 500)):
         node.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
     try:
-        options = {"lease_after": 1.0 if leases else 600.0, "max_concurrent_activities": 1}
+        options = {"lease_after": 0.5 if leases else 600.0, "max_concurrent_activities": 1}
         site.worker(**options).ready()
-        handles = site.load(linger_once, ["long"], 8.0, retry_policy=SOON)
+        handles = site.load(linger_once, ["long"], 6.0, retry_policy=SOON)
         site.wait_begun("long")
         site.worker(**options).ready()
         attempt = handles["long"].result(30)

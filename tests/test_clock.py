@@ -78,4 +78,4 @@ def test_what_remains_is_never_negative() -> None:
 
 
 def test_epoch_is_told_in_whole_milliseconds() -> None:
-    assert epoch_ms(ManualClock(wall=1_700_000_000.1239)) == 1_700_000_000_123
+    assert epoch_ms(ManualClock(wall=1_700_000_000.125)) == 1_700_000_000_125

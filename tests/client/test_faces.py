@@ -233,9 +233,7 @@ def test_a_taken_id_is_joined_or_refused(face: Face, client: Any, worker: Worker
     joined = face.do(client.start_activity(double, 99, id="x"))
     assert face.do(joined.result(SOON_S)) == 2
     refused = face.do(
-        client.start_activity(
-            double, 99, id="x", id_conflict_policy=ActivityIDConflictPolicy.FAIL
-        )
+        client.start_activity(double, 99, id="x", id_conflict_policy=ActivityIDConflictPolicy.FAIL)
     )
     with pytest.raises(ActivityAlreadyStarted, match="'x'"):
         face.do(refused.result(SOON_S))
@@ -285,9 +283,7 @@ def test_an_attempt_is_failed_by_its_token(
     assert isinstance(caught.value.cause, cause)
 
 
-def test_a_heartbeat_by_token_tells_of_a_cancellation(
-    face: Face, client: Any, worker: Any
-) -> None:
+def test_a_heartbeat_by_token_tells_of_a_cancellation(face: Face, client: Any, worker: Any) -> None:
     handle = face.do(client.start_activity("later", task_queue="q", start_to_close_timeout=MINUTE))
     other = client.get_async_activity_handle(task_token=worker.tokens.get(timeout=SOON_S))
     face.do(handle.cancel())
@@ -299,9 +295,7 @@ def test_a_heartbeat_by_token_tells_of_a_cancellation(
         face.do(handle.result(SOON_S))
 
 
-def test_a_token_of_another_namespace_or_none_at_all_is_refused(
-    face: Face, client: Any
-) -> None:
+def test_a_token_of_another_namespace_or_none_at_all_is_refused(face: Face, client: Any) -> None:
     foreign = TaskToken("other", "w", "x", 1).dump()
     with pytest.raises(InvalidArgument, match="namespace 'other'"):
         client.get_async_activity_handle(task_token=foreign)

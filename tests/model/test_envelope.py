@@ -61,7 +61,10 @@ task_values = st.builds(
 
 def a_task(**fields: Any) -> ActivityTask:
     return ActivityTask(
-        **({"activity_id": "a", "activity_type": "t", "task_queue": "q", "body": b'{"args":[]}'} | fields)
+        **(
+            {"activity_id": "a", "activity_type": "t", "task_queue": "q", "body": b'{"args":[]}'}
+            | fields
+        )
     )
 
 
@@ -353,9 +356,7 @@ def test_a_status_that_is_not_known_is_refused(status: object) -> None:
     "name", ["tq-attempt", "tq-retry-state", "tq-started-ms", "tq-finished-ms"]
 )
 @pytest.mark.parametrize("value", [-1, "1", True, 2**60])
-def test_a_malformed_header_of_an_outcome_is_refused_by_its_name(
-    name: str, value: object
-) -> None:
+def test_a_malformed_header_of_an_outcome_is_refused_by_its_name(name: str, value: object) -> None:
     with pytest.raises(Malformed, match=f"^header {name}: "):
         read_outcome(an_outcome(**{name: value}), PLAIN)
 
@@ -373,10 +374,28 @@ def test_a_hostile_outcome_is_malformed(body: bytes) -> None:
         read_outcome(msgspec.structs.replace(an_outcome(), body=body), PLAIN)
 
 
+# --- wills --------------------------------------------------------------------------------------
+
+
+def test_a_will_comes_back_as_it_went() -> None:
+    message = envelope.will_message("tq.n.host.h.q", "1")
+    assert message.kind == envelope.WILL
+    assert envelope.read_will(message) == "tq.n.host.h.q"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"tq-will": ""}, {"tq-will": 5}, {"tq-will": "q", "tq-protocol": 2}]
+)
+def test_a_malformed_will_is_refused(headers: dict[str, Any]) -> None:
+    message = Message(body=b"", message_id="1", kind=envelope.WILL, headers=headers)
+    with pytest.raises(Malformed, match="^header tq-"):
+        envelope.read_will(message)
+
+
 # --- forwarding ---------------------------------------------------------------------------------
 
 
-def test_what_dead_lettering_left_is_not_sent_on() -> None:
+def test_what_rabbitmq_added_is_not_sent_on() -> None:
     message = a_message(
         **{
             "x-death": [{"count": 1}],
@@ -390,7 +409,6 @@ def test_what_dead_lettering_left_is_not_sent_on() -> None:
     forwarded = envelope.forwarded(message, headers={"tq-parked-reason": "bad"}, priority=3)
     assert forwarded.headers == {
         "tq-activity-type": "t",
-        "x-delivery-count": 2,
         "x-mine": "stays",
         "tq-parked-reason": "bad",
     }

@@ -68,7 +68,14 @@ def test_cancelled_ids_are_bounded_and_the_oldest_is_forgotten(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{}", b'{"type":"of-the-future"}', b'{"type":"task-queue-declared"}', b"\xff", b"[" * 9**6],
+    [
+        b"",
+        b"{}",
+        b'{"type":"of-the-future"}',
+        b'{"type":"task-queue-declared"}',
+        b"\xff",
+        b"[" * 9**6,
+    ],
 )
 def test_what_is_no_record_is_refused(body: bytes) -> None:
     message = Message(body=body, message_id="1", headers={"tq-protocol": 1})

@@ -76,9 +76,7 @@ class World:
         )
         ended: Future[TqBrokerError | None] = Future()
         message = envelope.task_message(task)
-        self.dispatcher.dispatch(
-            task, message, self.soon(), ended.set_result, delay_ms=delay_ms
-        )
+        self.dispatcher.dispatch(task, message, self.soon(), ended.set_result, delay_ms=delay_ms)
         return ended.result(SOON_S)
 
     def count(self, queue: QueueName) -> int | None:

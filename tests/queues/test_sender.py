@@ -148,13 +148,9 @@ def test_after_the_deadline_nothing_is_sent(broker: Broker, sender: Sender) -> N
     assert broker.published == []
 
 
-def test_a_message_returned_for_ever_ends_with_the_deadline(
-    broker: Broker, sender: Sender
-) -> None:
+def test_a_message_returned_for_ever_ends_with_the_deadline(broker: Broker, sender: Sender) -> None:
     broker.verdicts = [Verdict.RETURNED] * 1_000_000
-    assert isinstance(
-        send(sender, deadline=clock.monotonic() + 0.05), (DeadlineExceeded, NoRoute)
-    )
+    assert isinstance(send(sender, deadline=clock.monotonic() + 0.05), (DeadlineExceeded, NoRoute))
 
 
 def test_many_are_sent_with_one_declaration(broker: Broker, sender: Sender) -> None:
@@ -190,14 +186,10 @@ def test_the_returned_among_many_are_sent_again(broker: Broker, sender: Sender) 
     assert count(broker) == 1
 
 
-def test_a_new_task_queue_is_announced_in_the_settings_log(
-    broker: Broker, sender: Sender
-) -> None:
+def test_a_new_task_queue_is_announced_in_the_settings_log(broker: Broker, sender: Sender) -> None:
     sender.ensure([QUEUE], soon())
     sender.close()
-    record = next(
-        read_record(p.message) for p in broker.published if p.message.kind == "setting"
-    )
+    record = next(read_record(p.message) for p in broker.published if p.message.kind == "setting")
     assert isinstance(record, TaskQueueDeclared)
     assert (record.task_queue, record.by) == ("q", "me")
 
@@ -297,9 +289,7 @@ def test_a_lock_belongs_to_one_queue() -> None:
         (Receipt(Verdict.EXPIRED), DeadlineExceeded, "not confirmed"),
     ],
 )
-def test_each_verdict_has_its_error(
-    receipt: Receipt, kind: type[TqBrokerError], text: str
-) -> None:
+def test_each_verdict_has_its_error(receipt: Receipt, kind: type[TqBrokerError], text: str) -> None:
     error = error_of(receipt)
     assert type(error) is kind
     assert text in str(error)

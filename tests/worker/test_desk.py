@@ -45,7 +45,7 @@ class Bench:
         return ended.result(SOON_S).verdict
 
     def close(self) -> None:
-        self.desk.close()
+        self.desk.close(self.world.soon())
         self.world.close()
 
 
@@ -117,8 +117,21 @@ def test_whoever_asked_and_left_is_not_missed(bench: Bench) -> None:
         assert bench.requests.get(timeout=SOON_S) == Ping()
 
 
-def test_a_closed_desk_and_a_killed_worker_are_not_found(bench: Bench) -> None:
-    bench.desk.close()
-    bench.desk.close()
+def test_a_closed_desk_is_not_found(bench: Bench) -> None:
+    for _ in range(2):
+        bench.desk.close(bench.world.soon())
+    assert bench.ask(control.message(Ping(), "1")) is Verdict.RETURNED
+
+
+def test_a_killed_worker_is_not_found_and_its_desk_closes_all_the_same(bench: Bench) -> None:
     bench.broker.kill()
     assert bench.ask(control.message(Ping(), "1")) is Verdict.RETURNED
+    bench.desk.close(bench.world.soon())
+
+
+def test_a_worker_that_is_ready_to_serve_is_found_so(bench: Bench) -> None:
+    host = private_queues(NAMES, place(), ["q"])[0]
+    key = control.ready_key(host.key)
+    assert bench.ask(control.message(control.Probe(), "1"), key) is Verdict.RETURNED
+    bench.desk.ready(host, bench.world.soon())
+    assert bench.ask(control.message(control.Probe(), "2"), key) is Verdict.CONFIRMED

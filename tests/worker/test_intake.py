@@ -38,9 +38,7 @@ PLAIN = Situation(
 
 
 def task(**fields: Any) -> ActivityTask:
-    return ActivityTask(
-        activity_id="a", activity_type="t", task_queue="q", body=b"", **fields
-    )
+    return ActivityTask(activity_id="a", activity_type="t", task_queue="q", body=b"", **fields)
 
 
 def decided(given_task: ActivityTask | None = None, **changes: Any) -> Decision:
@@ -65,7 +63,9 @@ ORDER: list[tuple[str, dict[str, Any], Action]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "action"), [row[1:] for row in ORDER], ids=[r[0] for r in ORDER])
+@pytest.mark.parametrize(
+    ("changes", "action"), [row[1:] for row in ORDER], ids=[r[0] for r in ORDER]
+)
 def test_each_situation_has_its_answer(changes: dict[str, Any], action: Action) -> None:
     changes = dict(changes)
     assert decided(changes.pop("task", None), **changes).action is action

@@ -145,7 +145,7 @@ def test_what_nobody_can_route_is_parked_and_the_rest_goes_on(
     bench.stray(message, key)
     bench.stray(envelope.task_message(task()), QUEUE.key)
     parked = bench.world.take_parked().message
-    assert parked.headers["tq-parked-from"] == str(NAMES.queue(Kind.UNROUTED))
+    assert parked.headers["tq-parked-from"] == f"tq.n.{key}"
     bench.world.eventually(lambda: bench.world.count() == 1)
 
 

@@ -202,9 +202,10 @@ class Publisher:
     def _start_anew(self) -> None:
         if self._connection is not None:
             _drop_socket(self._connection)
-        with contextlib.suppress(Exception):  # whatever state the error has left it in
-            self._loop.close()
-        self._loop = pika.adapters.select_connection.IOLoop()
+        with self._lock:  # Nobody may wake the old one any more.
+            with contextlib.suppress(Exception):  # whatever state the error has left it in
+                self._loop.close()
+            self._loop = pika.adapters.select_connection.IOLoop()
         self._booked = math.inf
         self._pumping = self._watching = False
         self._resend_all()
