@@ -70,7 +70,7 @@ def test_a_reply_comes_back_as_it_went(reply: control.Reply) -> None:
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises(Malformed, match="^control message: "):
+    with pytest.raises(Malformed, match=r"^control message: "):
         control.read_request(Message(body=body, message_id="1"))
 
 

@@ -79,7 +79,7 @@ def test_cancelled_ids_are_bounded_and_the_oldest_is_forgotten(
 )
 def test_what_is_no_record_is_refused(body: bytes) -> None:
     message = Message(body=body, message_id="1", headers={"tq-protocol": 1})
-    with pytest.raises(Malformed, match="^setting: "):
+    with pytest.raises(Malformed, match=r"^setting: "):
         read_record(message)
 
 

@@ -77,7 +77,7 @@ def test_a_route_comes_back_as_it_went(route: Route) -> None:
     ],
 )
 def test_a_bad_retry_policy_is_refused_with_the_name_of_its_header(text: str) -> None:
-    with pytest.raises(Malformed, match="^header tq-retry-policy: "):
+    with pytest.raises(Malformed, match=r"^header tq-retry-policy: "):
         load_retry_policy(text)
 
 
@@ -98,7 +98,7 @@ def test_a_bad_retry_policy_is_refused_with_the_name_of_its_header(text: str) ->
     ],
 )
 def test_a_bad_route_is_refused_with_the_name_of_its_header(text: str) -> None:
-    with pytest.raises(Malformed, match="^header tq-route: "):
+    with pytest.raises(Malformed, match=r"^header tq-route: "):
         load_route(text)
 
 

@@ -11,21 +11,23 @@ import pytest
 
 from tq_broker.clock import SystemClock
 from tq_broker.common import OnGone, Route
-from tq_broker.exceptions import TargetGone, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
 from tq_broker.model import control, envelope
-from tq_broker.model.control import Serve
-from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.control import Probe, Serve
+from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions
-from tq_broker.queues.dispatcher import ALIVE_FOR_S, Dispatcher
+from tq_broker.queues.dispatcher import ALIVE_FOR_S, READY_STEP_S, Dispatcher
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.routing import WAIT_STEP_MS
 from tq_broker.queues.sender import Sender
+from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan
 from tq_broker.testing.manual_clock import ManualClock
 
 NAMES = Names("n")
 HOST = NAMES.queue(Kind.HOST, "h", "q")
+DESK = NAMES.queue(Kind.CONTROL, "w")
 SOON_S = 20.0
 
 
@@ -38,27 +40,33 @@ class World:
         self.broker = MemoryBroker(self.server, self.clock)
         self.sender = Sender(self.broker, NAMES, self.clock, identity="me")
         self.dispatcher = Dispatcher(self.sender, self.clock)
-        self.asked: Queue[str] = Queue()
+        self.asked: Queue[control.Request] = Queue()
         self.worker: MemoryBroker | None = None
 
     def soon(self) -> float:
         return self.clock.monotonic() + 1000
 
-    def live(self) -> None:
+    def live(self, *, ready: bool = True) -> None:
         """A worker on host h comes."""
         self.worker = MemoryBroker(self.server, self.clock)
-        queue = NAMES.queue(Kind.CONTROL, "w")
-        plan = topology.namespace(NAMES) + topology.control_queue(NAMES, queue, (HOST.key,))
+        plan = topology.namespace(NAMES) + topology.control_queue(NAMES, DESK, (HOST.key,))
         subscription = self.worker.subscribe(
-            str(queue), self.on_requests, SubscribeOptions(prefetch=10, plan=plan)
+            str(DESK), self.on_requests, SubscribeOptions(prefetch=10, plan=plan)
         )
         self.worker.wait_subscribed([subscription], self.soon())
+        if ready:
+            self.get_ready()
+
+    def get_ready(self) -> None:
+        """It serves the host's queue."""
+        assert self.worker is not None
+        key = control.ready_key(HOST.key)
+        bind = BindQueue(str(DESK), NAMES.exchange(Exchange.CONTROL), key)
+        self.worker.apply(topology.private_queue(NAMES, HOST) + Plan((bind,)), self.soon())
 
     def on_requests(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            request = control.read_request(delivery.message)
-            assert isinstance(request, Serve)
-            self.asked.put(request.queue)
+            self.asked.put(control.read_request(delivery.message))
             delivery.ack()
 
     def die(self) -> None:
@@ -66,6 +74,11 @@ class World:
         self.worker.kill()
 
     def dispatch(self, route: Route | None = None, delay_ms: int = 0) -> TqBrokerError | None:
+        return self.dispatching(route, delay_ms).result(SOON_S)
+
+    def dispatching(
+        self, route: Route | None = None, delay_ms: int = 0, within_s: float = 1000.0
+    ) -> Future[TqBrokerError | None]:
         task = ActivityTask(
             activity_id="a",
             activity_type="t",
@@ -76,8 +89,22 @@ class World:
         )
         ended: Future[TqBrokerError | None] = Future()
         message = envelope.task_message(task)
-        self.dispatcher.dispatch(task, message, self.soon(), ended.set_result, delay_ms=delay_ms)
-        return ended.result(SOON_S)
+        deadline = self.clock.monotonic() + within_s
+        self.dispatcher.dispatch(task, message, deadline, ended.set_result, delay_ms=delay_ms)
+        return ended
+
+    def next(self) -> control.Request:
+        return self.asked.get(timeout=SOON_S)
+
+    def until_booked(self) -> None:
+        """Wait until the dispatcher waits for a moment, and let it pass."""
+        real = SystemClock()
+        deadline = real.monotonic() + SOON_S
+        soon = self.clock.monotonic() + 2 * READY_STEP_S
+        while (self.clock.next_booking or soon + 1) > soon:
+            assert real.monotonic() < deadline, "it does not wait"
+            real.sleep(0.001)
+        self.clock.advance(READY_STEP_S)
 
     def count(self, queue: QueueName) -> int | None:
         stats = self.broker.stats(str(queue), self.soon())
@@ -102,24 +129,54 @@ def test_a_task_without_a_route_is_put_on_its_task_queue(world: World) -> None:
     assert world.count(NAMES.activity("q")) == 1
 
 
-def test_a_living_target_is_asked_to_serve_and_gets_the_task(world: World) -> None:
+def test_a_target_that_serves_gets_the_task(world: World) -> None:
     world.live()
     assert world.dispatch(Route.host("h")) is None
-    assert world.asked.get(timeout=SOON_S) == str(HOST)
+    assert world.next() == Probe()
     assert world.count(HOST) == 1
+
+
+def test_a_target_that_does_not_serve_yet_is_asked_to_and_waited_for(world: World) -> None:
+    world.live(ready=False)
+    dispatching = world.dispatching(Route.host("h"))
+    assert world.next() == Serve(str(HOST))
+    world.get_ready()
+    world.until_booked()
+    assert dispatching.result(SOON_S) is None
+    assert world.next() == Probe()
+    assert world.count(HOST) == 1
+
+
+def test_a_target_that_never_gets_ready_is_waited_for_until_the_deadline(world: World) -> None:
+    world.live(ready=False)
+    dispatching = world.dispatching(Route.host("h"), within_s=1.5 * READY_STEP_S)
+    world.until_booked()
+    assert isinstance(dispatching.result(SOON_S), DeadlineExceeded)
+    assert world.count(HOST) is None
 
 
 def test_who_answered_lately_is_not_asked_again(world: World) -> None:
     world.live()
     for _ in range(3):
         assert world.dispatch(Route.host("h")) is None
-    assert world.asked.get(timeout=SOON_S) == str(HOST)
+    assert world.next() == Probe()
     world.clock.advance(ALIVE_FOR_S - 0.01)
     assert world.dispatch(Route.host("h")) is None
     assert world.asked.empty()
     world.clock.advance(0.02)
     assert world.dispatch(Route.host("h")) is None
-    assert world.asked.get(timeout=SOON_S) == str(HOST)
+    assert world.next() == Probe()
+
+
+def test_a_queue_that_a_dead_target_left_does_not_come_back(world: World) -> None:
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    world.die()
+    world.broker.apply(Plan((DeleteQueue(str(HOST)),)), world.soon())
+    dispatching = world.dispatching(Route.host("h"))
+    world.until_booked()
+    assert isinstance(dispatching.result(SOON_S), TargetGone)
+    assert world.count(HOST) is None
 
 
 def test_a_child_after_a_fork_asks_for_itself(world: World) -> None:
@@ -127,7 +184,7 @@ def test_a_child_after_a_fork_asks_for_itself(world: World) -> None:
     world.dispatch(Route.host("h"))
     world.dispatcher.after_fork()
     world.dispatch(Route.host("h"))
-    assert [world.asked.get(timeout=SOON_S) for _ in range(2)] == [str(HOST)] * 2
+    assert [world.next() for _ in range(2)] == [Probe()] * 2
 
 
 def test_a_target_that_never_was_is_gone(world: World) -> None:

@@ -228,7 +228,7 @@ def test_replies_are_addressed_by_the_whole_name(plan: str, queue: QueueName) ->
 def test_the_settings_log_is_a_bounded_stream() -> None:
     (queue,) = queues(PLANS["settings log"])
     assert queue.arguments["x-queue-type"] == "stream"
-    assert 0 < queue.arguments["x-stream-max-segment-size-bytes"]
+    assert queue.arguments["x-stream-max-segment-size-bytes"] > 0
     assert (
         queue.arguments["x-max-length-bytes"] > queue.arguments["x-stream-max-segment-size-bytes"]
     )

@@ -609,7 +609,7 @@ def test_what_is_left_behind_is_told_to_be_retried_elsewhere(bench: Bench) -> No
     assert (bench.executor.cancelled, bench.executor.abandoned) == ([attempt], [attempt])
 
 
-# --- anything, in any order ---------------------------------------------------------------------------
+# --- anything, in any order ---------------------------------------------------------------------
 
 
 class Anything(RuleBasedStateMachine):
@@ -701,7 +701,7 @@ class Anything(RuleBasedStateMachine):
         assert len(set(self.bench.started)) == len(self.bench.started)
 
     @invariant()
-    def a_living_delivery_is_acknowledged_once_and_not_before_its_end_is_confirmed(self) -> None:
+    def a_living_delivery_is_acknowledged_once_and_after_the_confirm(self) -> None:
         open_ends = {
             told.what[0].activity_id for told in self.unconfirmed() if told.how != "give back"
         }

@@ -79,7 +79,6 @@ def lease_of(attempt: Attempt) -> Message:
 def test_a_lease_takes_the_place_of_the_delivery(bench: Bench) -> None:
     attempt, delivery, window = bench.attempt()
     bench.keeper.keep(attempt)
-    assert bench.keeper.under_way == 1
     bench.settle()
     assert (delivery.acks, window.released_count) == (1, 1)
     assert attempt.windowless

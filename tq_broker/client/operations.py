@@ -254,6 +254,9 @@ class Operations:
             check_task_queue(name)
         if not task_queues or not self.exists():
             return []
+        # A worker that shuts down consumes no more, but may still have tasks in hand.
+        served = {name for worker in self.workers() for name in worker.task_queues}
+        task_queues = [name for name in task_queues if name not in served]
         return self._core.connection.reclaimer.reclaim(task_queues, grace_s=grace_s)
 
     def replay(

@@ -61,7 +61,7 @@ def _utf8(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Malformed(f"{name}: {ascii(value):.40} is not Unicode") from None
+        raise Malformed(f"{name}: {value!a:.40} is not Unicode") from None
     return value
 
 

@@ -136,10 +136,18 @@ class Sender:
         """Publish, declaring ``needs`` if they are not known to exist; returns at once."""
         if not self._present.issuperset(needs) or NAMESPACE not in self._present:
             self._slowly(publication, needs, deadline, done)
-            return
-        self.broker.publish(
-            publication, deadline, lambda r: self._ended(r, publication, needs, deadline, done)
-        )
+        else:
+            self._publish(publication, needs, deadline, done)
+
+    def _publish(
+        self, publication: Publication, needs: Sequence[Need], deadline: float, done: Done
+    ) -> None:
+        try:
+            self.broker.publish(
+                publication, deadline, lambda r: self._ended(r, publication, needs, deadline, done)
+            )
+        except TqBrokerError as error:  # the broker object is closed
+            done(error)
 
     def send_many(
         self,
@@ -192,13 +200,10 @@ class Sender:
                 if self.clock.monotonic() >= deadline:
                     raise DeadlineExceeded("not published before the deadline")
                 self.ensure(needs, deadline)
-                self.broker.publish(
-                    publication,
-                    deadline,
-                    lambda r: self._ended(r, publication, needs, deadline, done),
-                )
             except TqBrokerError as error:
                 done(error)
+            else:
+                self._publish(publication, needs, deadline, done)
 
         self.in_background(declare_and_publish)
 

@@ -179,6 +179,8 @@ class Rerouter:
         self._settle(delivery.message, task, what, done)
 
     def _later(self, work: Callable[[], None]) -> None:
+        if self._subscription is None:
+            return  # closed: RabbitMQ hands on what is held here
         clock = self._place.clock
         clock.call_at(
             clock.monotonic() + AGAIN_AFTER_S, lambda: self._sender.in_background(work)

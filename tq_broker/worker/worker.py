@@ -419,7 +419,7 @@ class Worker:
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
 
-    # --- supervision --------------------------------------------------------------------------------
+    # --- supervision ----------------------------------------------------------------------------
 
     def _supervise(self) -> None:
         while not self._halted.is_set():
