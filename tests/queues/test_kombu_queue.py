@@ -1,4 +1,4 @@
-"""`kombu_queue` is what this library would declare; on real servers: integration/test_interop.py."""
+"""`kombu_queue` is what this library would declare; see integration/test_interop.py, too."""
 
 from __future__ import annotations
 

@@ -37,5 +37,6 @@ def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
     assert removed == ["idle"]
     assert core.broker.stats(str(Names("default").activity("idle")), core.deadline()) is None
     stats = core.broker.stats(str(Names("default").activity("used")), core.deadline())
-    assert stats is not None and stats.ready == 1
+    assert stats is not None
+    assert stats.ready == 1
     client.close()

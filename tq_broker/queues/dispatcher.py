@@ -3,14 +3,12 @@
 A private queue (host or process) gets a task only while somebody serves it. That is asked through
 the control exchange, where a worker's bindings vanish with its connection, so the question is
 returned at once when nobody is there. A worker that serves a queue has a will, which has the queue
-emptied and removed when it dies (`tq_broker.worker.rerouting`): what is sent after that is returned,
-and what was sent before is routed anew. So who answered lately is not asked again for
+emptied and removed when it dies (`tq_broker.worker.rerouting`): what is sent after that is
+returned, and what was sent before is routed anew. So who answered lately is not asked again for
 `ALIVE_FOR_S`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import msgspec
 
@@ -127,9 +125,7 @@ class Dispatcher:
         else:
             self._clock.call_at(due, lambda: self._ask(queue, sending))
 
-    def _request(
-        self, key: str, request: control.Request, deadline: float, done: Done
-    ) -> None:
+    def _request(self, key: str, request: control.Request, deadline: float, done: Done) -> None:
         message = control.message(request, self.sender.ids.next())
         publication = Publication(self._names.exchange(Exchange.CONTROL), key, message)
         self.sender.send(publication, (), deadline, done)
@@ -153,4 +149,3 @@ class _Sending(msgspec.Struct, frozen=True):
     message: Message
     deadline: float
     done: Done
-

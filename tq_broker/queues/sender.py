@@ -168,9 +168,7 @@ class Sender:
             if receipt.verdict is Verdict.CONFIRMED:
                 done(index, None)
             else:
-                self._ended(
-                    receipt, publications[index], needs, deadline, lambda e: done(index, e)
-                )
+                self._ended(receipt, publications[index], needs, deadline, lambda e: done(index, e))
 
         self.broker.publish_many(publications, deadline, ended)
 
@@ -250,4 +248,3 @@ def _logged(work: Callable[[], None]) -> None:
 def _ignore(error: TqBrokerError | None) -> None:
     if error is not None:
         log.debug("settings record not appended: %s", error)
-

@@ -249,9 +249,7 @@ def reply_queue(names: Names, queue: QueueName) -> Plan:
     """A client's reply queue: outlives a broken connection, not its client."""
     return Plan(
         (
-            DeclareQueue(
-                str(queue), {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES_MS}
-            ),
+            DeclareQueue(str(queue), {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES_MS}),
             BindQueue(str(queue), names.exchange(Exchange.REPLIES), str(queue)),
         )
     )

@@ -100,8 +100,13 @@ def hosted_consumers(
     sender.ensure(queues, deadline)
     prefetch = max(1, slots // len(queues))
     return [
-        _consumer(channel.connection.client.channel(), HostedSource(queue), sender, prefetch,
-                  on_deliveries)
+        _consumer(
+            channel.connection.client.channel(),
+            HostedSource(queue),
+            sender,
+            prefetch,
+            on_deliveries,
+        )
         for queue in queues
     ]
 

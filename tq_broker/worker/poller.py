@@ -14,6 +14,7 @@ from tq_broker.worker.windows import Close, Grow, Windows
 
 log = logging.getLogger(__name__)
 
+
 class Source(Protocol):
     """Where a delivery of a task queue came from."""
 

@@ -33,9 +33,7 @@ class Registered:
         if self.definition.dynamic:
             return [[RawValue(bytes(raw), self._converter) for raw in raws]]
         decoders, more = self._decoders, self._any
-        return [
-            (decoders[i] if i < len(decoders) else more)(raw) for i, raw in enumerate(raws)
-        ]
+        return [(decoders[i] if i < len(decoders) else more)(raw) for i, raw in enumerate(raws)]
 
 
 class Registry:

@@ -182,9 +182,7 @@ class Rerouter:
         if self._subscription is None:
             return  # closed: RabbitMQ hands on what is held here
         clock = self._place.clock
-        clock.call_at(
-            clock.monotonic() + AGAIN_AFTER_S, lambda: self._sender.in_background(work)
-        )
+        clock.call_at(clock.monotonic() + AGAIN_AFTER_S, lambda: self._sender.in_background(work))
 
     def _deadline(self) -> float:
         return self._place.clock.monotonic() + WITHIN_S
