@@ -62,6 +62,7 @@ def wait_for_outcome(channel, reply_to, activity_id, timeout_s=60):
         status = properties.headers["tq-status"]
         if properties.correlation_id == activity_id and status != "started":
             return status, json.loads(body)
+    raise SystemExit("the consumer was cancelled")
 
 
 def main():

@@ -210,6 +210,7 @@ def test_details_that_could_not_be_kept_are_tried_again(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found: they counted as kept."""
+    caplog.set_level(logging.WARNING)
     attempt, delivery, _ = bench.attempt()
     bench.client.connection.sender.ensure((LEASE,), bench.world.soon())
     bench.broker.break_connection(away_s=100)
@@ -227,6 +228,7 @@ def test_details_that_could_not_be_kept_are_tried_again(
 
 
 def test_details_that_are_too_large_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     bench = Bench(DataConverter(bytes_max=100))
     attempt, delivery, _ = bench.attempt()
     attempt.task = msgspec.structs.replace(attempt.task, body=b'{"args":[]}')
