@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import statistics
 import subprocess
@@ -231,7 +232,7 @@ def test_retries_wait_their_time_on_the_ladder_to_100_ms_and_are_never_early(
             fail_until, args=(key, attempts), task_queue="q", retry_policy=policy
         )
         times = starts(served, key)
-        for number, (one, next_) in enumerate(zip(times, times[1:], strict=False)):
+        for number, (one, next_) in enumerate(itertools.pairwise(times)):
             planned_s = initial_s * coefficient**number
             assert next_ - one >= planned_s
             assert next_ - one < planned_s + 1
