@@ -107,9 +107,7 @@ def test_a_plain_pika_program_starts_an_activity_and_reads_its_outcome(
     with ExitStack() as running:
         running.enter_context(example("kombu_worker.py", broker_url, namespace, "shouting"))
         asked = running.enter_context(
-            example(
-                "pika_client.py", pika_url(broker_url), namespace, "shouting", "shout", "hello"
-            )
+            example("pika_client.py", pika_url(broker_url), namespace, "shouting", "shout", "hello")
         )
         output, _ = asked.communicate(timeout=30)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import signal
 import sys
@@ -48,6 +49,17 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("URL", "NAMESPACE", "PROFILE", "APP", "LOGLEVEL", "CONFIG_FILE", "TIMEOUT"):
         monkeypatch.delenv(f"TQ_BROKER_{name}", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture(autouse=True)
+def logging_kept() -> Iterator[None]:
+    """The command line sets logging up as a program may; other tests do not want it."""
+    loggers = [logging.getLogger(name) for name in (None, "amqp", "kombu", "pika")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture

@@ -155,3 +155,71 @@ def test_a_lease_with_a_bad_body_is_parked(bench: Bench) -> None:
     )
     bench.stray(message, LEASE.key)
     assert "body" in bench.world.take_parked().message.headers["tq-parked-reason"]
+
+
+def will(bench: Bench, queue: str = str(HOST)) -> None:
+    bench.stray(envelope.will_message(queue, "1"), "will.w")
+
+
+def leave(bench: Bench, activity_id: str) -> None:
+    """A task for a host that is gone, in the queue that it has left."""
+    route = Route.host("h")
+    message = envelope.task_message(task(activity_id=activity_id, route=route))
+    bench.world.broker.apply(topology.private_queue(NAMES, HOST), bench.world.soon())
+    bench.world.publish(message, HOST)
+
+
+def gone(bench: Bench) -> bool:
+    return bench.world.broker.stats(str(HOST), bench.world.soon()) is None
+
+
+def test_a_will_empties_and_removes_the_queue_of_a_target_that_is_gone(bench: Bench) -> None:
+    leave(bench, "a")
+    leave(bench, "b")
+
+    will(bench)
+
+    assert {bench.outcome().failure.type for _ in range(2)} == {"TargetGone"}
+    bench.world.eventually(lambda: gone(bench))
+
+
+def test_what_the_target_had_begun_is_a_lost_attempt(bench: Bench) -> None:
+    message = envelope.task_message(task(route=Route.host("h"), retry_policy=ONCE))
+    bench.world.broker.apply(topology.private_queue(NAMES, HOST), bench.world.soon())
+    bench.world.publish(message, HOST)
+    taken = bench.world.broker.get(str(HOST), bench.world.soon())
+    assert taken is not None
+    taken.reject(requeue=True)
+
+    will(bench)
+
+    assert bench.outcome().failure.type == "WorkerLost"
+
+
+def test_garbage_in_the_queue_of_a_dead_target_is_parked(bench: Bench) -> None:
+    leave(bench, "a")
+    bench.world.publish(Message(body=b"", message_id="x"), HOST)
+
+    will(bench)
+
+    assert bench.world.take_parked().message.headers["tq-parked-from"] == str(HOST)
+    bench.world.eventually(lambda: gone(bench))
+
+
+def test_a_will_of_a_target_that_lives_changes_nothing(bench: Bench) -> None:
+    leave(bench, "a")
+    desk = NAMES.queue(Kind.CONTROL, "w")
+    plan = topology.control_queue(NAMES, desk, (HOST.key,))
+    bench.world.broker.apply(plan, bench.world.soon())
+
+    will(bench)
+
+    bench.world.eventually(lambda: bench.world.count(desk) == 1)
+    assert bench.world.count(HOST) == 1
+
+
+@pytest.mark.parametrize("queue", [str(QUEUE), "tq.other.host.h.q", "nonsense"])
+def test_a_will_about_any_other_queue_is_parked(bench: Bench, queue: str) -> None:
+    will(bench, queue)
+
+    assert bench.world.take_parked().message.kind == envelope.WILL

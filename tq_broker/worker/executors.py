@@ -144,7 +144,10 @@ class ThreadExecutor:
             interrupter = Interrupter()
             attempt.handle = interrupter
             attempt.shielding = interrupter.shield
-            self._pool.submit(self._run, attempt, interrupter)
+            try:
+                self._pool.submit(self._run, attempt, interrupter)
+            except RuntimeError as error:  # the user's pool takes nothing more
+                self._owner.raised(attempt, error)
 
     def _run(self, attempt: Attempt, interrupter: Interrupter) -> None:
         token = current.set(attempt)
