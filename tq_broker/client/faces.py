@@ -332,8 +332,8 @@ class Client(_Face):
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
-        handle = await self.start_activity(activity, arg, args=args, **options)
-        return await handle.result()
+        start = make_start(self.core.names, activity, options)
+        return self.core.value(*await _awaited(self.core.execute(start, _args(arg, args))))
 
     async def start_activities(
         self,
@@ -411,7 +411,8 @@ class BlockingClient(_Face):
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
-        return self.start_activity(activity, arg, args=args, **options).result()
+        start = make_start(self.core.names, activity, options)
+        return self.core.value(*_waited(self.core.execute(start, _args(arg, args))))
 
     def start_activities(
         self,
