@@ -381,3 +381,10 @@ def test_whoever_gives_up_waiting_is_forgotten() -> None:
 
     asyncio.run(impatient())
     assert not happened._callbacks
+
+
+def test_least_arguments_counts_what_has_no_default() -> None:
+    @activity.defn
+    def fn(a: int, b: int, /, c: int, d: int = 1, *more: int, e: int = 2) -> None: ...
+
+    assert activity.definition_of(fn).least_arguments == 3

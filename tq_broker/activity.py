@@ -109,6 +109,12 @@ class ActivityDefinition:
         return any(p.kind is p.VAR_POSITIONAL for p in self._parameters)
 
     @cached_property
+    def least_arguments(self) -> int:
+        """How many arguments it cannot do without."""
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return sum(p.default is p.empty and p.kind in positional for p in self._parameters)
+
+    @cached_property
     def result_type(self) -> Any:
         """The return type hint; `typing.Any` without one."""
         target = self.fn if inspect.isroutine(self.fn) else type(self.fn).__call__

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tq_broker import activity
-from tq_broker.client.request import StartOptions, least_arguments, make_start
+from tq_broker.client.request import StartOptions, make_start
 from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy, Route
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import Names
@@ -173,11 +173,24 @@ def test_a_bound_method_is_called_without_its_self() -> None:
         start.check_args(["you", "me"])
 
 
-def test_least_arguments_counts_what_has_no_default() -> None:
-    def fn(a: int, b: int, /, c: int, d: int = 1, *more: int, e: int = 2) -> None:
-        pass
+def test_the_same_call_is_checked_once() -> None:
+    first = make_start(NAMES, "t", {"task_queue": "q", "start_to_close_timeout": MINUTE})
+    second = make_start(NAMES, "t", {"task_queue": "q", "start_to_close_timeout": MINUTE})
+    other = make_start(NAMES, "t", {"task_queue": "r", "start_to_close_timeout": MINUTE})
 
-    assert least_arguments(fn) == 3
+    assert first is second
+    assert other.task_queue == "r"
+
+
+def test_what_cannot_be_hashed_is_checked_every_time() -> None:
+    policy = RetryPolicy(non_retryable_error_types=["A"])
+    start = make_start(
+        NAMES,
+        "t",
+        {"task_queue": "q", "start_to_close_timeout": MINUTE, "retry_policy": policy},
+    )
+
+    assert start.task["retry_policy"] is policy
 
 
 def test_start_options_have_defaults_for_all() -> None:

@@ -113,9 +113,7 @@ class ClientCore:
         """
         return self._start(start, self._body(start, args))[1]
 
-    def execute(
-        self, start: Start, args: Sequence[Any]
-    ) -> Future[tuple[Pending, ActivityOutcome]]:
+    def execute(self, start: Start, args: Sequence[Any]) -> Future[tuple[Pending, ActivityOutcome]]:
         """Start one activity; the future ends with its outcome, or when it was not accepted.
 
         Quicker than to wait for both in turn: the outcome may be there before the confirmation.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,7 @@ from tq_broker.model.names import Kind, Names, check_task_queue, check_text
 from tq_broker.model.tasks import task_fields
 
 ACTIVITY_ID_BYTES_MAX = 200
+REMEMBERED = 512
 START_DELAY_MAX = timedelta(days=300)
 """What the delay ladder can hold, with a margin."""
 
@@ -104,19 +105,11 @@ class Start:
             raise InvalidArgument(
                 f"activity {self.activity_type!r} takes at most {most} arguments, got {count}"
             )
-        least = least_arguments(definition.fn)
+        least = definition.least_arguments
         if count < least:
             raise InvalidArgument(
                 f"activity {self.activity_type!r} takes at least {least} arguments, got {count}"
             )
-
-
-def least_arguments(fn: Callable[..., Any]) -> int:
-    """How many positional arguments ``fn`` cannot do without."""
-    return sum(
-        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        for p in inspect.signature(fn).parameters.values()
-    )
 
 
 _START_FIELDS = {f.name for f in fields(StartOptions)}
@@ -125,12 +118,28 @@ _START_FIELDS = {f.name for f in fields(StartOptions)}
 def make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
     """Check a call's activity and keywords against the decorator's options.
 
+    Programs make the same call again and again: the last `REMEMBERED` answers are kept.
+
     Args:
         activity: A decorated function, or the name of an activity type.
 
     Raises:
         InvalidArgument: names the argument and its bound.
     """
+    if keywords.get("id") is None:
+        try:
+            return _remembered(names, activity, tuple(keywords.items()))
+        except TypeError:
+            pass  # something in it cannot be hashed
+    return _make_start(names, activity, keywords)
+
+
+@functools.lru_cache(REMEMBERED)
+def _remembered(names: Names, activity: Any, keywords: tuple[tuple[str, Any], ...]) -> Start:
+    return _make_start(names, activity, dict(keywords))
+
+
+def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
     start_options = StartOptions(**{k: v for k, v in keywords.items() if k in _START_FIELDS})
     said = options_from({k: v for k, v in keywords.items() if k not in _START_FIELDS})
     definition = None if isinstance(activity, str) else definition_of(activity)
