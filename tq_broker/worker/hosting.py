@@ -97,6 +97,9 @@ def hosted_consumers(
 ) -> list[messaging.Consumer]:
     """One Kombu consumer per queue, each on a channel of its own beside ``channel``."""
     deadline = sender.clock.monotonic() + DECLARE_WITHIN_S
+    for queue in queues:
+        # Kombu asks again after it has lost its connection, and the queues may be gone, too.
+        sender.forget(queue)
     sender.ensure(queues, deadline)
     prefetch = max(1, slots // len(queues))
     return [
