@@ -182,6 +182,7 @@ class Channel(kombu.transport.pyamqp.Channel):
     ended_by: Exception | None = None
     on_ended: Callable[[Exception], None] | None = None
     on_cancel_ok: Callable[[], None] | None = None
+    is_cancelled = False
     is_closing: bool
 
     def _on_close(self, reply_code: int, reply_text: str, class_id: int, method_id: int) -> None:
@@ -199,7 +200,13 @@ class Channel(kombu.transport.pyamqp.Channel):
 
     def _on_basic_cancel_ok(self, consumer_tag: str) -> None:
         super()._on_basic_cancel_ok(consumer_tag)
-        if self.on_cancel_ok is not None:
+        if not self.is_cancelled:
+            # RabbitMQ's channel gets this answer from the queue out of turn: deliveries that the
+            # queue had sent before may still be in its mailbox. They come before the answer to
+            # anything that is asked from now on, so ask once more.
+            self.is_cancelled = True
+            self.cancel_nowait(consumer_tag)
+        elif self.on_cancel_ok is not None:
             self.on_cancel_ok()
 
     def cancel_nowait(self, consumer_tag: str) -> None:

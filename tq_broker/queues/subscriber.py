@@ -335,7 +335,7 @@ class Subscriber:
             with contextlib.suppress(amqp.exceptions.ChannelError):
                 # The error would mean that its channel has just ended, and it with it.
                 self._reader.on_channel(
-                    feed.channel, lambda ch: ch.basic_cancel(subscription.tag), deadline
+                    feed.channel, functools.partial(self._cancel_on, feed), deadline
                 )
             self.hand_over(feed)
         subscription.silent = True
@@ -344,6 +344,13 @@ class Subscriber:
         else:
             self.retire(subscription.feed)
         self.notify()
+
+    def _cancel_on(self, feed: Feed, channel: Channel) -> None:
+        """Cancel, and go on until the last delivery has come."""
+        connection = channel.connection
+        channel.cancel_nowait(feed.owner.tag)
+        while feed.live and not feed.owner.over:
+            connection.drain_events()
 
     def _cancel_nowait(self, subscription: AmqpSubscription) -> None:
         if not subscription.wanted:
