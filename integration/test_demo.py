@@ -39,7 +39,7 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
 
@@ -54,7 +54,7 @@ def test_on_a_running_rabbitmq_every_file_is_verified(broker_url: str, namespace
 
 def test_the_password_is_never_shown(broker_url: str, namespace: str) -> None:
     done = demo("-b", broker_url, "--namespace", namespace, "--files", "2")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     assert "amqp://guest@127.0.0.1" in done.stderr
     assert "guest:guest" not in done.stderr + done.stdout
 
@@ -80,7 +80,7 @@ def test_a_private_rabbitmq_is_started_and_removed() -> None:
     ):
         pytest.skip("this machine's RabbitMQ is not among the versions to test")
     done = demo("-b", "local", "--kill-worker")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     assert "starting a private RabbitMQ" in done.stderr
     assert f"all {FILES} uploads are verified" in done.stderr
     url = next(word for word in done.stderr.split() if word.startswith("amqp://guest@127.0.0.1:"))

@@ -22,6 +22,9 @@ from tq_broker.queues.broker import Receipt, Verdict
 
 CONFIRMED = Receipt(Verdict.CONFIRMED)
 
+NACKED = "RabbitMQ refused it: the queue is full, or failed while taking it"
+"""The reason of a receipt for a ``basic.nack``."""
+
 
 class Outgoing(msgspec.Struct, eq=False):
     """One publish on its way.
@@ -83,9 +86,7 @@ class Confirms:
 
     def nacked(self, tag: int, multiple: bool) -> list[tuple[Outgoing, Receipt]]:
         """The broker could not take care of ``tag`` (or of any up to it)."""
-        receipt = Receipt(
-            Verdict.REFUSED, "RabbitMQ refused it: the queue is full, or failed while taking it"
-        )
+        receipt = Receipt(Verdict.REFUSED, NACKED)
         return [(outgoing, receipt) for outgoing in self._answered(tag, multiple)]
 
     def _answered(self, tag: int, multiple: bool) -> list[Outgoing]:

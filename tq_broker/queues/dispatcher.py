@@ -20,7 +20,7 @@ from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import routing
 from tq_broker.queues.delay import delayed
-from tq_broker.queues.sender import LADDER, Done, NoRoute, Sender
+from tq_broker.queues.sender import LADDER, Done, Nacked, NoRoute, Sender
 
 ALIVE_FOR_S = 1.0
 READY_STEP_S = 0.02
@@ -81,8 +81,8 @@ class Dispatcher:
         """Send to a private queue whose target has answered lately."""
 
         def ended(error: TqBrokerError | None) -> None:
-            if isinstance(error, NoRoute):
-                # The target has died since, and its will was executed.
+            if isinstance(error, (NoRoute, Nacked)):
+                # The target has died since, and its will was executed, or is just now.
                 self._alive_until.pop(queue, None)
                 self._in_a_moment(queue, sending)
             else:
@@ -101,6 +101,9 @@ class Dispatcher:
                 self._send_private(queue, sending)
             elif isinstance(error, NoRoute):
                 self._ask_to_serve(queue, sending)
+            elif isinstance(error, Nacked):
+                # RabbitMQ 4.3 says so of a control queue that ends with its connection.
+                self._in_a_moment(queue, sending)
             else:
                 sending.done(error)
 
@@ -108,7 +111,7 @@ class Dispatcher:
 
     def _ask_to_serve(self, queue: QueueName, sending: _Sending) -> None:
         def answered(error: TqBrokerError | None) -> None:
-            if error is None:
+            if error is None or isinstance(error, Nacked):
                 self._in_a_moment(queue, sending)
             elif isinstance(error, NoRoute):
                 self._gone(queue, sending)

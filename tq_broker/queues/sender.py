@@ -25,6 +25,7 @@ from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Receipt, Verdict
+from tq_broker.queues.confirms import NACKED
 from tq_broker.queues.ids import IdSource
 from tq_broker.queues.topology import Plan, QueueType
 
@@ -42,6 +43,10 @@ Need = QueueName | str
 
 ANNOUNCE_WITHIN_S = 30.0
 SLOW_THREADS = 4
+
+
+class Nacked(Unavailable):
+    """The broker could not take it now: a queue was full, or ended while it was taking it."""
 
 
 class NoRoute(Unavailable):
@@ -231,6 +236,8 @@ def error_of(receipt: Receipt) -> TqBrokerError:
     """The error that a receipt other than a confirmation stands for."""
     if receipt.verdict is Verdict.RETURNED:
         return NoRoute(receipt.reason or "no queue is bound under that key")
+    if receipt.reason == NACKED:
+        return Nacked(receipt.reason)
     if receipt.verdict is Verdict.REFUSED:
         return Rejected(f"the broker refused the message: {receipt.reason}")
     if "block" in receipt.reason:
