@@ -162,6 +162,35 @@ class ActivityIDConflictPolicy(enum.Enum):
     """`ActivityAlreadyStarted`."""
 
 
+class WorkflowIDReusePolicy(enum.IntEnum):
+    """Whether an id may be used again after its last run has ended (Temporal's numbers)."""
+
+    ALLOW_DUPLICATE = 1
+    ALLOW_DUPLICATE_FAILED_ONLY = 2
+    """Only if the last run did not complete."""
+    REJECT_DUPLICATE = 3
+    TERMINATE_IF_RUNNING = 4
+    """Old name of `WorkflowIDConflictPolicy.TERMINATE_EXISTING`, with ALLOW_DUPLICATE."""
+
+
+class WorkflowIDConflictPolicy(enum.IntEnum):
+    """What a start gets while a run with its id is open (Temporal's numbers)."""
+
+    UNSPECIFIED = 0
+    """FAIL; USE_EXISTING for signal-with-start and update-with-start."""
+    FAIL = 1
+    USE_EXISTING = 2
+    TERMINATE_EXISTING = 3
+
+
+class ParentClosePolicy(enum.IntEnum):
+    """What becomes of a child when its parent has ended (Temporal's numbers)."""
+
+    TERMINATE = 1
+    ABANDON = 2
+    REQUEST_CANCEL = 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivityOptions:
     """Options of one activity; ``None`` means "not said here".

@@ -8,12 +8,14 @@
     │   ├── CancelledError          a requested cancellation was honoured
     │   ├── TerminatedError         ended from outside
     │   ├── TimeoutError            one of the four activity timeouts
-    │   └── ActivityError           what a caller sees; its cause is one of the above
+    │   ├── ActivityError           what a caller sees; its cause is one of the above
+    │   ├── ChildWorkflowError      the same for a child workflow
+    │   └── WorkflowAlreadyStartedError   the id of a start is taken
     ├── Rejected                  the caller's fault: do not retry unchanged
     │   ├── InvalidArgument         (a ValueError) names the argument and its bound
     │   ├── PayloadTooLarge         (a ValueError) refused before it was published
     │   ├── ActivityAlreadyStarted  the id is taken and the caller chose to be refused
-    │   ├── NotFound                no such activity, worker or queue now
+    │   ├── NotFound                no such activity, workflow, worker or queue now
     │   ├── TargetGone              the host or process of a route is gone
     │   └── AccessRefused           login, vhost or permission
     ├── Unavailable               try again later, with the retry policy
@@ -108,7 +110,7 @@ class TerminatedError(FailureError):
 
 
 class TimeoutType(enum.IntEnum):
-    """Which of the four activity timeouts fired (Temporal's numbers)."""
+    """Which of the four timeouts fired (Temporal's numbers); START_TO_CLOSE for a workflow."""
 
     START_TO_CLOSE = 1
     SCHEDULE_TO_START = 2
@@ -160,6 +162,41 @@ class ActivityError(FailureError):
         self.identity = identity
         self.attempt = attempt
         self.retry_state = retry_state
+
+
+class ChildWorkflowError(FailureError):
+    """A child workflow ended badly; ``cause`` says how."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        workflow_id: str,
+        run_id: str,
+        workflow_type: str,
+        namespace: str = "",
+        initiated_event_id: int = 0,
+        started_event_id: int = 0,
+        retry_state: RetryState | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+        self.workflow_type = workflow_type
+        self.namespace = namespace
+        self.initiated_event_id = initiated_event_id
+        self.started_event_id = started_event_id
+        self.retry_state = retry_state
+
+
+class WorkflowAlreadyStartedError(FailureError):
+    """A workflow with this id runs, or has run and the reuse policy forbids another."""
+
+    def __init__(self, workflow_id: str, workflow_type: str, *, run_id: str | None = None) -> None:
+        super().__init__(f"Workflow execution already started: {workflow_type} {workflow_id!r}")
+        self.workflow_id = workflow_id
+        self.workflow_type = workflow_type
+        self.run_id = run_id
 
 
 # --- rejected: the caller must change something -----------------------------------------------

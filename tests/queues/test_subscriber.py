@@ -145,6 +145,25 @@ def test_a_cancelled_one_keeps_its_channel_until_all_is_settled(
     wish.cancel_nowait()
 
 
+def test_while_a_cancel_is_under_way_nothing_makes_room_for_more(
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+) -> None:
+    inbox = Inbox()
+    wish = broker.subscribe("q", inbox, SubscribeOptions(prefetch=7))
+    session, channel, _ = server.wait_for(spec.Basic.Consume)
+    session.deliver(channel, 1)
+    held = inbox.wait()
+    wish.cancel_nowait()
+    # Only a command that comes after that one tells that it has been taken.
+    broker.stats("q", soon())
+    held.ack()
+    kinds: list[type] = []
+    while not kinds or kinds[-1] is not spec.Channel.Close:
+        kinds.append(type(server.seen.get(timeout=PATIENCE_S)[2]))
+    settling = [kind for kind in kinds if kind in (spec.Basic.Cancel, spec.Basic.Ack)]
+    assert settling == [spec.Basic.Cancel, spec.Basic.Cancel, spec.Basic.Ack]
+
+
 def test_what_is_on_its_way_when_cancelling_nowait_still_arrives(
     server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
 ) -> None:

@@ -89,12 +89,14 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     RESENT: ("resent", _number),
     "tq-lease": ("lease", _text),
     "tq-codecs": ("codecs", _text),
+    "tq-workflow": ("workflow", lambda name, v: tasks.load_origin(_text(name, v))),
 }
 
 _DUMP: dict[str, Callable[[Any], Any]] = {
     "retry_policy": tasks.dump_retry_policy,
     "route": tasks.dump_route,
     "id_conflict": lambda policy: policy.value,
+    "workflow": tasks.dump_origin,
 }
 
 _DEFAULTS = dict(

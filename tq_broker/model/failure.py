@@ -44,6 +44,9 @@ class FailureKind(str, enum.Enum):
     CANCELED = "canceled"
     TERMINATED = "terminated"
     TIMEOUT = "timeout"
+    ACTIVITY = "activity"
+    """An activity of a workflow ended badly; ``cause`` says how."""
+    CHILD_WORKFLOW = "child_workflow"
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +62,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_type: int | None = None
     stack_trace: str = ""
     cause: Failure | None = None
+    about: dict[str, Any] = {}
+    """For ACTIVITY and CHILD_WORKFLOW: the fields of the exception, by name."""
+    sealed: bytes | None = None
+    """The whole failure as a payload, when codecs hide it; the rest is what may be known."""
 
     def attempt(self, number: int) -> FailedAttempt:
         """What the retry policy needs to know of attempt ``number`` that ended so."""

@@ -51,6 +51,9 @@ class Kind(enum.Enum):
     PARKED = "parked"
     UNROUTED = "unrouted"
     SETTINGS = "settings"
+    HISTORY = "history"
+    STICKY = "sticky"
+    ABANDONED = "abandoned"
 
 
 _ARITY = {
@@ -68,6 +71,9 @@ _ARITY = {
     Kind.PARKED: 0,
     Kind.UNROUTED: 0,
     Kind.SETTINGS: 0,
+    Kind.HISTORY: 1,  # shard
+    Kind.STICKY: 1,  # worker id
+    Kind.ABANDONED: 0,
 }
 
 
@@ -88,6 +94,12 @@ class Exchange(enum.Enum):
     """fanout: tasks whose queue was gone; workers route them anew."""
     PARKED = "parked"
     """fanout: messages that wait for an operator."""
+    HISTORY = "history"
+    """direct: requests and completions to the shards of the history service."""
+    STICKY = "sticky"
+    """topic: workflow tasks to sticky queues; the key also names the shard, see `sticky_key`."""
+    ABANDONED = "abandoned"
+    """topic: what a sticky queue gave up, back to the shard that its key names."""
 
 
 def check_text(argument: str, value: object, *, bytes_max: int | None = None) -> str:
@@ -200,6 +212,11 @@ class QueueName:
         return cls(namespace, kind, tuple(map(decode_part, parts)))
 
 
+def sticky_key(queue: QueueName, shard: int) -> str:
+    """The routing key of a task from ``shard`` to a sticky queue."""
+    return f"{queue.key}.{shard}"
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """All names of one namespace."""
@@ -224,6 +241,18 @@ class Names:
     def activity(self, task_queue: str) -> QueueName:
         """The shared queue of an activity task queue."""
         return self.queue(Kind.ACTIVITY, task_queue)
+
+    def workflow(self, task_queue: str) -> QueueName:
+        """The shared queue of a workflow task queue."""
+        return self.queue(Kind.WORKFLOW, task_queue)
+
+    def history(self, shard: int) -> QueueName:
+        """The inbox of a history shard."""
+        return self.queue(Kind.HISTORY, str(shard))
+
+    def sticky(self, worker_id: str) -> QueueName:
+        """The sticky queue of a worker."""
+        return self.queue(Kind.STICKY, worker_id)
 
     def owns(self, queue: str, *kinds: Kind) -> bool:
         """Whether ``queue`` is a queue of this namespace, of one of ``kinds`` if any are given.

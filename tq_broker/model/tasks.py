@@ -35,6 +35,20 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
 
 
+class WorkflowOrigin(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
+    """The run that scheduled an activity; travels in the ``tq-workflow`` header.
+
+    ``claim``: the attempt must ask history before it runs, so that it runs at most once.
+    """
+
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    activity_id: str
+    scheduled_event_id: int
+    claim: bool = False
+
+
 class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of one activity, on its way to a worker or in its hands.
 
@@ -46,6 +60,7 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         start_token: Tells one start of the same id from another.
         resent: How often the publisher sent this copy again.
         lease: The worker that already runs it and only keeps hold of it.
+        workflow: The run that scheduled it. History retries such an activity, not the worker.
     """
 
     activity_id: str
@@ -69,6 +84,7 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     start_token: str = ""
     resent: int = 0
     lease: str = ""
+    workflow: WorkflowOrigin | None = None
 
     def left(self, now_ms: int) -> timedelta | None:
         """Until the schedule-to-close timeout; ``None`` without one."""
@@ -183,11 +199,30 @@ def load_route(text: str) -> Route:
         raise Malformed(f"header tq-route: {error}") from error
 
 
+_decode_origin = msgspec.json.Decoder(WorkflowOrigin).decode
+
+
+def dump_origin(origin: WorkflowOrigin) -> str:
+    """The header value for ``origin``."""
+    return msgspec.json.encode(origin).decode()
+
+
+def load_origin(text: str) -> WorkflowOrigin:
+    """The origin in a header value. Raises `Malformed`."""
+    try:
+        return _decode_origin(text)
+    except msgspec.DecodeError as error:
+        raise Malformed(f"header tq-workflow: {error}") from error
+
+
 class Status(str, enum.Enum):
     """What an outcome message says."""
 
     STARTED = "started"
-    """A worker has begun an attempt. Only sent when a schedule-to-start timeout is set."""
+    """A worker has begun an attempt. Only sent when a schedule-to-start timeout is set, and for a
+    workflow's activity that runs for longer than a moment."""
+    HEARTBEAT = "heartbeat"
+    """The attempt of a workflow's activity lives; with details."""
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -222,7 +257,8 @@ NO_RESULT = msgspec.Raw(b"null")
 
 
 class OutcomeBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The JSON body of an outcome."""
+    """The JSON body of an outcome; ``heartbeat``: the last details of a workflow's activity."""
 
     result: msgspec.Raw = NO_RESULT
     failure: Failure | None = None
+    heartbeat: list[msgspec.Raw] | None = None

@@ -38,6 +38,7 @@ class Feed:
         "live",
         "number",
         "owner",
+        "paused",
         "queue",
         "rejected",
         "touched",
@@ -57,6 +58,8 @@ class Feed:
         self.inbox: list[AmqpDelivery] = []
         self.touched = False
         self.live = True
+        self.paused = False
+        """What is done with is not told for now, so that nothing new comes."""
 
     def settle(self, tag: int, requeue: bool | None) -> None:
         """From any thread: ``tag`` is done with; ``requeue`` is None for an ack."""
@@ -71,6 +74,8 @@ class Feed:
 
     def take_settled(self) -> bytes:
         """The frames that tell RabbitMQ what is done with; none when it has forgotten us."""
+        if self.paused and self.live:
+            return b""
         self.touched = False
         acked, rejected = self.acked, self.rejected
         # Their lengths are read once: other threads go on appending.

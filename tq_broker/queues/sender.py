@@ -103,6 +103,8 @@ class Sender:
             return topology.private_queue(names, need)
         if need.kind in (Kind.LEASE, Kind.WILL):
             return topology.held_queue(names, need)
+        if need.kind is Kind.HISTORY:
+            return topology.history_shard(names, need)
         assert need.kind is Kind.SETTINGS, need
         return topology.settings_log(names)
 

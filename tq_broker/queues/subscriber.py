@@ -4,12 +4,15 @@ A subscription is *missing* until RabbitMQ has accepted it, and again when its c
 or the connection was lost; it is then established anew, through its plan. A cancelled one keeps
 its channel until all that it delivered is settled: closing gives back what is held.
 
+Before a consumer is cancelled it is let run full or fall silent, with its acks held back: what a
+quorum queue has sent to a consumer that is cancelled in that moment never arrives, but comes back
+marked as redelivered, and would be taken for an attempt that somebody had begun.
+
 Rules of this file: runs on the reader's thread, except where it says not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -40,6 +43,8 @@ LOCKED_RETRY_S = 0.05
 FATAL_RETRY_S = 30.0
 """Pause of a subscription whose request made RabbitMQ close the whole connection."""
 NEVER_S = 3600.0
+QUIET_S = 0.05
+"""Before a consumer is cancelled: after so long without a delivery nothing is on its way."""
 
 T = TypeVar("T")
 
@@ -53,6 +58,7 @@ class Host(Protocol):
     # from any thread
     def call(self, run: Callable[[float], T], deadline: float, *, offline: bool) -> T: ...
     def post(self, run: Callable[[float], None]) -> None: ...
+    def touch(self, feed: Feed) -> None: ...
     def check_hope(self) -> None: ...
     def why_late(self) -> TqBrokerError: ...
 
@@ -70,6 +76,7 @@ class AmqpSubscription:
         wanted: Nobody has cancelled it.
         over: RabbitMQ has said that nothing more will come.
         silent: Its callback must not be called any more.
+        cancel_at: When RabbitMQ is told that nobody wants it; ``None``: not wanted to, or told.
         feed: Where its deliveries come from; ``None`` while it is missing.
         error: Why it is missing, as far as known.
     """
@@ -90,6 +97,7 @@ class AmqpSubscription:
         self.wanted = True
         self.over = False
         self.silent = False
+        self.cancel_at: float | None = None
         self.feed: Feed | None = None
         self.error: TqBrokerError | None = None
         self.retry_at = 0.0
@@ -153,13 +161,20 @@ class Subscriber:
 
     def cancel(self, subscription: AmqpSubscription, deadline: float) -> None:
         """See `tq_broker.queues.broker.Subscription.cancel`."""
+        call = self._reader.call
         try:
-            self._reader.call(functools.partial(self._cancel, subscription), deadline, offline=True)
+            call(lambda _: self._cancel_nowait(subscription), deadline, offline=True)
+            with self._changed:
+                while subscription.feed is not None and not subscription.over:
+                    if not self._changed.wait(remaining(self._clock, deadline)):
+                        raise DeadlineExceeded(f"{subscription} not cancelled in time")
+            # After the turn in which the last deliveries have come, and were handed over.
+            call(lambda _: self._cancelled(subscription), deadline, offline=True)
         except TqBrokerError:
             # Dropped all the same: what still comes is given back unseen.
             subscription.silent = True
             if not self._reader.closing:
-                self.cancel_nowait(subscription)
+                self._reader.post(lambda _: self._give_up(subscription))
                 raise
 
     def cancel_nowait(self, subscription: AmqpSubscription) -> None:
@@ -181,15 +196,18 @@ class Subscriber:
         self._tended = False
 
     def tend(self) -> float:
-        """Establish what is due; returns the seconds until something is due again."""
+        """Do what is due; returns the seconds until something is due again."""
         if self._tended:
             return NEVER_S
         for subscription in list(self._all):
             now = self._clock.monotonic()
             if subscription.missing and subscription.retry_at <= now:
                 self._establish(subscription, now + ESTABLISH_S)
+            elif subscription.cancel_at is not None:
+                self._cancel_if_quiet(subscription, now)
         # Read anew: some may have been lost while others were established.
         due = [subscription.retry_at for subscription in self._all if subscription.missing]
+        due += [s.cancel_at for s in self._all if s.cancel_at is not None]
         self._tended = not due
         return max(0.0, min(due) - self._clock.monotonic()) if due else NEVER_S
 
@@ -201,6 +219,8 @@ class Subscriber:
             for delivery in deliveries:
                 delivery.reject(requeue=True)
         elif deliveries:
+            if feed.paused and subscription.cancel_at is not None:
+                subscription.cancel_at = self._clock.monotonic() + QUIET_S
             self._call_back(subscription, deliveries)
 
     def _call_back(self, subscription: AmqpSubscription, deliveries: list[AmqpDelivery]) -> None:
@@ -226,14 +246,18 @@ class Subscriber:
         subscription: AmqpSubscription = feed.owner
         if subscription.feed is feed:
             subscription.feed = None
+            subscription.cancel_at = None
             self._tended = False
             if not subscription.wanted:
                 self._drop(subscription)
+                self.notify()
 
     def silence(self) -> None:
         """The end: what still comes is not handed over."""
         for subscription in self._all:
             subscription.silent = True
+            if subscription.feed is not None:
+                self._go_on(subscription.feed)
 
     def _add(self, subscription: AmqpSubscription) -> None:
         self._all.append(subscription)
@@ -305,7 +329,7 @@ class Subscriber:
             subscription.attempt = 0
             self._changed.notify_all()
         if not subscription.wanted:
-            channel.cancel_nowait(subscription.tag)
+            self._begin_cancel(subscription, feed)
 
     def _on_ended(self, feed: Feed, error: Exception) -> None:
         """RabbitMQ has closed the channel, for instance because of its own timeout."""
@@ -328,30 +352,6 @@ class Subscriber:
         subscription.attempt += 1
         self._tended = False
 
-    def _cancel(self, subscription: AmqpSubscription, deadline: float) -> None:
-        subscription.wanted = False
-        feed = subscription.feed
-        if feed is not None and not subscription.over:
-            with contextlib.suppress(amqp.exceptions.ChannelError):
-                # The error would mean that its channel has just ended, and it with it.
-                self._reader.on_channel(
-                    feed.channel, functools.partial(self._cancel_on, feed), deadline
-                )
-            self.hand_over(feed)
-        subscription.silent = True
-        if subscription.feed is None:
-            self._drop(subscription)
-        else:
-            self.retire(subscription.feed)
-        self.notify()
-
-    def _cancel_on(self, feed: Feed, channel: Channel) -> None:
-        """Cancel, and go on until the last delivery has come."""
-        connection = channel.connection
-        channel.cancel_nowait(feed.owner.tag)
-        while feed.live and not feed.owner.over:
-            connection.drain_events()
-
     def _cancel_nowait(self, subscription: AmqpSubscription) -> None:
         if not subscription.wanted:
             return
@@ -359,10 +359,50 @@ class Subscriber:
         if subscription.feed is None:
             self._drop(subscription)
         else:
-            subscription.feed.channel.cancel_nowait(subscription.tag)
+            self._begin_cancel(subscription, subscription.feed)
         self.notify()
+
+    def _begin_cancel(self, subscription: AmqpSubscription, feed: Feed) -> None:
+        """Let nothing new come, and cancel when nothing is on its way any more."""
+        subscription.cancel_at = self._clock.monotonic()
+        if subscription.options.prefetch:
+            feed.paused = True
+            subscription.cancel_at += QUIET_S
+        self._tended = False
+
+    def _cancel_if_quiet(self, subscription: AmqpSubscription, now: float) -> None:
+        feed = subscription.feed
+        if feed is None or subscription.cancel_at is None:
+            subscription.cancel_at = None
+            return
+        is_full = feed.paused and feed.ledger.held >= subscription.options.prefetch
+        if is_full or now >= subscription.cancel_at:
+            subscription.cancel_at = None
+            feed.channel.cancel_nowait(subscription.tag)
 
     def _on_cancel_ok(self, feed: Feed) -> None:
         """Nothing more will come on ``feed``."""
         feed.owner.over = True
+        self._go_on(feed)
         self.retire(feed)
+        self.notify()
+
+    def _give_up(self, subscription: AmqpSubscription) -> None:
+        """Wait no more for the answer to a cancel."""
+        self._cancel_nowait(subscription)
+        if subscription.feed is not None:
+            self._go_on(subscription.feed)
+
+    def _go_on(self, feed: Feed) -> None:
+        """Tell what is done with again."""
+        if feed.paused:
+            feed.paused = False
+            self._reader.touch(feed)
+
+    def _cancelled(self, subscription: AmqpSubscription) -> None:
+        subscription.silent = True
+        if subscription.feed is None:
+            self._drop(subscription)
+        else:
+            self.retire(subscription.feed)
+        self.notify()

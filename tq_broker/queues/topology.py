@@ -228,6 +228,53 @@ def held_queue(names: Names, queue: QueueName) -> Plan:
     )
 
 
+def history_shard(names: Names, queue: QueueName) -> Plan:
+    """The inbox of one shard of the history service.
+
+    Bound where requests and completions arrive, where activity outcomes do (a shard is what a
+    workflow's activity names as ``reply_to``), and where sticky queues give tasks up to.
+    """
+    shard = queue.parts[0]
+    exchange = names.exchange
+    return Plan(
+        (
+            DeclareExchange(exchange(Exchange.HISTORY), "direct"),
+            DeclareExchange(exchange(Exchange.STICKY), "topic"),
+            DeclareExchange(exchange(Exchange.ABANDONED), "topic"),
+            DeclareQueue(
+                str(queue),
+                _shared_arguments(names, QueueType.QUORUM) | {"x-single-active-consumer": True},
+            ),
+            BindQueue(str(queue), exchange(Exchange.HISTORY), queue.key),
+            BindQueue(str(queue), exchange(Exchange.REPLIES), str(queue)),
+            BindQueue(str(queue), exchange(Exchange.ABANDONED), f"{Kind.STICKY.value}.*.{shard}"),
+        )
+    )
+
+
+def sticky_queue(names: Names, queue: QueueName, ttl_ms: int) -> Plan:
+    """A worker's sticky queue: what waits in it for ``ttl_ms`` goes back to its shard.
+
+    It outlives its worker by twice that and a minute, so nothing expires with the queue.
+    """
+    return Plan(
+        (
+            DeclareExchange(names.exchange(Exchange.STICKY), "topic"),
+            DeclareExchange(names.exchange(Exchange.ABANDONED), "topic"),
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-expires": 2 * ttl_ms + 60_000,
+                    "x-message-ttl": ttl_ms,
+                    "x-dead-letter-exchange": names.exchange(Exchange.ABANDONED),
+                },
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.STICKY), f"{queue.key}.*"),
+        )
+    )
+
+
 def _task_bindings(names: Names, queue: QueueName) -> tuple[Step, ...]:
     return (
         BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),

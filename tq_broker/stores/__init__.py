@@ -1,0 +1,1 @@
+"""Stores: where the history service keeps what must not be forgotten."""
