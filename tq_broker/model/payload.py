@@ -14,6 +14,7 @@ import msgspec
 
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import Malformed
+from tq_broker.model.failure import Failure
 
 HEAD = b"\x00"
 """First byte of a sealed payload; no JSON text begins with it."""
@@ -70,3 +71,35 @@ def load_args(payload: Payload, converter: DataConverter) -> list[msgspec.Raw]:
         return msgspec.json.decode(unseal(payload, converter), type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"arguments: {error}") from error
+
+
+_encode = msgspec.json.encode
+_decode_failure = msgspec.json.Decoder(Failure).decode
+
+
+def seal_failure(failure: Failure, converter: DataConverter) -> Failure:
+    """``failure`` as it may rest in a history: with codecs, only what a retry policy needs to know
+    stays readable. Raises `PayloadTooLarge`."""
+    if not converter.codecs or failure.sealed is not None:
+        return failure
+    return Failure(
+        kind=failure.kind,
+        message="encoded failure",
+        type=failure.type,
+        non_retryable=failure.non_retryable,
+        next_retry_delay_ms=failure.next_retry_delay_ms,
+        category=failure.category,
+        timeout_type=failure.timeout_type,
+        sealed=seal(_encode(failure), converter),
+    )
+
+
+def unseal_failure(failure: Failure, converter: DataConverter) -> Failure:
+    """The inverse of `seal_failure`. Raises `Malformed`."""
+    if failure.sealed is None:
+        cause = failure.cause and unseal_failure(failure.cause, converter)
+        return failure if cause is failure.cause else msgspec.structs.replace(failure, cause=cause)
+    try:
+        return _decode_failure(unseal(failure.sealed, converter))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"failure: {error}") from error
