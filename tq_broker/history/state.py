@@ -1,0 +1,277 @@
+"""The whole state of one run, as it is stored beside its history.
+
+Rules of this file: it holds data and answers questions about it; what changes it stands in the
+modules of the nouns. Everything that is pending is here once, under the id by which its end will
+name it. A field may be appended with a default, never removed or moved: states outlive releases.
+Large values (inputs of activities, results) stay in the history and out of here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tq_broker.exceptions import Malformed
+from tq_broker.history.effects import ReplyTo
+from tq_broker.model.events import Event, WorkflowExecutionStarted, WorkflowTaskScheduled
+from tq_broker.model.failure import Failure
+from tq_broker.model.payload import Payload
+from tq_broker.model.requests import Closed, Status
+from tq_broker.model.tasks import WireRetryPolicy
+from tq_broker.model.workflow_tasks import QueryRequest, UpdateRequest
+
+FORMAT = 1
+"""Of the stored state. A state of a later one is refused."""
+
+
+class Noun(msgspec.Struct, array_like=True, kw_only=True):
+    """A part of the state."""
+
+
+class Task(Noun):
+    """The workflow task under way: from its scheduling until it is completed.
+
+    Attributes:
+        attempt: 1 and up; failed attempts count, attempts lost by a sticky worker do not.
+        written: Its WorkflowTaskScheduled is in the history. Retries are not, until they succeed.
+        sticky: The worker on whose sticky queue it is, or "".
+        dispatch_ms: It is published then; 0: it has been.
+        deadline_ms: It times out then; 0: it does not (nobody has said that it has started).
+        history_bytes: Size of the history when it was scheduled.
+    """
+
+    scheduled_event_id: int
+    scheduled_ms: int
+    attempt: int = 1
+    written: bool = True
+    sticky: str = ""
+    dispatch_ms: int = 0
+    deadline_ms: int = 0
+    started_ms: int = 0
+    history_bytes: int = 0
+    last_failure: Failure | None = None
+    last_cause: str = ""
+    failed_identity: str = ""
+
+
+class Activity(Noun):
+    """An activity that is pending.
+
+    Attributes:
+        attempt_ms: When this attempt was put on its queue, or will be.
+        waits: This attempt waits for its ``attempt_ms``.
+        started_ms: The worker's word that it runs; 0: not heard of.
+        heard_ms: When it was last heard of, by this side's clock.
+        cancel_event_id: Of the ActivityTaskCancelRequested; 0: it is wanted.
+        claim: Which request was granted the start of this attempt.
+        next_ms: Its next deadline; 0: none.
+    """
+
+    activity_id: str
+    activity_type: str
+    task_queue: str
+    scheduled_ms: int
+    schedule_to_close_ms: int = 0
+    schedule_to_start_ms: int = 0
+    start_to_close_ms: int = 0
+    heartbeat_ms: int = 0
+    retry_policy: WireRetryPolicy | None = None
+    attempt: int = 1
+    attempt_ms: int = 0
+    waits: bool = False
+    started_ms: int = 0
+    heard_ms: int = 0
+    heartbeat: Payload | None = None
+    last_failure: Failure | None = None
+    cancel_event_id: int = 0
+    claim: str = ""
+    next_ms: int = 0
+    identity: str = ""
+    host: str = ""
+    worker_id: str = ""
+
+
+class Timer(Noun):
+    """A timer that has not fired."""
+
+    started_event_id: int
+    fire_ms: int
+
+
+class Child(Noun):
+    """A child that has not ended. ``run_id`` is that of its first run, "" until it has started;
+    ``started_event_id`` is 0 until that event has its number."""
+
+    workflow_id: str
+    workflow_type: str
+    run_id: str = ""
+    started_event_id: int = 0
+    parent_close_policy: int = 1
+
+
+class External(Noun):
+    """A signal to, or (``cancel``) a cancellation of, another run that was not answered yet."""
+
+    workflow_id: str
+    run_id: str | None = None
+    cancel: bool = False
+
+
+class UpdateWaiter(Noun, frozen=True):
+    """Somebody who waits until an update has come to ``stage``."""
+
+    to: ReplyTo
+    stage: int
+
+
+class Update(Noun):
+    """An update in flight.
+
+    Attributes:
+        request: Until it is accepted; then the event has it.
+        sent: A workflow task has carried it to a worker.
+        accepted_event_id: 0: it is only admitted.
+    """
+
+    request: UpdateRequest | None
+    sent: bool = False
+    accepted_event_id: int = 0
+    waiters: list[UpdateWaiter] = []
+
+
+class Live(msgspec.Struct):
+    """What is kept in memory only, and is built up again or asked again after a loss.
+
+    Attributes:
+        tail: The last events of the history, without a gap. Tasks for a sticky worker need no more.
+        queries: Wait for the end of the workflow task under way.
+    """
+
+    tail: list[Event] = []
+    queries: list[QueryRequest] = []
+
+
+class Execution(Noun):
+    """One run. Made by `tq_broker.history.machine.start`, moved by the functions there only.
+
+    Attributes:
+        started: The first event; its input only where another run may need it.
+        memo: The current one.
+        delayed: The first workflow task waits for its time (a delay or a schedule).
+        sticky_worker: Has the run in its cache; "" for none.
+        seen_event_id: The last event that the sticky worker has seen.
+        buffered: Events that came during a workflow task. They have no number yet (0).
+        completed: Ids of updates that are completed, with the ids of those events.
+        signals: How many have come.
+        closed: The answer to all who ask for the result.
+    """
+
+    started: WorkflowExecutionStarted
+    start_ms: int
+    status: Status = Status.RUNNING
+    next_event_id: int = 1
+    history_bytes: int = 0
+    memo: dict[str, Payload] = {}
+    run_deadline_ms: int = 0
+    delayed: bool = False
+    task: Task | None = None
+    sticky_worker: str = ""
+    sticky_timeout_ms: int = 0
+    seen_event_id: int = 0
+    buffered: list[Event] = []
+    activities: dict[int, Activity] = {}
+    timers: dict[str, Timer] = {}
+    children: dict[int, Child] = {}
+    externals: dict[int, External] = {}
+    updates: dict[str, Update] = {}
+    completed: dict[str, int] = {}
+    signals: int = 0
+    cancel_requested: bool = False
+    waiters: list[ReplyTo] = []
+    current_details: str = ""
+    close_ms: int = 0
+    closed: Closed | None = None
+    live: Live | None = None
+
+    @property
+    def workflow_id(self) -> str:
+        return self.started.workflow_id
+
+    @property
+    def run_id(self) -> str:
+        return self.started.run_id
+
+    @property
+    def is_open(self) -> bool:
+        return self.closed is None
+
+    @property
+    def history_length(self) -> int:
+        """How many events the history has."""
+        return self.next_event_id - 1
+
+    def next_ms(self) -> int | None:
+        """When `tq_broker.history.machine.tick` has something to do; ``None`` for never."""
+        if self.closed is not None:
+            return None
+        times = [activity.next_ms for activity in self.activities.values()]
+        times += [timer.fire_ms for timer in self.timers.values()]
+        times += (self.run_deadline_ms, self.started.execution_deadline_ms)
+        if self.task is not None:
+            times.append(self.task.dispatch_ms or self.task.deadline_ms)
+        return min(filter(None, times), default=None)
+
+    def events_from(self, first_event_id: int) -> list[Event] | None:
+        """The history from ``first_event_id`` to its end, and a workflow task's scheduling that is
+        not written down; ``None`` if memory does not reach that far back: ask the store, and
+        append `unwritten`."""
+        unwritten = self.unwritten()
+        if first_event_id >= self.next_event_id:
+            return unwritten
+        tail = self.live.tail if self.live is not None else []
+        if not tail or tail[0].event_id > first_event_id:
+            return None
+        return tail[first_event_id - tail[0].event_id :] + unwritten
+
+    def unwritten(self) -> list[Event]:
+        """What a worker must see after the stored events: the scheduling of an attempt that has
+        no event of its own, under the id that it will have."""
+        task = self.task
+        if task is None or task.written:
+            return []
+        return [scheduled_event(self, task)]
+
+    def dump(self) -> bytes:
+        """The state as it is stored."""
+        live, self.live = self.live, None
+        try:
+            return _encode((FORMAT, self))
+        finally:
+            self.live = live
+
+    @classmethod
+    def load(cls, data: bytes | memoryview) -> Execution:
+        """The inverse of `dump`. Raises `Malformed`."""
+        try:
+            version, run = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"state of a run: {error}") from error
+        if version > FORMAT:
+            raise Malformed(f"state of a run: format {version} is of a later release")
+        return run
+
+
+def scheduled_event(run: Execution, task: Task) -> WorkflowTaskScheduled:
+    """The event of ``task``'s scheduling."""
+    started = run.started
+    return WorkflowTaskScheduled(
+        event_id=task.scheduled_event_id,
+        time_ms=task.scheduled_ms,
+        task_queue=started.task_queue,
+        start_to_close_ms=started.task_timeout_ms,
+        attempt=task.attempt,
+        sticky=task.sticky or None,
+    )
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, Execution]).decode
