@@ -145,6 +145,10 @@ class DataConverter:
         """Apply the codecs. Raises `PayloadTooLarge`."""
         for codec in self.codecs:
             body = codec.encode(body)
+        return self.check(body)
+
+    def check(self, body: bytes) -> bytes:
+        """``body``, if it is not too large to be sent. Raises `PayloadTooLarge`."""
         if len(body) > self.bytes_max:
             raise PayloadTooLarge(
                 f"the encoded body is {len(body)} bytes long; the bound is {self.bytes_max}"

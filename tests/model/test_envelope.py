@@ -14,7 +14,7 @@ from tests.model.test_tasks import policies, routes
 from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
 from tq_broker.converter import DataConverter, ZlibCodec
 from tq_broker.exceptions import Malformed, PayloadTooLarge
-from tq_broker.model import envelope, failure
+from tq_broker.model import envelope, failure, payload
 from tq_broker.model.envelope import read_outcome, read_task, read_task_body, task_message
 from tq_broker.model.message import Message
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
@@ -149,17 +149,20 @@ TEXTS = [
     "tq-start-token",
     "tq-lease",
     "tq-codecs",
+    "tq-workflow",
 ]
 NO_NUMBERS = [-1, 2**53 + 1, 10**400, True, None, "1", 1.0, b"1", [1], {}, float("nan")]
 NO_TEXTS = ["", "x" * 4097, 1, None, b"bytes", ["t"], {"a": 1}, True, "\ud800"]
 NO_POLICY = ["", "JOIN", 1, None, [], {}]
+NO_BYTES = ["", "text", 1, None, [], {}]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [(name, value) for name in NUMBERS for value in NO_NUMBERS]
     + [(name, value) for name in TEXTS for value in NO_TEXTS]
-    + [("tq-id-conflict", value) for value in NO_POLICY],
+    + [("tq-id-conflict", value) for value in NO_POLICY]
+    + [("tq-heartbeat", value) for value in NO_BYTES],
 )
 def test_a_malformed_header_is_refused_by_its_name(name: str, value: object) -> None:
     with pytest.raises(Malformed, match=rf"^header {name}: "):
@@ -167,7 +170,7 @@ def test_a_malformed_header_is_refused_by_its_name(name: str, value: object) -> 
 
 
 def test_every_header_of_a_task_is_among_those_tried_here() -> None:
-    assert {*NUMBERS, *TEXTS, "tq-id-conflict"} == set(envelope._TASK_HEADERS)
+    assert {*NUMBERS, *TEXTS, "tq-id-conflict", "tq-heartbeat"} == set(envelope._TASK_HEADERS)
 
 
 def test_attempt_0_is_read_as_the_first() -> None:
@@ -372,6 +375,67 @@ def test_an_outcome_says_whose_it_is_and_by_which_protocol() -> None:
 def test_a_hostile_outcome_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed, match=r"^body: "):
         read_outcome(msgspec.structs.replace(an_outcome(), body=body), PLAIN)
+
+
+# --- what a history service is told ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("converter", [PLAIN, ZIPPED])
+def test_history_can_read_why_an_attempt_failed(converter: DataConverter) -> None:
+    failed = failure.application("secret", "Bad", non_retryable=True)
+    outcome = ActivityOutcome(
+        activity_id="a", activity_type="t", status=Status.FAILED, failure=failed
+    )
+    message = envelope.report_message(outcome, [msgspec.Raw(b'"half"')], converter)
+    told = read_outcome(message, PLAIN).failure
+    assert told is not None
+    assert (told.type, told.non_retryable) == ("Bad", True)
+    assert payload.unseal_failure(told, converter) == failed
+    assert (b"secret" in message.body) is not bool(converter.codecs)
+
+
+def test_details_of_heartbeats_go_beside_the_body_when_codecs_hide_them() -> None:
+    outcome = ActivityOutcome(activity_id="a", activity_type="t", status=Status.HEARTBEAT)
+    details = [msgspec.Raw(b'"half"')]
+    plain = envelope.report_message(outcome, details, PLAIN)
+    assert msgspec.json.decode(plain.body) == {"heartbeat": ["half"]}
+    zipped = envelope.report_message(outcome, details, ZIPPED)
+    assert payload.load_args(zipped.headers["tq-heartbeat"], ZIPPED) == details
+
+
+def test_each_heartbeat_is_a_message_of_its_own() -> None:
+    ids = {
+        envelope.report_message(
+            ActivityOutcome(
+                activity_id="a", activity_type="t", status=Status.HEARTBEAT, finished_ms=ms
+            ),
+            [],
+            PLAIN,
+        ).message_id
+        for ms in (1, 2)
+    }
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("converter", [PLAIN, ZIPPED])
+def test_history_is_told_a_result_as_anybody_is(converter: DataConverter) -> None:
+    outcome = ActivityOutcome(activity_id="a", activity_type="t", status=Status.COMPLETED)
+    message = envelope.report_message(outcome, None, converter)
+    assert message == envelope.outcome_message(outcome, converter)
+
+
+def test_details_that_history_could_not_read_come_in_a_header() -> None:
+    details = payload.dump_args(["half"], ZIPPED)
+    task = ActivityTask(
+        activity_id="a",
+        activity_type="t",
+        task_queue="q",
+        body=ZIPPED.seal(b'{"args":[]}'),
+        codecs="zlib",
+        heartbeat_details=details,
+    )
+    read = read_task(task_message(task), "q")
+    assert read_task_body(read, ZIPPED).heartbeat == [msgspec.Raw(b'"half"')]
 
 
 # --- wills --------------------------------------------------------------------------------------

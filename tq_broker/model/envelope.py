@@ -8,7 +8,7 @@ is not known is ignored, a protocol version that is not known is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.converter import ENCODED, JSON, DataConverter
 from tq_broker.exceptions import Malformed
-from tq_broker.model import tasks
+from tq_broker.model import payload, tasks
 from tq_broker.model.message import Message
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, OutcomeBody, Status, TaskBody
 
@@ -28,6 +28,7 @@ CONTROL = "control"
 SETTING = "setting"
 
 RESENT = "tq-resent"
+HEARTBEAT = "tq-heartbeat"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
 
@@ -65,6 +66,12 @@ def _utf8(name: str, value: str) -> str:
     return value
 
 
+def _bytes(name: str, value: object) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise Malformed(f"header {name}: not a byte array")
+    return bytes(value)
+
+
 def _conflict(name: str, value: object) -> ActivityIDConflictPolicy:
     try:
         return ActivityIDConflictPolicy(value)
@@ -90,6 +97,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-lease": ("lease", _text),
     "tq-codecs": ("codecs", _text),
     "tq-workflow": ("workflow", lambda name, v: tasks.load_origin(_text(name, v))),
+    HEARTBEAT: ("heartbeat_details", _bytes),
 }
 
 _DUMP: dict[str, Callable[[Any], Any]] = {
@@ -188,11 +196,15 @@ _decode_outcome_body = msgspec.json.Decoder(OutcomeBody).decode
 
 def read_task_body(task: ActivityTask, converter: DataConverter) -> TaskBody:
     """Arguments and what the attempt before left. Raises `Malformed`."""
-    body = converter.unseal(task.body, task.codecs)
+    data = converter.unseal(task.body, task.codecs)
     try:
-        return _decode_task_body(body)
+        body = _decode_task_body(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"body: {error}") from error
+    if not task.heartbeat_details:
+        return body
+    details = payload.load_args(task.heartbeat_details, converter)
+    return msgspec.structs.replace(body, heartbeat=details)
 
 
 def task_body(body: TaskBody, converter: DataConverter) -> bytes:
@@ -211,6 +223,30 @@ def outcome_message(outcome: ActivityOutcome, converter: DataConverter) -> Messa
         body = b'{"result":' + outcome.result + b"}"
     else:
         body = msgspec.json.encode(OutcomeBody(failure=outcome.failure))
+    return _outcome_message(outcome, converter.seal(body), converter.codec_names)
+
+
+def report_message(
+    outcome: ActivityOutcome, heartbeat: Sequence[msgspec.Raw] | None, converter: DataConverter
+) -> Message:
+    """The message that tells a history service ``outcome``. Raises `PayloadTooLarge`.
+
+    History has no codecs, and must read why an attempt failed: then the body is plain, and what
+    codecs should hide is sealed inside it; the last details go beside it in ``tq-heartbeat``.
+    """
+    if outcome.failure is None and heartbeat is None:
+        return outcome_message(outcome, converter)
+    details = None if heartbeat is None else list(heartbeat)
+    failed = outcome.failure and payload.seal_failure(outcome.failure, converter)
+    if details is None or not converter.codecs:
+        body = OutcomeBody(failure=failed, heartbeat=details)
+        return _outcome_message(outcome, converter.check(msgspec.json.encode(body)), "")
+    sealed = payload.seal(msgspec.json.encode(details), converter)
+    message = _outcome_message(outcome, msgspec.json.encode(OutcomeBody(failure=failed)), "")
+    return forwarded(message, headers={HEARTBEAT: sealed})
+
+
+def _outcome_message(outcome: ActivityOutcome, body: bytes, codecs: str) -> Message:
     headers: dict[str, Any] = {
         "tq-protocol": PROTOCOL,
         "tq-status": outcome.status.value,
@@ -224,16 +260,19 @@ def outcome_message(outcome: ActivityOutcome, converter: DataConverter) -> Messa
     }
     if outcome.retry_state is not None:
         headers["tq-retry-state"] = outcome.retry_state
-    if converter.codecs:
-        headers["tq-codecs"] = converter.codec_names
+    if codecs:
+        headers["tq-codecs"] = codecs
+    message_id = f"{outcome.activity_id}/{outcome.attempt}/{outcome.status.value}"
+    if outcome.status is Status.HEARTBEAT:
+        message_id += f"/{outcome.finished_ms}"  # one attempt tells many, and each counts
     return Message(
-        body=converter.seal(body),
-        message_id=f"{outcome.activity_id}/{outcome.attempt}/{outcome.status.value}",
+        body=body,
+        message_id=message_id,
         kind=OUTCOME,
         headers=headers,
         correlation_id=outcome.activity_id,
-        content_type=ENCODED if converter.codecs else JSON,
-        content_encoding="binary" if converter.codecs else "utf-8",
+        content_type=ENCODED if codecs else JSON,
+        content_encoding="binary" if codecs else "utf-8",
     )
 
 

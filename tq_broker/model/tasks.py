@@ -61,6 +61,8 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         resent: How often the publisher sent this copy again.
         lease: The worker that already runs it and only keeps hold of it.
         workflow: The run that scheduled it. History retries such an activity, not the worker.
+        heartbeat_details: Payload of what the attempt before left behind, when it cannot be in
+            the body because codecs hide that from history; empty if there is none.
     """
 
     activity_id: str
@@ -85,6 +87,7 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     resent: int = 0
     lease: str = ""
     workflow: WorkflowOrigin | None = None
+    heartbeat_details: bytes = b""
 
     def left(self, now_ms: int) -> timedelta | None:
         """Until the schedule-to-close timeout; ``None`` without one."""
