@@ -11,6 +11,11 @@
     │   ├── ActivityError           what a caller sees; its cause is one of the above
     │   ├── ChildWorkflowError      the same for a child workflow
     │   └── WorkflowAlreadyStartedError   the id of a start is taken
+    ├── WorkflowFailureError      what a caller of a workflow sees; its cause says how it ended
+    ├── WorkflowContinuedAsNewError   the run that was waited for goes on in another
+    ├── WorkflowUpdateFailedError     an update was rejected, or its handler failed
+    ├── WorkflowQueryFailedError      a query is unknown, or its handler failed
+    ├── WorkflowQueryRejectedError    the run is not open, and the query wanted an open one
     ├── Rejected                  the caller's fault: do not retry unchanged
     │   ├── InvalidArgument         (a ValueError) names the argument and its bound
     │   ├── PayloadTooLarge         (a ValueError) refused before it was published
@@ -25,7 +30,7 @@
     ├── Malformed                 a message that cannot be understood; it is parked
     └── Bug                       our fault, please report it
 
-Names in the first branch are those of Temporal's Python SDK.
+Names in the first branch and of workflows are those of Temporal's Python SDK.
 """
 
 from __future__ import annotations
@@ -197,6 +202,69 @@ class WorkflowAlreadyStartedError(FailureError):
         self.workflow_id = workflow_id
         self.workflow_type = workflow_type
         self.run_id = run_id
+
+
+# --- what callers of workflows are told ------------------------------------------------------
+
+
+class WorkflowFailureError(TqBrokerError):
+    """A workflow ended badly; ``cause`` says how: `ApplicationError`, `CancelledError`,
+    `TerminatedError`, `TimeoutError`, `ActivityError` or `ChildWorkflowError`."""
+
+    def __init__(self, workflow_id: str, run_id: str, how: str, cause: FailureError) -> None:
+        super().__init__(f"Workflow {workflow_id!r} {how}: {cause.message}")
+        self.workflow_id = workflow_id
+        self.run_id = run_id
+        self.__cause__ = cause
+
+    @property
+    def cause(self) -> FailureError:
+        """How it ended."""
+        assert isinstance(self.__cause__, FailureError), "the constructor has set it"
+        return self.__cause__
+
+
+class WorkflowContinuedAsNewError(TqBrokerError):
+    """The run has continued as new, and its caller did not want to follow it."""
+
+    def __init__(self, workflow_id: str, new_execution_run_id: str) -> None:
+        super().__init__(f"Workflow {workflow_id!r} continued as new, in run {new_execution_run_id}")
+        self.workflow_id = workflow_id
+        self.new_execution_run_id = new_execution_run_id
+
+
+class WorkflowUpdateFailedError(TqBrokerError):
+    """An update was rejected by its validator, is unknown, or its handler failed."""
+
+    def __init__(self, update_id: str, cause: FailureError) -> None:
+        super().__init__(f"Workflow update {update_id!r} failed: {cause.message}")
+        self.update_id = update_id
+        self.__cause__ = cause
+
+    @property
+    def cause(self) -> FailureError:
+        """What the validator or the handler raised."""
+        assert isinstance(self.__cause__, FailureError), "the constructor has set it"
+        return self.__cause__
+
+
+class WorkflowQueryFailedError(TqBrokerError):
+    """The workflow has no such query, or its handler raised."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class WorkflowQueryRejectedError(TqBrokerError):
+    """The workflow is not open, and the query was to be answered by an open one only.
+
+    ``status`` is a `tq_broker.client.WorkflowExecutionStatus`.
+    """
+
+    def __init__(self, status: Any) -> None:
+        super().__init__(f"Query rejected, the workflow is {getattr(status, 'name', status)}")
+        self.status = status
 
 
 # --- rejected: the caller must change something -----------------------------------------------

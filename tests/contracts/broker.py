@@ -669,6 +669,16 @@ class BrokerContract:
             bench.send(full)
             inbox.take()
 
+    def test_a_subscriber_is_told_of_each_acceptance(
+        self, bench: Bench, other: Broker, world: World
+    ) -> None:
+        told = threading.Semaphore(0)
+        full = bench.declare("q")
+        bench.subscribe(full, Inbox(), broker=other, on_accepted=told.release)
+        assert told.acquire(timeout=PATIENCE_S)
+        world.break_connection(other)
+        assert told.acquire(timeout=PATIENCE_S)
+
     def test_a_cancelled_subscription_does_not_come_back(self, bench: Bench, world: World) -> None:
         full = bench.declare("q")
         inbox = Inbox()

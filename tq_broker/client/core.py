@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tq_broker.client.calls import Calls
 from tq_broker.client.request import Start
 from tq_broker.clock import Timer, epoch_ms
 from tq_broker.common import ActivityIDConflictPolicy
@@ -89,11 +90,18 @@ class ClientCore:
         self._pending: dict[str, list[Pending]] = {}
         self._joined: dict[str, Subscription] = {}
         self._calls: dict[str, Callable[[Message], None]] = {}
+        self.calls = Calls(self.sender, self.clock, listen=self.listen, send_s=self.timeout_s)
 
     def after_fork(self) -> None:
         """Start anew in the child: the parent's outcomes go to the parent."""
         self.connection.after_fork()
+        self.calls.forget()
         self._reset()
+
+    @property
+    def reply_to(self) -> str:
+        """The client's reply queue."""
+        return str(self._reply_queue)
 
     def deadline(self, timeout_s: float | None = None) -> float:
         """The deadline of an operation that begins now."""
@@ -312,7 +320,9 @@ class ClientCore:
             subscription = self.broker.subscribe(
                 str(self._reply_queue),
                 self._on_replies,
-                SubscribeOptions(prefetch=REPLY_PREFETCH, plan=plan),
+                SubscribeOptions(
+                    prefetch=REPLY_PREFETCH, plan=plan, on_accepted=self.calls.send_again
+                ),
             )
             try:
                 self.broker.wait_subscribed([subscription], deadline)
@@ -341,6 +351,8 @@ class ClientCore:
                     call = self._calls.get(message.correlation_id or "")
                     if call is not None:
                         call(message)
+                else:
+                    self.calls.answered(message)
             except Malformed as error:
                 log.warning("reply dropped: %s", error)
             delivery.ack()
@@ -521,6 +533,7 @@ class ClientCore:
         for pending in pendings:
             self._forget(pending)
             _end(pending.outcome, Unavailable("the client was closed"), None)
+        self.calls.close()
         self.sender.close()
         self.broker.close(deadline)
 

@@ -7,12 +7,10 @@ the answer on.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,9 +19,10 @@ import msgspec
 from tq_broker.client.core import ClientCore, Pending
 from tq_broker.client.operations import Operations
 from tq_broker.client.request import make_start
+from tq_broker.client.waiting import UNSET, Timeout, awaited, one_or_many, to_seconds, waited
 from tq_broker.clock import SystemClock
 from tq_broker.converter import DEFAULT, DataConverter
-from tq_broker.exceptions import CancelledError, DeadlineExceeded, InvalidArgument
+from tq_broker.exceptions import CancelledError, InvalidArgument
 from tq_broker.model import control, failure
 from tq_broker.model.names import Names
 from tq_broker.queues.connect import broker_for
@@ -36,46 +35,6 @@ if TYPE_CHECKING:
     from tq_broker.client.request import StartOptionsDict
 
 R = TypeVar("R")
-T = TypeVar("T")
-_UNSET: Any = object()
-
-Timeout = timedelta | float | None
-"""A bound of a wait: a duration, seconds, or ``None`` for no bound."""
-
-
-def _seconds(timeout: Timeout) -> float | None:
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if seconds is not None and not seconds >= 0:
-        raise InvalidArgument(f"timeout is {timeout}; it must not be negative")
-    return seconds
-
-
-def _args(arg: Any, args: Sequence[Any]) -> Sequence[Any]:
-    if arg is not _UNSET and args:
-        raise InvalidArgument("give either arg or args, not both")
-    return args if arg is _UNSET else (arg,)
-
-
-async def _awaited(future: Future[T], timeout: Timeout = None) -> T:
-    seconds = _seconds(timeout)
-    wrapped = asyncio.wrap_future(future)
-    try:
-        # Shielded: a caller that stops waiting must not cancel what others may wait for.
-        return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
-    except asyncio.TimeoutError as error:
-        if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
-            raise
-        raise DeadlineExceeded(f"not ended within {seconds} s") from None
-
-
-def _waited(future: Future[T], timeout: Timeout = None) -> T:
-    seconds = _seconds(timeout)
-    try:
-        return future.result(seconds)
-    except concurrent.futures.TimeoutError as error:
-        if isinstance(error, DeadlineExceeded):  # as above
-            raise
-        raise DeadlineExceeded(f"not ended within {seconds} s") from error
 
 
 class _Handle:
@@ -111,14 +70,14 @@ class ActivityHandle(_Handle, Generic[R]):
             ActivityAlreadyStarted: its id was taken, and the start asked to be refused.
             DeadlineExceeded: no outcome within ``timeout``; it goes on, ask again.
         """
-        outcome = await _awaited(self._wanted(), timeout)
+        outcome = await awaited(self._wanted(), timeout)
         value: R = self._core.value(self._pending, outcome)
         return value
 
     async def cancel(self, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when the request is kept: also a worker that is not
         running now will heed it."""
-        await _awaited(self._core.cancel(self.id, reason))
+        await awaited(self._core.cancel(self.id, reason))
 
 
 class BlockingActivityHandle(_Handle, Generic[R]):
@@ -126,13 +85,13 @@ class BlockingActivityHandle(_Handle, Generic[R]):
 
     def result(self, timeout: Timeout = None) -> R:
         """Wait for the outcome; raises as `ActivityHandle.result` does."""
-        outcome = _waited(self._wanted(), timeout)
+        outcome = waited(self._wanted(), timeout)
         value: R = self._core.value(self._pending, outcome)
         return value
 
     def cancel(self, reason: str = "") -> None:
         """Ask that it be cancelled."""
-        _waited(self._core.cancel(self.id, reason))
+        waited(self._core.cancel(self.id, reason))
 
 
 class _TokenHandle:
@@ -173,19 +132,19 @@ class AsyncActivityHandle(_TokenHandle):
 
     async def complete(self, result: Any = None) -> None:
         """It has ended well."""
-        await _awaited(self._tell(result=self._encode(result)))
+        await awaited(self._tell(result=self._encode(result)))
 
     async def fail(self, error: BaseException) -> None:
         """It has failed; the retry policy decides what follows."""
-        await _awaited(self._tell(failure=failure.from_exception(error)))
+        await awaited(self._tell(failure=failure.from_exception(error)))
 
     async def heartbeat(self, *details: Any) -> None:
         """It lives. Raises `CancelledError` when cancellation was requested."""
-        _heed(await _awaited(self._heartbeat(details)))
+        _heed(await awaited(self._heartbeat(details)))
 
     async def report_cancellation(self, *details: Any) -> None:
         """It has honoured a cancellation."""
-        await _awaited(self._tell(failure=failure.canceled(details=list(details))))
+        await awaited(self._tell(failure=failure.canceled(details=list(details))))
 
 
 class BlockingAsyncActivityHandle(_TokenHandle):
@@ -193,19 +152,19 @@ class BlockingAsyncActivityHandle(_TokenHandle):
 
     def complete(self, result: Any = None) -> None:
         """It has ended well."""
-        _waited(self._tell(result=self._encode(result)))
+        waited(self._tell(result=self._encode(result)))
 
     def fail(self, error: BaseException) -> None:
         """It has failed; the retry policy decides what follows."""
-        _waited(self._tell(failure=failure.from_exception(error)))
+        waited(self._tell(failure=failure.from_exception(error)))
 
     def heartbeat(self, *details: Any) -> None:
         """It lives. Raises `CancelledError` when cancellation was requested."""
-        _heed(_waited(self._heartbeat(details)))
+        _heed(waited(self._heartbeat(details)))
 
     def report_cancellation(self, *details: Any) -> None:
         """It has honoured a cancellation."""
-        _waited(self._tell(failure=failure.canceled(details=list(details))))
+        waited(self._tell(failure=failure.canceled(details=list(details))))
 
 
 class _Face:
@@ -249,7 +208,7 @@ class _Face:
             kind = QueueType(queue_type)
         except ValueError:
             raise InvalidArgument("queue_type must be 'quorum' or 'classic'") from None
-        seconds = _seconds(timeout)
+        seconds = to_seconds(timeout)
         if not seconds:
             raise InvalidArgument("timeout must be positive")
         connection = Connection(
@@ -303,7 +262,7 @@ class Client(_Face):
     async def start_activity(
         self,
         activity: Callable[..., Any] | str,
-        arg: Any = _UNSET,
+        arg: Any = UNSET,
         *,
         args: Sequence[Any] = (),
         **options: Unpack[StartOptionsDict],
@@ -321,19 +280,21 @@ class Client(_Face):
             Unavailable: the broker did not take it before the client's ``timeout``.
         """
         start = make_start(self.core.names, activity, options)
-        return ActivityHandle(self.core, await _awaited(self.core.start(start, _args(arg, args))))
+        return ActivityHandle(
+            self.core, await awaited(self.core.start(start, one_or_many(arg, args)))
+        )
 
     async def execute_activity(
         self,
         activity: Callable[..., Any] | str,
-        arg: Any = _UNSET,
+        arg: Any = UNSET,
         *,
         args: Sequence[Any] = (),
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*await _awaited(self.core.execute(start, _args(arg, args))))
+        return self.core.value(*await awaited(self.core.execute(start, one_or_many(arg, args))))
 
     async def start_activities(
         self,
@@ -347,7 +308,7 @@ class Client(_Face):
         raised, and the others run.
         """
         start = make_start(self.core.names, activity, _without_id(options))
-        pendings = await _awaited(self.core.start_many(start, calls))
+        pendings = await awaited(self.core.start_many(start, calls))
         return [ActivityHandle(self.core, pending) for pending in pendings]
 
     def get_async_activity_handle(self, *, task_token: bytes | str) -> AsyncActivityHandle:
@@ -356,7 +317,7 @@ class Client(_Face):
 
     async def cancel_activity(self, activity_id: str, reason: str = "") -> None:
         """Ask that the activity with this id be cancelled, whoever started it."""
-        await _awaited(self.core.cancel(activity_id, reason))
+        await awaited(self.core.cancel(activity_id, reason))
 
     async def close(self) -> None:
         """Close the connection. Who waits for an outcome gets `Unavailable`."""
@@ -393,26 +354,28 @@ class BlockingClient(_Face):
     def start_activity(
         self,
         activity: Callable[..., Any] | str,
-        arg: Any = _UNSET,
+        arg: Any = UNSET,
         *,
         args: Sequence[Any] = (),
         **options: Unpack[StartOptionsDict],
     ) -> BlockingActivityHandle[Any]:
         """Start an activity; returns when the broker has it. See `Client.start_activity`."""
         start = make_start(self.core.names, activity, options)
-        return BlockingActivityHandle(self.core, _waited(self.core.start(start, _args(arg, args))))
+        return BlockingActivityHandle(
+            self.core, waited(self.core.start(start, one_or_many(arg, args)))
+        )
 
     def execute_activity(
         self,
         activity: Callable[..., Any] | str,
-        arg: Any = _UNSET,
+        arg: Any = UNSET,
         *,
         args: Sequence[Any] = (),
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*_waited(self.core.execute(start, _args(arg, args))))
+        return self.core.value(*waited(self.core.execute(start, one_or_many(arg, args))))
 
     def start_activities(
         self,
@@ -422,7 +385,7 @@ class BlockingClient(_Face):
     ) -> list[BlockingActivityHandle[Any]]:
         """Start one activity for each entry of ``calls``. See `Client.start_activities`."""
         start = make_start(self.core.names, activity, _without_id(options))
-        pendings = _waited(self.core.start_many(start, calls))
+        pendings = waited(self.core.start_many(start, calls))
         return [BlockingActivityHandle(self.core, pending) for pending in pendings]
 
     def get_async_activity_handle(self, *, task_token: bytes | str) -> BlockingAsyncActivityHandle:
@@ -431,7 +394,7 @@ class BlockingClient(_Face):
 
     def cancel_activity(self, activity_id: str, reason: str = "") -> None:
         """Ask that the activity with this id be cancelled, whoever started it."""
-        _waited(self.core.cancel(activity_id, reason))
+        waited(self.core.cancel(activity_id, reason))
 
     def close(self) -> None:
         """Close the connection. Who waits for an outcome gets `Unavailable`."""

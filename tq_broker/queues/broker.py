@@ -111,12 +111,15 @@ class SubscribeOptions:
         arguments: Consumer arguments, such as ``x-stream-offset``.
         plan: Applied before consuming, after every reconnect and after the broker has cancelled
             us because the queue went away: a subscription always comes back.
+        on_accepted: Called whenever the broker has accepted the subscription: first, and each
+            time that it has come back. On the thread of the deliveries.
     """
 
     prefetch: int
     plan: Plan = field(default_factory=lambda: Plan(()))
     exclusive: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    on_accepted: Callable[[], None] | None = None
 
 
 DeliveriesCallback = Callable[[Sequence[Delivery]], None]

@@ -424,6 +424,8 @@ class MemoryBroker:
             self._clock.call_at(again, lambda: self._mail.call(self.restore_wish, subscription))
         else:
             subscription.error = None
+            if options.on_accepted is not None:
+                self._mail.call(options.on_accepted)
         self._server.book(self._clock)
         self._server.changed.notify_all()
         return differences

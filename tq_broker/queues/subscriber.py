@@ -330,6 +330,8 @@ class Subscriber:
             self._changed.notify_all()
         if not subscription.wanted:
             self._begin_cancel(subscription, feed)
+        elif subscription.options.on_accepted is not None:
+            subscription.options.on_accepted()
 
     def _on_ended(self, feed: Feed, error: Exception) -> None:
         """RabbitMQ has closed the channel, for instance because of its own timeout."""

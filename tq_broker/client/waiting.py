@@ -1,0 +1,88 @@
+"""Answers that are on their way, and the two ways to wait for them: ``await`` and blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from tq_broker.exceptions import DeadlineExceeded, InvalidArgument
+
+T = TypeVar("T")
+UNSET: Any = object()
+
+Timeout = timedelta | float | None
+"""A bound of a wait: a duration, seconds, or ``None`` for no bound."""
+
+
+def to_seconds(timeout: Timeout) -> float | None:
+    """``timeout`` in seconds. Raises `InvalidArgument` if it is negative."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is not None and not seconds >= 0:
+        raise InvalidArgument(f"timeout is {timeout}; it must not be negative")
+    return seconds
+
+
+def one_or_many(arg: Any, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of a call that may be given as one or as several."""
+    if arg is not UNSET and args:
+        raise InvalidArgument("give either arg or args, not both")
+    return args if arg is UNSET else (arg,)
+
+
+async def awaited(future: Future[T], timeout: Timeout = None) -> T:
+    """What ``future`` ends with. Raises `DeadlineExceeded` if it has not within ``timeout``."""
+    seconds = to_seconds(timeout)
+    wrapped = asyncio.wrap_future(future)
+    try:
+        # Shielded: a caller that stops waiting must not cancel what others may wait for.
+        return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
+    except asyncio.TimeoutError as error:
+        if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
+            raise
+        raise DeadlineExceeded(f"not ended within {seconds} s") from None
+
+
+def waited(future: Future[T], timeout: Timeout = None) -> T:
+    """The same, blocking."""
+    seconds = to_seconds(timeout)
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError as error:
+        if isinstance(error, DeadlineExceeded):  # as above
+            raise
+        raise DeadlineExceeded(f"not ended within {seconds} s") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[T]):
+    """An answer that is on its way.
+
+    Attributes:
+        future: Ends with the answer as it came.
+        read: Makes of it what the caller gets, or raises. Called on the caller's thread, because
+            it may run a converter of the user's.
+        drop: Nobody waits any more. Harmless when the answer has come.
+    """
+
+    future: Future[Any]
+    read: Callable[[Any], T]
+    drop: Callable[[], None]
+
+    async def awaited(self, timeout: Timeout = None) -> T:
+        """Wait for it, in ``asyncio``."""
+        try:
+            return self.read(await awaited(self.future, timeout))
+        finally:
+            self.drop()
+
+    def waited(self, timeout: Timeout = None) -> T:
+        """Wait for it, blocking."""
+        try:
+            return self.read(waited(self.future, timeout))
+        finally:
+            self.drop()
