@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tq_broker.converter import DEFAULT, DataConverter, ZlibCodec
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import Malformed, PayloadTooLarge
 from tq_broker.model import failure as failures
 from tq_broker.model import payload
 
@@ -85,3 +85,12 @@ def test_a_sealed_failure_that_is_none_is_malformed() -> None:
     )
     with pytest.raises(Malformed, match="failure"):
         payload.unseal_failure(broken, CODED)
+
+
+def test_a_payload_is_bounded_and_a_large_one_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert payload.check_size(b"x" * payload.BYTES_WARN, "the memo") == b"x" * payload.BYTES_WARN
+    assert not caplog.records
+    payload.check_size(b"x" * payload.BYTES_MAX, "the memo")
+    assert "the memo is 2097152 bytes long" in caplog.text
+    with pytest.raises(PayloadTooLarge, match="the memo is 2097153 bytes long .* is 2097152"):
+        payload.check_size(b"x" * (payload.BYTES_MAX + 1), "the memo")

@@ -7,14 +7,17 @@ decodes one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from tq_broker.converter import DataConverter
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import Malformed, PayloadTooLarge
 from tq_broker.model.failure import Failure
+
+log = logging.getLogger(__name__)
 
 HEAD = b"\x00"
 """First byte of a sealed payload; no JSON text begins with it."""
@@ -103,3 +106,28 @@ def unseal_failure(failure: Failure, converter: DataConverter) -> Failure:
         return _decode_failure(unseal(failure.sealed, converter))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"failure: {error}") from error
+
+
+BYTES_MAX = 2 * 1024 * 1024
+"""Bound of one payload of a workflow."""
+BYTES_WARN = 512 * 1024
+
+
+def check_size(payload: Payload, what: str) -> Payload:
+    """Return ``payload`` if a workflow may carry it; a large one is logged.
+
+    Args:
+        what: Names it in the warning and the error.
+
+    Raises:
+        PayloadTooLarge: it is over `BYTES_MAX`.
+    """
+    size = len(payload)
+    if size > BYTES_MAX:
+        raise PayloadTooLarge(
+            f"{what} is {size} bytes long when encoded; the bound is {BYTES_MAX}."
+            " Store it elsewhere and pass where it is"
+        )
+    if size > BYTES_WARN:
+        log.warning("%s is %d bytes long when encoded; the bound is %d", what, size, BYTES_MAX)
+    return payload

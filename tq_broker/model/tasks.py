@@ -139,17 +139,21 @@ class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="k
 _decode_policy = msgspec.json.Decoder(WireRetryPolicy).decode
 
 
-def dump_retry_policy(policy: RetryPolicy) -> str:
-    """The header value for ``policy``."""
+def wire_retry_policy(policy: RetryPolicy) -> WireRetryPolicy:
+    """``policy`` as it travels."""
     maximum = policy.maximum_interval
-    wire = WireRetryPolicy(
+    return WireRetryPolicy(
         initial_ms=to_ms(policy.initial_interval),
         coefficient=policy.backoff_coefficient,
         maximum_ms=None if maximum is None else to_ms(maximum),
         attempts=policy.maximum_attempts,
         non_retryable=list(policy.non_retryable_error_types),
     )
-    return msgspec.json.encode(wire).decode()
+
+
+def dump_retry_policy(policy: RetryPolicy) -> str:
+    """The header value for ``policy``."""
+    return msgspec.json.encode(wire_retry_policy(policy)).decode()
 
 
 def load_retry_policy(text: str) -> RetryPolicy:
