@@ -424,6 +424,44 @@ def test_history_is_told_a_result_as_anybody_is(converter: DataConverter) -> Non
     assert message == envelope.outcome_message(outcome, converter)
 
 
+@pytest.mark.parametrize("converter", [PLAIN, ZIPPED])
+def test_history_reads_a_report_without_the_codecs(converter: DataConverter) -> None:
+    done = ActivityOutcome(
+        activity_id="a", activity_type="t", status=Status.COMPLETED, result=b"[1]", attempt=2
+    )
+    read, body, heartbeat = envelope.read_report(envelope.report_message(done, None, converter))
+    assert (read.status, read.attempt, heartbeat) == (Status.COMPLETED, 2, None)
+    assert payload.unseal(body, converter) == b'{"result":[1]}'
+    lost = ActivityOutcome(
+        activity_id="a",
+        activity_type="t",
+        status=Status.FAILED,
+        failure=failure.application("x", "Bad"),
+    )
+    details = [msgspec.Raw(b'"half"')]
+    read, _, heartbeat = envelope.read_report(envelope.report_message(lost, details, converter))
+    assert read.failure is not None
+    assert read.failure.type == "Bad"
+    assert heartbeat is not None
+    assert payload.load_args(heartbeat, converter) == details
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b"["),
+        ({"tq-heartbeat": "text"}, b"{}"),
+        ({"tq-codecs": 7}, b"{}"),
+        ({"tq-protocol": 2}, b"{}"),
+        ({"tq-status": "odd"}, b"{}"),
+    ],
+)
+def test_a_broken_report_is_malformed(headers: dict[str, object], body: bytes) -> None:
+    message = envelope.forwarded(an_outcome(), headers=headers, body=body)
+    with pytest.raises(Malformed):
+        envelope.read_report(message)
+
+
 def test_details_that_history_could_not_read_come_in_a_header() -> None:
     details = payload.dump_args(["half"], ZIPPED)
     task = ActivityTask(

@@ -278,6 +278,37 @@ def _outcome_message(outcome: ActivityOutcome, body: bytes, codecs: str) -> Mess
 
 def read_outcome(message: Message, converter: DataConverter) -> ActivityOutcome:
     """The outcome in ``message``. Raises `Malformed`."""
+    body = converter.unseal(message.body, str(message.headers.get("tq-codecs", "")))
+    return _read_outcome(message, _read_outcome_body(body))
+
+
+def read_report(
+    message: Message,
+) -> tuple[ActivityOutcome, payload.Payload, payload.Payload | None]:
+    """The outcome in ``message`` for a history service, which has no codecs: see `report_message`.
+
+    Returns it, the payload of its body, and that of the last details, if any came. The result is
+    in the payload only, if codecs hide it. Raises `Malformed`.
+    """
+    codecs = message.headers.get("tq-codecs", "")
+    sealed = payload.join(_text("tq-codecs", codecs), message.body) if codecs else message.body
+    body = OutcomeBody() if codecs else _read_outcome_body(message.body)
+    heartbeat = message.headers.get(HEARTBEAT)
+    if heartbeat is not None:
+        heartbeat = _bytes(HEARTBEAT, heartbeat)
+    elif body.heartbeat is not None:
+        heartbeat = msgspec.json.encode(body.heartbeat)
+    return _read_outcome(message, body), sealed, heartbeat
+
+
+def _read_outcome_body(body: bytes) -> OutcomeBody:
+    try:
+        return _decode_outcome_body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"body: {error}") from error
+
+
+def _read_outcome(message: Message, body: OutcomeBody) -> ActivityOutcome:
     headers = message.headers
     _check_protocol(headers)
     if not message.correlation_id:
@@ -286,12 +317,6 @@ def read_outcome(message: Message, converter: DataConverter) -> ActivityOutcome:
         status = Status(headers.get("tq-status"))
     except ValueError:
         raise Malformed(f"header tq-status: {headers.get('tq-status')!r:.40}") from None
-    try:
-        body = _decode_outcome_body(
-            converter.unseal(message.body, str(headers.get("tq-codecs", "")))
-        )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(f"body: {error}") from error
     retry_state = headers.get("tq-retry-state")
     return ActivityOutcome(
         activity_id=message.correlation_id,
