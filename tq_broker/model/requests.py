@@ -130,7 +130,8 @@ class RequestCancel(Base, frozen=True, tag="cancel"):
 
 
 class Terminate(Base, frozen=True, tag="terminate"):
-    """Answered by `Done` or `Refused`."""
+    """Answered by `Done` or `Refused`. With ``parent`` it is for a child of that run, which has
+    ended and waits for no answer."""
 
     workflow_id: str
     run_id: str | None = None
@@ -138,6 +139,7 @@ class Terminate(Base, frozen=True, tag="terminate"):
     reason: str = ""
     details: Payload = NO_ARGS
     identity: str = ""
+    parent: ParentInfo | None = None
 
 
 class QueryWorkflow(Base, frozen=True, tag="query"):

@@ -156,19 +156,23 @@ def dump_retry_policy(policy: RetryPolicy) -> str:
     return msgspec.json.encode(wire_retry_policy(policy)).decode()
 
 
+def retry_policy(wire: WireRetryPolicy) -> RetryPolicy:
+    """The policy that travelled as ``wire``. Raises `InvalidArgument`, `OverflowError`."""
+    return RetryPolicy(
+        initial_interval=timedelta(milliseconds=wire.initial_ms),
+        backoff_coefficient=wire.coefficient,
+        maximum_interval=None
+        if wire.maximum_ms is None
+        else timedelta(milliseconds=wire.maximum_ms),
+        maximum_attempts=wire.attempts,
+        non_retryable_error_types=tuple(wire.non_retryable),
+    )
+
+
 def load_retry_policy(text: str) -> RetryPolicy:
     """The policy of a header value. Raises `Malformed`."""
     try:
-        wire = _decode_policy(text)
-        return RetryPolicy(
-            initial_interval=timedelta(milliseconds=wire.initial_ms),
-            backoff_coefficient=wire.coefficient,
-            maximum_interval=None
-            if wire.maximum_ms is None
-            else timedelta(milliseconds=wire.maximum_ms),
-            maximum_attempts=wire.attempts,
-            non_retryable_error_types=tuple(wire.non_retryable),
-        )
+        return retry_policy(_decode_policy(text))
     except (msgspec.DecodeError, InvalidArgument, OverflowError) as error:
         raise Malformed(f"header tq-retry-policy: {error}") from error
 

@@ -38,6 +38,8 @@ class TaskFailedCause(str, enum.Enum):
     """A command cannot be carried out. Said by history."""
     PAYLOAD = "payload"
     """A value cannot be encoded or decoded, or is too large."""
+    TOO_MANY_EVENTS = "too_many_events"
+    """So much came in meanwhile that the task is given out anew with it. Said by history."""
 
 
 class RunKey(msgspec.Struct, frozen=True, array_like=True):
