@@ -255,7 +255,8 @@ class Info:
     """What `info` tells about the running attempt.
 
     ``host``, ``worker_id`` name the place it runs at, for `Route.host` and `Route.process`.
-    Times are aware, in UTC. ``None`` durations are not set.
+    Times are aware, in UTC. ``None`` durations are not set. The three ``workflow_`` facts are
+    ``None`` for an activity that no workflow has started.
     """
 
     activity_id: str
@@ -278,6 +279,14 @@ class Info:
     retry_policy: RetryPolicy
     priority: int | None
     is_local: bool = False
+    workflow_id: str | None = None
+    workflow_run_id: str | None = None
+    workflow_type: str | None = None
+
+    @property
+    def in_workflow(self) -> bool:
+        """Whether a workflow has started it."""
+        return self.workflow_id is not None
 
 
 class RawValue:

@@ -15,7 +15,7 @@ from tq_broker.common import RetryPolicy
 from tq_broker.exceptions import ApplicationError, CancelledError, RetryState, TimeoutType
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure, FailureKind
-from tq_broker.model.tasks import ActivityTask, Status, TaskBody
+from tq_broker.model.tasks import ActivityTask, Status, TaskBody, WorkflowOrigin
 from tq_broker.queues.delay import DELAY_MAX_MS
 from tq_broker.worker.conclusion import (
     Final,
@@ -49,6 +49,26 @@ def task(**fields: Any) -> ActivityTask:
 
 def after(one: ActivityTask, failure: Failure = BAD, heartbeat: Any = None) -> Retry | Final:
     return after_failure(one, BODY, failure, heartbeat, NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (BAD, Status.FAILED),
+        (failures.canceled(), Status.CANCELED),
+        (failures.timed_out(TimeoutType.HEARTBEAT), Status.TIMED_OUT),
+        (shut_down(), Status.FAILED),
+    ],
+)
+@pytest.mark.parametrize("attempts", [0, 1, 5])
+def test_what_follows_an_attempt_of_a_workflow_is_for_history_to_say(
+    failure: Failure, status: Status, attempts: int
+) -> None:
+    of_workflow = task(
+        workflow=WorkflowOrigin("w", "r", "W", "a", 5),
+        retry_policy=RetryPolicy(maximum_attempts=attempts),
+    )
+    assert after(of_workflow, failure) == Final(status, failure, None)
 
 
 def test_the_next_attempt_is_due_after_the_policys_pause() -> None:

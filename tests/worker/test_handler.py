@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -20,14 +21,20 @@ from tq_broker.exceptions import BrokerUnavailable, CancelledError, TimeoutType
 from tq_broker.model import envelope, failure
 from tq_broker.model.message import Message
 from tq_broker.model.names import Names
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.requests import shard_of
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
+from tq_broker.model.workflow_tasks import StartGranted
+from tq_broker.queues.ids import IdSource
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.handler import HOLD_S, Handler
+from tq_broker.worker.notices import Notices
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.table import Table
+from tq_broker.worker.throttle import Throttle
 
 NAMES = Names("n")
+MINUTE = timedelta(minutes=1)
 QUEUE = NAMES.activity("q")
 
 
@@ -97,7 +104,16 @@ class Reporter:
     ) -> None:
         self.told.append(Told("failed", (task, failed), done))
 
-    def notice(self, task: Any, status: Any, result: bytes, done: Any) -> None:
+    def notice(
+        self,
+        task: Any,
+        status: Any,
+        done: Any,
+        *,
+        result: bytes = b"null",
+        started_ms: int = 0,
+        heartbeat: Any = None,
+    ) -> None:
         self.told.append(Told(status.value, (task, result), done))
 
     def give_back(self, message: Any, queue: Any, done: Any) -> None:
@@ -146,6 +162,19 @@ class Keeper:
         self.kept.append(attempt)
 
 
+class Inquiries:
+    """History answers when the test does."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Any, Callable[[Any], None]]] = []
+
+    def ask(self, shard: int, request: Any, on_reply: Callable[[Any], None]) -> None:
+        self.asked.append((shard, request, on_reply))
+
+    def answer(self, *, granted: bool) -> None:
+        self.asked.pop(0)[2](StartGranted(granted))
+
+
 class Sender:
     """Background work waits until the test does it."""
 
@@ -155,6 +184,7 @@ class Sender:
         self.work: list[Callable[[], None]] = []
         self.broker = self
         self.claims: list[bool | Exception] = []
+        self.ids = IdSource()
 
     def in_background(self, work: Callable[[], None]) -> None:
         self.work.append(work)
@@ -188,6 +218,9 @@ class Bench:
         )
         self.handler.keeper = self.keeper  # type: ignore[assignment]
         self.handler.settings = self.settings  # type: ignore[assignment]
+        self.inquiries = self.handler.inquiries = Inquiries()  # type: ignore[assignment]
+        throttle = Throttle(MINUTE, MINUTE)
+        self.handler.notices = Notices(self.reporter, place(self.clock), throttle)  # type: ignore[arg-type]
         self.handler.executors = {"thread": self.executor}  # type: ignore[dict-item]
 
     def delivery(self, name: str = "a", *, redelivered: bool = False, **fields: Any) -> Delivery:
@@ -290,6 +323,84 @@ def test_a_redelivered_task_is_lost_and_not_run(bench: Bench) -> None:
 
 def test_a_lost_task_whose_body_nobody_can_read_is_parked(bench: Bench) -> None:
     bench.take_one(redelivered=True, body=b"garbage")
+    assert bench.reporter.how == ["park"]
+
+
+# --- for workflows ------------------------------------------------------------------------------
+
+ORIGIN = WorkflowOrigin("w", "r", "W", "a", 5)
+OF_WORKFLOW = {"workflow": ORIGIN, "reply_to": str(NAMES.history(3))}
+AT_MOST_ONCE = OF_WORKFLOW | {"workflow": msgspec.structs.replace(ORIGIN, claim=True)}
+
+
+def test_an_activity_of_a_workflow_answers_to_its_shard(bench: Bench) -> None:
+    bench.take_one(**OF_WORKFLOW)
+    assert bench.started == ["a"]
+
+
+@pytest.mark.parametrize("reply_to", [None, "tq.n.reply.c", "tq.other.history.3"])
+def test_an_activity_of_a_workflow_that_names_no_shard_is_parked(
+    bench: Bench, reply_to: str | None
+) -> None:
+    bench.take_one(**(OF_WORKFLOW | {"reply_to": reply_to}))
+    assert bench.reporter.how == ["park"]
+
+
+def test_what_must_run_at_most_once_waits_for_leave(bench: Bench) -> None:
+    delivery = bench.take_one(**AT_MOST_ONCE)
+    ((shard, request, _),) = bench.inquiries.asked
+    assert bench.started == []
+    assert shard == shard_of("w")
+    assert (request.run.run_id, request.scheduled_event_id, request.attempt) == ("r", 5, 1)
+    bench.inquiries.answer(granted=True)
+    assert bench.started == ["a"]
+    assert bench.executor.started[0].announced, "history knows that it has begun"
+    assert delivery.acks == 0
+
+
+def test_what_is_given_no_leave_is_acknowledged_and_not_run(bench: Bench) -> None:
+    delivery = bench.take_one(**AT_MOST_ONCE)
+    bench.inquiries.answer(granted=False)
+    assert (bench.started, delivery.acks, bench.window.in_hand) == ([], 1, 0)
+    assert not bench.handler.busy
+
+
+def test_what_waits_for_leave_has_a_slot(bench: Bench) -> None:
+    for name in "abc":
+        bench.take_one(name, **AT_MOST_ONCE)
+    assert len(bench.inquiries.asked) == 2
+    bench.inquiries.answer(granted=False)
+    assert len(bench.inquiries.asked) == 2, "the third asks when the first has no leave"
+
+
+def test_every_delivery_asks_for_itself(bench: Bench) -> None:
+    bench.take_one("a", **AT_MOST_ONCE)
+    bench.take_one("b", **AT_MOST_ONCE)
+    ids = {request.request_id for _, request, _ in bench.inquiries.asked}
+    assert len(ids) == 2
+
+
+def test_leave_that_comes_while_the_worker_shuts_down_is_used(bench: Bench) -> None:
+    bench.take_one(**AT_MOST_ONCE)
+    bench.handler.close_intake()
+    assert bench.handler.busy
+    bench.inquiries.answer(granted=True)
+    assert bench.started == ["a"]
+
+
+def test_who_is_given_no_answer_is_given_back_at_the_end(bench: Bench) -> None:
+    delivery = bench.take_one(**AT_MOST_ONCE)
+    bench.handler.leave_behind()
+    assert bench.reporter.how == ["give back"]
+    bench.confirm_all()
+    assert delivery.acks == 1
+    bench.inquiries.answer(granted=True)
+    assert bench.started == [], "somebody else may ask now"
+
+
+def test_garbage_for_which_there_is_leave_is_parked(bench: Bench) -> None:
+    bench.take_one(**AT_MOST_ONCE, body=b"garbage")
+    bench.inquiries.answer(granted=True)
     assert bench.reporter.how == ["park"]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tq_broker.exceptions import TimeoutType
 from tq_broker.model.failure import FailureKind
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
 from tq_broker.worker.intake import (
     Action,
     Decision,
@@ -48,6 +49,10 @@ def decided(given_task: ActivityTask | None = None, **changes: Any) -> Decision:
 LATE = task(scheduled_ms=1, schedule_to_close_ms=1)
 WITH_ID = task(id_retention_ms=1000)
 
+ORIGIN = WorkflowOrigin("w", "r", "W", "a", 5)
+OF_WORKFLOW = task(id_retention_ms=1000, workflow=ORIGIN)
+AT_MOST_ONCE = task(workflow=msgspec.structs.replace(ORIGIN, claim=True))
+
 # Every row holds with all that is in the rows below it, too: the order of the questions.
 ORDER: list[tuple[str, dict[str, Any], Action]] = [
     ("forged", {"answerable": False}, Action.PARK),
@@ -60,6 +65,8 @@ ORDER: list[tuple[str, dict[str, Any], Action]] = [
     ("not served", {"serves": False}, Action.END),
     ("no slot", {"free_slots": 0}, Action.HOLD),
     ("with an id", {"task": WITH_ID}, Action.CLAIM),
+    ("of a workflow", {"task": OF_WORKFLOW}, Action.RUN),
+    ("at most once", {"task": AT_MOST_ONCE}, Action.ASK),
 ]
 
 

@@ -18,11 +18,12 @@ from tq_broker.converter import DataConverter
 from tq_broker.model import envelope
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
+from tq_broker.model.tasks import WorkflowOrigin
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.keeper import Keeper
-from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.table import Table
+from tq_broker.worker.throttle import Throttle
 
 LEASE = NAMES.queue(Kind.LEASE, "worker-1")
 
@@ -33,7 +34,13 @@ def work() -> None:
 
 
 class Bench:
-    def __init__(self, converter: DataConverter | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        converter: DataConverter | None = None,
+        lease_after: timedelta = timedelta(minutes=10),
+        max_heartbeat_throttle_interval: timedelta = timedelta(seconds=60),
+        default_heartbeat_throttle_interval: timedelta = timedelta(seconds=30),
+    ) -> None:
         self.clock = ManualClock()
         self.world = World(self.clock)
         self.table = Table()
@@ -43,7 +50,13 @@ class Bench:
         connection.sender.ensure((), self.world.soon())
         self.place = place(self.clock, converter)
         self.keeper = Keeper(
-            self.broker, connection.sender, NAMES, self.place, self.table, WorkerOptions(**options)
+            self.broker,
+            connection.sender,
+            NAMES,
+            self.place,
+            self.table,
+            Throttle(default_heartbeat_throttle_interval, max_heartbeat_throttle_interval),
+            lease_after.total_seconds(),
         )
 
     def attempt(self, **fields: Any) -> tuple[Attempt, Delivery, Window]:
@@ -131,23 +144,13 @@ def test_a_heartbeat_without_details_keeps_nothing(bench: Bench) -> None:
     assert bench.keeper.under_way == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "heartbeat_ms", "pause_s"),
-    [
-        ({}, 0, 30.0),
-        ({}, 10_000, 8.0),
-        ({}, 600_000, 60.0),
-        ({"default_heartbeat_throttle_interval": timedelta(seconds=3)}, 0, 3.0),
-        ({"max_heartbeat_throttle_interval": timedelta(seconds=2)}, 10_000, 2.0),
-    ],
-)
-def test_the_pause_between_leases(
-    options: dict[str, Any], heartbeat_ms: int, pause_s: float
-) -> None:
-    bench = Bench(**options)
-    attempt, _, _ = bench.attempt(heartbeat_ms=heartbeat_ms)
-    assert bench.keeper._throttle(attempt).total_seconds() == pause_s
-    bench.close()
+def test_details_of_a_workflows_activity_are_not_kept_in_leases(bench: Bench) -> None:
+    attempt, _, _ = bench.attempt(workflow=WorkflowOrigin("w", "r", "W", "a", 5))
+    bench.keeper.beat(attempt)
+    attempt.details = [msgspec.Raw(b"1")]
+    bench.keeper.beat(attempt)
+    bench.keeper.tick([attempt], bench.clock.monotonic())
+    assert bench.keeper.under_way == 0
 
 
 def test_what_is_held_for_long_is_renewed(bench: Bench) -> None:

@@ -129,7 +129,7 @@ def test_a_result_with_an_id_is_kept_for_those_who_join(bench: Bench) -> None:
 
 def test_a_result_that_nobody_wants_is_told_to_nobody(bench: Bench) -> None:
     bench.reporter.completed(task(reply_to=None), b"1", 5, bench.done)
-    bench.reporter.notice(task(reply_to=None), Status.STARTED, b"1", bench.done)
+    bench.reporter.notice(task(reply_to=None), Status.STARTED, bench.done)
     bench.fail(task(reply_to=None, retry_policy=ONCE))
     assert (bench.sender.sent, bench.done_count) == ([], 3)
 

@@ -63,6 +63,8 @@ class Attempt:
         "_cancelled",
         "_info",
         "_lock",
+        "announced",
+        "begun_at",
         "body",
         "cancel_requested",
         "close_at",
@@ -108,7 +110,7 @@ class Attempt:
         self.window = window
         """Where its delivery came from."""
         self.started_ms = now_ms
-        self.held_since = now
+        self.begun_at = self.held_since = now
         self.state = State.RUNNING
         self.code_running = True
         self.windowless = False
@@ -117,8 +119,10 @@ class Attempt:
         self.cancel_requested = False
         self.details: list[msgspec.Raw] | None = None
         self.saved: list[msgspec.Raw] | None = None
-        """The heartbeat details in the lease, as of ``saved_at``."""
+        """The heartbeat details in the lease or known to history, as of ``saved_at``."""
         self.saved_at = float("-inf")
+        self.announced = False
+        """Whoever scheduled it knows that it has begun."""
         self.handle: Any = None
         """The executor's own."""
         self.shielding: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -128,6 +132,11 @@ class Attempt:
         self._cancelled: Signal | None = None
         self.close_at, self.close_type = _close(task, now, now_ms)
         self.heartbeat_at = now + task.heartbeat_ms / 1000 if task.heartbeat_ms else None
+
+    @property
+    def heartbeat_ms(self) -> int:
+        """The heartbeat timeout; 0 without one."""
+        return self.task.heartbeat_ms
 
     @property
     def where(self) -> str:
@@ -209,8 +218,9 @@ def _close(task: ActivityTask, now: float, now_ms: int) -> tuple[float | None, T
 def _info(task: ActivityTask, place: Place, body: TaskBody, started_ms: int) -> Info:
     token = TaskToken(place.namespace, place.worker_id, task.activity_id, task.attempt)
     decode = place.converter.payload_converter.decoder(Any)
+    origin = task.workflow
     return Info(
-        activity_id=task.activity_id,
+        activity_id=task.activity_id if origin is None else origin.activity_id,
         activity_type=task.activity_type,
         attempt=task.attempt,
         task_queue=task.task_queue,
@@ -229,6 +239,9 @@ def _info(task: ActivityTask, place: Place, body: TaskBody, started_ms: int) -> 
         heartbeat_details=_details(body.heartbeat, decode),
         retry_policy=task.retry_policy,
         priority=task.priority,
+        workflow_id=None if origin is None else origin.workflow_id,
+        workflow_run_id=None if origin is None else origin.run_id,
+        workflow_type=None if origin is None else origin.workflow_type,
     )
 
 

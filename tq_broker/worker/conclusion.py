@@ -26,19 +26,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """The activity has ended without a result."""
+    """The activity has ended without a result; or, without a ``state``, an attempt of a workflow's
+    activity has, and history decides what follows."""
 
     status: Status
     failure: Failure
-    state: RetryState
-
-
-_STATUS = {
-    FailureKind.APPLICATION: Status.FAILED,
-    FailureKind.CANCELED: Status.CANCELED,
-    FailureKind.TERMINATED: Status.FAILED,
-    FailureKind.TIMEOUT: Status.TIMED_OUT,
-}
+    state: RetryState | None
 
 
 WORKER_SHUTDOWN = "WorkerShutdown"
@@ -76,9 +69,11 @@ def after_failure(
         heartbeat: The last details that the attempt reported; ``None`` hands on those that it
             was given itself.
     """
+    if task.workflow is not None:
+        return Final(_status(failure), failure, None)
     decision = retry.decide(task.retry_policy, failure.attempt(task.attempt), task.left(now_ms))
     if isinstance(decision, retry.GiveUp):
-        return Final(_STATUS[failure.kind], _told(failure, decision.state), decision.state)
+        return Final(_status(failure), _told(failure, decision.state), decision.state)
     # The delay ladder has an end, after most of a year.
     delay_ms = min(round(decision.delay.total_seconds() * 1000), DELAY_MAX_MS)
     following = msgspec.structs.replace(
@@ -96,6 +91,12 @@ def after_failure(
         failure=msgspec.structs.replace(failure, stack_trace="", cause=None),
     )
     return Retry(following, left_behind, delay_ms)
+
+
+def _status(failure: Failure) -> Status:
+    if failure.kind is FailureKind.CANCELED:
+        return Status.CANCELED
+    return Status.TIMED_OUT if failure.kind is FailureKind.TIMEOUT else Status.FAILED
 
 
 def _told(failure: Failure, state: RetryState) -> Failure:

@@ -22,7 +22,9 @@ from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
 from tq_broker.model.names import Kind, Names
+from tq_broker.model.requests import shard_of
 from tq_broker.model.tasks import ActivityTask, Status
+from tq_broker.model.workflow_tasks import ClaimStart, RunKey, StartGranted
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery
 from tq_broker.queues.sender import Sender
@@ -31,8 +33,10 @@ from tq_broker.worker import intake
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
 from tq_broker.worker.executors import Executor
+from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
+from tq_broker.worker.notices import Notices
 from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, Then, claim_queue_name
@@ -54,6 +58,8 @@ class Handler:
     """
 
     keeper: Keeper
+    notices: Notices
+    inquiries: Inquiries
     settings: SettingsLog
     executors: Mapping[str, Executor]
 
@@ -80,6 +86,7 @@ class Handler:
         # Held from the decision that a slot is free until it is taken.
         self._turn = threading.RLock()
         self._claiming = 0
+        self._asking: dict[str, _Early] = {}
         self._unreported = 0
         self._closing = False
 
@@ -87,6 +94,11 @@ class Handler:
     def unreported(self) -> int:
         """Ends and returns that the broker has not confirmed yet, and claims under way."""
         return self._unreported + self._claiming
+
+    @property
+    def busy(self) -> bool:
+        """Whether code runs, or may be about to because history was asked for leave."""
+        return bool(self._table.running() or self._asking)
 
     def close_intake(self) -> None:
         """Begin nothing more: what is waiting and what still comes is given back."""
@@ -123,7 +135,7 @@ class Handler:
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
                 serves=registered is not None,
                 registered=self._registry.types,
-                answerable=task.reply_to is None or self._names.owns(task.reply_to, Kind.REPLY),
+                answerable=self._is_answerable(task),
                 closing=self._closing,
                 free_slots=self._free_slots() - len(self._waiting),
             ),
@@ -134,11 +146,16 @@ class Handler:
         self._dispose(decision, early)
         return None
 
+    def _is_answerable(self, task: ActivityTask) -> bool:
+        if task.workflow is not None:
+            return task.reply_to is not None and self._names.owns(task.reply_to, Kind.HISTORY)
+        return task.reply_to is None or self._names.owns(task.reply_to, Kind.REPLY)
+
     def _known(self, task: ActivityTask) -> Known:
         return Known.OPEN if key_of(task) in self._early else self._table.known(task)
 
     def _free_slots(self) -> int:
-        return self._slots - self._table.running() - self._claiming
+        return self._slots - self._table.running() - self._claiming - len(self._asking)
 
     def _begin(self, early: _Early, registered: Registered, now_ms: int) -> Attempt:
         """The attempt begins: from here on its end will be told."""
@@ -154,14 +171,15 @@ class Handler:
                 window=early.window,
                 now=self._clock.monotonic(),
                 now_ms=now_ms,
-                on_heartbeat=self.keeper.beat,
+                on_heartbeat=(self.keeper if task.workflow is None else self.notices).beat,
             )
+            attempt.announced = task.workflow is not None and task.workflow.claim
             self._table.add(attempt)
             self._early.pop(key_of(task), None)
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
             attempt.request_cancel()
         if task.schedule_to_start_ms:
-            self._reporter.notice(task, Status.STARTED, b"null", _nothing)
+            self.notices.begun(attempt)
         return attempt
 
     def _dispose(self, decision: Decision, early: _Early) -> None:
@@ -174,13 +192,19 @@ class Handler:
                     self.give_back_waiting(all_of_them=True)
             case Action.CLAIM:
                 self._claim_in_background(early)
+            case Action.ASK:
+                self._ask(early)
             case Action.GIVE_BACK:
                 self._give_back(early)
             case Action.ADOPT:
                 self._adopt(early)
             case Action.DROP:
                 self._let_go(early)
-            case Action.LOST if early.task.id_retention_ms and early.task.attempt == 1:
+            case Action.LOST if (
+                early.task.id_retention_ms
+                and early.task.attempt == 1
+                and early.task.workflow is None
+            ):
                 # It may be a second start, which nobody has begun and nobody may begin.
                 self._claim_in_background(early, is_lost=True)
             case Action.LOST:
@@ -288,13 +312,16 @@ class Handler:
         joins = task.id_conflict is ActivityIDConflictPolicy.USE_EXISTING
         status = Status.JOINED if joins else Status.REFUSED
         done = self._reported(lambda: self._let_go(early))
-        self._reporter.notice(task, status, msgspec.json.encode(str(queue)), done)
+        self._reporter.notice(task, status, done, result=msgspec.json.encode(str(queue)))
 
     def _start(self, early: _Early) -> None:
         """Run a task that was claimed, or that has waited for a slot. Raises `Malformed`."""
         if self._closing:
             self._give_back(early)
-            return
+        else:
+            self._run(early)
+
+    def _run(self, early: _Early) -> None:
         registered = self._registry.find(early.task.activity_type)
         assert registered is not None, "what is not served neither waits nor claims"
         attempt = self._begin(early, registered, epoch_ms(self._clock))
@@ -315,13 +342,64 @@ class Handler:
                     early = self._waiting.popleft()
                 except IndexError:  # given back in this very moment
                     return
-                if early.task.id_retention_ms:
-                    self._claim_in_background(early)
-                    continue
+                self._start_now(early)
+
+    def _start_now(self, early: _Early) -> None:
+        """There is a slot for what has waited for one."""
+        decision = intake.how_to_start(early.task)
+        if decision.action is not Action.RUN:
+            self._dispose(decision, early)
+            return
+        try:
+            self._start(early)
+        except Malformed as error:
+            self._park_early(early, error.reason)
+
+    def _ask(self, early: _Early) -> None:
+        """Ask history for leave to run an attempt that must not run more than once."""
+        task, place = early.task, self._place
+        origin = task.workflow
+        assert origin is not None, "only a workflow's activity asks"
+        request_id = self._sender.ids.next()
+        self._early[key_of(task)] = self._asking[request_id] = early
+        self.inquiries.ask(
+            shard_of(origin.workflow_id),
+            ClaimStart(
+                run=RunKey(origin.workflow_id, origin.run_id),
+                scheduled_event_id=origin.scheduled_event_id,
+                attempt=task.attempt,
+                request_id=request_id,
+                identity=place.identity,
+                host=place.host,
+                worker_id=place.worker_id,
+            ),
+            lambda reply: self._answered(
+                request_id, isinstance(reply, StartGranted) and reply.granted
+            ),
+        )
+
+    def _answered(self, request_id: str, granted: bool) -> None:
+        with self._turn:
+            early = self._asking.pop(request_id, None)
+            if early is None:
+                return  # given back
+            if not granted:
+                self._let_go(early)
+            else:
+                # Also while the worker shuts down: nobody else would be given leave.
                 try:
-                    self._start(early)
+                    self._run(early)
                 except Malformed as error:
                     self._park_early(early, error.reason)
+        if not granted:
+            self._start_waiting()
+
+    def give_back_asking(self) -> None:
+        """Put back on their queue those for which history has given no leave so far."""
+        while self._asking:
+            with self._turn:
+                for early in [self._asking.pop(request_id) for request_id in list(self._asking)]:
+                    self._give_back(early)
 
     def give_back_waiting(self, *, all_of_them: bool = False) -> None:
         """Put tasks that have waited for a slot for too long back on their queue."""
@@ -394,6 +472,7 @@ class Handler:
 
     def leave_behind(self) -> None:
         """End what is still open, because the worker does: it is retried elsewhere."""
+        self.give_back_asking()
         for attempt in self._table.open():
             self.end(attempt, shut_down())
             self._abandon(attempt)
@@ -468,7 +547,3 @@ def _readable(raw: msgspec.Raw) -> Any:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError):
         return bytes(raw)[:80].decode("utf-8", "replace")
-
-
-def _nothing() -> None:
-    """A notice needs no acknowledgement."""

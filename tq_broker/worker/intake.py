@@ -35,6 +35,8 @@ class Action(enum.Enum):
     RUN = "run"
     CLAIM = "claim"
     """Run it if nobody has claimed its id before."""
+    ASK = "ask"
+    """Run it if history says that nobody else may: it must not run more than once."""
     HOLD = "hold"
     """No slot is free: keep it for a moment, then give it back."""
     GIVE_BACK = "give back"
@@ -81,6 +83,7 @@ class Situation:
 
 RUN = Decision(Action.RUN)
 CLAIM = Decision(Action.CLAIM)
+ASK = Decision(Action.ASK)
 HOLD = Decision(Action.HOLD)
 ADOPT = Decision(Action.ADOPT)
 DROP = Decision(Action.DROP)
@@ -109,13 +112,21 @@ def decide(task: ActivityTask, at: Situation) -> Decision:
         return Decision(Action.END, not_registered(task, at.registered))
     if at.free_slots <= 0:
         return HOLD
+    return how_to_start(task)
+
+
+def how_to_start(task: ActivityTask) -> Decision:
+    """What comes before ``task`` may run, now that there is a slot for it."""
+    if task.workflow is not None:
+        return ASK if task.workflow.claim else RUN
     return CLAIM if task.id_retention_ms else RUN
 
 
 def _if_known(task: ActivityTask, at: Situation) -> Decision | None:
     if at.known is Known.NO:
         return None
-    if task.id_retention_ms and not task.start_token and not at.redelivered:
+    claims_id = task.id_retention_ms and task.workflow is None
+    if claims_id and not task.start_token and not at.redelivered:
         return None  # nothing tells whether it is a second start with the same id: the claim will
     # The same attempt again: its connection broke, it was routed anew, or its publisher sent it
     # a second time. The delivery in hand may be lost, so this one takes its place.

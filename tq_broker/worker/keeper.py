@@ -6,7 +6,7 @@ original. It is made
 * before RabbitMQ's acknowledgement timeout would end the channel of a long attempt;
 * when an attempt is to be completed asynchronously, so that its queue's window is free again;
 * when an attempt has reported heartbeat details, which the copy then carries: the next attempt
-  gets them also when this worker is killed.
+  gets them also when this worker is killed (but for a workflow's, whose history is told of them).
 
 When this worker dies its leases come back to their queue, are dead-lettered at once, and reach
 another worker as lost attempts.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 
 import msgspec
 
@@ -29,14 +28,12 @@ from tq_broker.model.tasks import TaskBody
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Done, Sender
 from tq_broker.worker.attempt import Attempt, Place, State
-from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.table import Held, Key, Table, key_of
+from tq_broker.worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
 SEND_WITHIN_S = 20.0
-THROTTLE_SHARE = 0.8
-"""Of the heartbeat timeout: details are kept at least this often."""
 
 
 class Keeper:
@@ -49,15 +46,15 @@ class Keeper:
         names: Names,
         place: Place,
         table: Table,
-        options: WorkerOptions,
+        throttle: Throttle,
+        lease_after_s: float,
     ) -> None:
         self._broker = broker
         self._sender = sender
         self._place = place
         self._table = table
-        self._lease_after_s = options.lease_after.total_seconds()
-        self._longest = options.max_heartbeat_throttle_interval
-        self._default = options.default_heartbeat_throttle_interval
+        self._throttle = throttle
+        self._lease_after_s = lease_after_s
         self._queue = names.queue(Kind.LEASE, place.worker_id)
         self._exchange = names.exchange(Exchange.TASKS)
         self._lock = threading.Lock()
@@ -73,27 +70,20 @@ class Keeper:
 
     def beat(self, attempt: Attempt) -> None:
         """``attempt`` has reported details: keep them now if none were kept lately."""
-        if attempt.details and self._worth_saving(attempt, self._place.clock.monotonic()):
+        if self._worth_saving(attempt, self._place.clock.monotonic()):
             self.keep(attempt)
 
     def tick(self, attempts: Iterable[Attempt], now: float) -> None:
         """Renew what has been held for long, and keep details that had to wait."""
         for attempt in attempts:
             old = now - attempt.held_since >= self._lease_after_s
-            if old or (attempt.details and self._worth_saving(attempt, now)):
+            if old or self._worth_saving(attempt, now):
                 self.keep(attempt)
 
     def _worth_saving(self, attempt: Attempt, now: float) -> bool:
-        if attempt.details is attempt.saved:
+        if not attempt.details or attempt.task.workflow is not None:
             return False
-        return now - attempt.saved_at >= self._throttle(attempt).total_seconds()
-
-    def _throttle(self, attempt: Attempt) -> timedelta:
-        heartbeat_ms = attempt.task.heartbeat_ms
-        interval = (
-            THROTTLE_SHARE * timedelta(milliseconds=heartbeat_ms) if heartbeat_ms else self._default
-        )
-        return min(interval, self._longest)
+        return self._throttle.is_due(attempt, now)
 
     def keep(self, attempt: Attempt) -> None:
         """Exchange the delivery of ``attempt`` for a lease; returns at once."""
@@ -108,7 +98,8 @@ class Keeper:
         if details is not None:
             body = TaskBody(args=body.args, heartbeat=details, failure=body.failure)
         saved_before = attempt.saved
-        attempt.saved, attempt.saved_at = details, self._place.clock.monotonic()
+        if attempt.task.workflow is None:
+            attempt.saved, attempt.saved_at = details, self._place.clock.monotonic()
         converter = self._place.converter
         try:
             sealed = envelope.task_body(body, converter)
@@ -130,7 +121,9 @@ class Keeper:
             if error is not None:
                 self._under_way.discard(key_of(task))
                 # Details that were not kept are tried again, no sooner than others would be.
-                attempt.leasing, attempt.saved = False, saved_before
+                attempt.leasing = False
+                if attempt.task.workflow is None:
+                    attempt.saved = saved_before
                 log.warning("lease of %s not made: %s", task.activity_id, error)
 
         deadline = self._place.clock.monotonic() + SEND_WITHIN_S

@@ -14,11 +14,18 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tq_broker.clock import epoch_ms
-from tq_broker.exceptions import PayloadTooLarge, TargetGone, TqBrokerError, Unavailable
+from tq_broker.exceptions import (
+    PayloadTooLarge,
+    RetryState,
+    TargetGone,
+    TqBrokerError,
+    Unavailable,
+)
 from tq_broker.model import envelope, failure
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
 from tq_broker.queues.dispatcher import Dispatcher
 from tq_broker.queues.sender import Done, NoRoute
@@ -47,6 +54,7 @@ class Reporter:
         self._sender = dispatcher.sender
         self._names = names
         self._place = place
+        self._shards = {str(queue): queue for queue in map(names.history, range(SHARDS))}
         self._closed = False
 
     def close(self) -> None:
@@ -83,7 +91,14 @@ class Reporter:
                     retry.delay_ms,
                 )  # fmt: skip
                 self._retry(retry, started_ms, done)
-            case Final(status, told, state):
+            case Final(status, told, None):
+                log.info(
+                    "attempt %d of %s %s failed (%s); its workflow is told",
+                    task.attempt, task.activity_type, task.activity_id, told.message,
+                )  # fmt: skip
+                outcome = self._outcome(task, status, started_ms, failure=told)
+                self._tell(task, outcome, done, heartbeat)
+            case Final(status, told, RetryState() as state):
                 benign = failed.category == 1
                 log.log(
                     logging.DEBUG if benign else logging.WARNING,
@@ -126,13 +141,22 @@ class Reporter:
 
         self._insist(send, done, refused)
 
-    def notice(self, task: ActivityTask, status: Status, result: bytes, done: Then) -> None:
+    def notice(
+        self,
+        task: ActivityTask,
+        status: Status,
+        done: Then,
+        *,
+        result: bytes = b"null",
+        started_ms: int = 0,
+        heartbeat: Sequence[msgspec.Raw] | None = None,
+    ) -> None:
         """Tell the caller something that is not the end."""
         if task.reply_to is None:
             done()
             return
-        outcome = self._outcome(task, status, 0, result=result)
-        self._send_outcome(task.reply_to, outcome, done)
+        outcome = self._outcome(task, status, started_ms, result=result)
+        self._send_outcome(task.reply_to, outcome, done, heartbeat)
 
     def _outcome(
         self,
@@ -160,7 +184,13 @@ class Reporter:
             finished_ms=epoch_ms(place.clock),
         )
 
-    def _tell(self, task: ActivityTask, outcome: ActivityOutcome, done: Then) -> None:
+    def _tell(
+        self,
+        task: ActivityTask,
+        outcome: ActivityOutcome,
+        done: Then,
+        heartbeat: Sequence[msgspec.Raw] | None = None,
+    ) -> None:
         """Send ``outcome`` to whoever waits for it; who has left loses only its own answer."""
         listeners = [] if task.reply_to is None else [task.reply_to]
         if task.id_retention_ms:
@@ -178,13 +208,18 @@ class Reporter:
                 done()
 
         for listener in listeners:
-            self._send_outcome(listener, outcome, one_done)
+            self._send_outcome(listener, outcome, one_done, heartbeat)
 
-    def _send_outcome(self, listener: str, outcome: ActivityOutcome, done: Then) -> None:
-        try:
-            message = envelope.outcome_message(outcome, self._place.converter)
-        except PayloadTooLarge as error:
-            message = self._instead(outcome, error)
+    def _send_outcome(
+        self,
+        listener: str,
+        outcome: ActivityOutcome,
+        done: Then,
+        heartbeat: Sequence[msgspec.Raw] | None = None,
+    ) -> None:
+        shard = self._shards.get(listener)
+        needs = () if shard is None else (shard,)
+        message = self._message(outcome, heartbeat, for_history=shard is not None)
         publication = Publication(self._names.exchange(Exchange.REPLIES), listener, message)
 
         def refused(error: TqBrokerError) -> None:
@@ -197,17 +232,32 @@ class Reporter:
             self._send_outcome(listener, instead, done)
 
         self._insist(
-            lambda ended: self._sender.send(publication, (), self._deadline(), ended),
+            lambda ended: self._sender.send(publication, needs, self._deadline(), ended),
             done,
             refused,
         )
 
-    def _instead(self, outcome: ActivityOutcome, error: PayloadTooLarge) -> Message:
-        failed = failure.application(str(error), "PayloadTooLarge", non_retryable=True)
-        smaller = msgspec.structs.replace(
-            outcome, status=Status.FAILED, result=b"null", failure=failed
-        )
-        return envelope.outcome_message(smaller, self._place.converter)
+    def _message(
+        self,
+        outcome: ActivityOutcome,
+        heartbeat: Sequence[msgspec.Raw] | None,
+        *,
+        for_history: bool,
+    ) -> Message:
+        converter = self._place.converter
+        try:
+            if for_history:
+                return envelope.report_message(outcome, heartbeat, converter)
+            return envelope.outcome_message(outcome, converter)
+        except PayloadTooLarge as error:
+            if heartbeat is not None:
+                log.warning("heartbeat details of %s not told: %s", outcome.activity_id, error)
+                return self._message(outcome, None, for_history=for_history)
+            failed = failure.application(str(error), "PayloadTooLarge", non_retryable=True)
+            smaller = msgspec.structs.replace(
+                outcome, status=Status.FAILED, result=b"null", failure=failed
+            )
+            return self._message(smaller, None, for_history=for_history)
 
     # --- not run --------------------------------------------------------------------------------
 

@@ -26,7 +26,9 @@ from tq_broker.worker.executors import AsyncExecutor, Executor, ThreadExecutor
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.housekeeper import Housekeeper
+from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.keeper import Keeper
+from tq_broker.worker.notices import Notices
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Poller
 from tq_broker.worker.processes import ProcessExecutor, check_runnable
@@ -34,6 +36,7 @@ from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Rerouter
 from tq_broker.worker.table import Table
+from tq_broker.worker.throttle import Throttle
 from tq_broker.worker.wills import Wills
 
 if TYPE_CHECKING:
@@ -106,12 +109,20 @@ class Worker:
         connection = self._connection
         broker, sender, names = connection.broker, connection.sender, connection.names
         slots = options.max_concurrent_activities
+        throttle = Throttle(
+            options.default_heartbeat_throttle_interval, options.max_heartbeat_throttle_interval
+        )
         self._reporter = Reporter(connection.dispatcher, names, place)
         self._handler = handler = Handler(
             self._registry, table, self._reporter, sender, place, slots
         )
         self._poller = Poller(broker, sender, slots, handler.on_deliveries)
-        self._keeper = handler.keeper = Keeper(broker, sender, names, place, table, options)
+        lease_after_s = options.lease_after.total_seconds()
+        self._keeper = handler.keeper = Keeper(
+            broker, sender, names, place, table, throttle, lease_after_s
+        )
+        self._notices = handler.notices = Notices(self._reporter, place, throttle)
+        self._inquiries = handler.inquiries = Inquiries(sender, place)
         self._settings = handler.settings = SettingsLog(broker, names, self._clock, self._on_record)
         self._executors = handler.executors = self._make_executors(slots)
         self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
@@ -310,7 +321,7 @@ class Worker:
         self._place.shutdown.set()
         if not cold:
             self._idle_within(options.graceful_shutdown_timeout.total_seconds())
-        if self._table.running():
+        if handler.busy:
             handler.interrupt_all()
             self._idle_within(options.cancel_grace.total_seconds())
         handler.leave_behind()
@@ -320,7 +331,7 @@ class Worker:
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
 
     def _idle_within(self, seconds: float) -> None:
-        self._until(lambda: not self._table.running(), seconds)
+        self._until(lambda: not self._handler.busy, seconds)
 
     def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         deadline = self._clock.monotonic() + seconds
@@ -347,6 +358,7 @@ class Worker:
         if self._housekeeper is not None:
             self._housekeeper.stop()
         self._desk.close(self._clock.monotonic() + REPORT_WITHIN_S)
+        self._inquiries.close()
         self._wills.close()
         self._rerouter.close()
         self._settings.stop()
@@ -442,6 +454,7 @@ class Worker:
             self._handler.time_out(attempt, timeout)
         self._handler.give_back_waiting()
         self._keeper.tick(attempts, now)
+        self._notices.tick(attempts, now)
         self._poller.adjust(self._table.occupied())
 
 
