@@ -1,12 +1,58 @@
-"""Activities of a run."""
+"""Activities of a run: scheduled, tried, tried again, ended.
+
+::
+
+    scheduled ──> out ── notice or claim ──> started
+                  ^ │                           │
+     backoff over │ └── attempt failed ── waits <┘        any ──> ended (once)
+
+An attempt is named by the id of its scheduled event and its number. The worker measures the timeouts
+of an attempt that it runs, and reports each failed attempt; the retry policy is asked here. What
+bounds more than one attempt (schedule-to-close), or an attempt that nobody has (schedule-to-start),
+is measured here. For attempts that were reported as started there is a backstop, should the worker
+and the broker's word about it both be lost.
+"""
 
 from __future__ import annotations
 
-from tq_broker.history.effects import DispatchActivity
-from tq_broker.history.state import Execution
-from tq_broker.model.events import ActivityTaskScheduled
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from tq_broker import retry
+from tq_broker.exceptions import RetryState, TimeoutType
+from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
+from tq_broker.history.state import Activity, Execution
+from tq_broker.history.turn import JUST_BEFORE, Turn
+from tq_broker.model import payload
+from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
+from tq_broker.model.events import (
+    NO_ARGS,
+    ActivityTaskCanceled,
+    ActivityTaskCancelRequested,
+    ActivityTaskCompleted,
+    ActivityTaskFailed,
+    ActivityTaskScheduled,
+    ActivityTaskStarted,
+    ActivityTaskTimedOut,
+)
+from tq_broker.model.failure import Failure, FailureKind, timed_out
 from tq_broker.model.payload import Payload
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.requests import Outcome
+from tq_broker.model.tasks import (
+    DEFAULT_RETRY_POLICY,
+    ActivityOutcome,
+    ActivityTask,
+    Status,
+    WorkflowOrigin,
+    load_route,
+    retry_policy,
+)
+from tq_broker.model.workflow_tasks import ClaimStart, StartGranted
+
+BACKSTOP_MS = 2_000
+"""So much later than the worker would do it, an attempt is timed out here."""
 
 
 def wire_id(run_id: str, scheduled_event_id: int) -> str:
@@ -14,9 +60,343 @@ def wire_id(run_id: str, scheduled_event_id: int) -> str:
     return f"{run_id}/{scheduled_event_id}"
 
 
+# --- from the workflow ------------------------------------------------------------------------------
+
+
+def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> None:
+    """Carry out a command that was checked."""
+    event_id = turn.write(
+        ActivityTaskScheduled,
+        workflow_task_completed_event_id=completed_event_id,
+        **msgspec.structs.asdict(command),
+    )
+    start_to_close_ms, heartbeat_ms = _attempt_bounds(command)
+    activity = Activity(
+        activity_id=command.activity_id,
+        activity_type=command.activity_type,
+        task_queue=command.task_queue,
+        scheduled_ms=turn.now_ms,
+        schedule_to_close_ms=command.schedule_to_close_ms,
+        schedule_to_start_ms=command.schedule_to_start_ms,
+        start_to_close_ms=start_to_close_ms,
+        heartbeat_ms=heartbeat_ms,
+        retry_policy=command.retry_policy,
+    )
+    turn.run.activities[event_id] = activity
+    _dispatch(turn, event_id, activity)
+
+
+def _attempt_bounds(of: ScheduleActivity | ActivityTaskScheduled) -> tuple[int, int]:
+    """Start-to-close and heartbeat timeout, with Temporal's rules for what is not set."""
+    close = of.schedule_to_close_ms
+    start_to_close = min(of.start_to_close_ms or close, close or of.start_to_close_ms)
+    return start_to_close, min(of.heartbeat_ms, start_to_close)
+
+
+def request_cancel(turn: Turn, command: RequestCancelActivity, completed_event_id: int) -> None:
+    """Carry out a command that was checked."""
+    event_id = command.scheduled_event_id
+    cancel_event_id = turn.write(
+        ActivityTaskCancelRequested,
+        scheduled_event_id=event_id,
+        workflow_task_completed_event_id=completed_event_id,
+    )
+    activity = turn.run.activities.get(event_id)
+    if activity is None:
+        return  # its end is known already, but not yet to the workflow
+    activity.cancel_event_id = cancel_event_id
+    abandon(turn, event_id, activity)
+    if activity.waits or not command.wait:
+        _end(turn, event_id, activity, ActivityTaskCanceled)
+
+
+def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
+    """Tell the worker that has the activity, or will get it, that it is not wanted."""
+    if not activity.waits:
+        turn.effects.append(CancelActivity(wire_id(turn.run.run_id, event_id)))
+
+
+# --- attempts ---------------------------------------------------------------------------------------
+
+
+def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
+    activity.waits = False
+    activity.attempt_ms = turn.now_ms
+    last = turn.events[-1] if turn.events else None
+    turn.effects.append(
+        DispatchActivity(
+            scheduled_event_id=event_id,
+            attempt=activity.attempt,
+            attempt_scheduled_ms=turn.now_ms,
+            scheduled=last if isinstance(last, ActivityTaskScheduled) else None,
+            heartbeat=activity.heartbeat,
+        )
+    )
+    turn.changed = True
+    _watch(activity)
+
+
 def task(
     run: Execution, scheduled: ActivityTaskScheduled, effect: DispatchActivity
-) -> tuple[ActivityTask, Payload | None]:
-    """The task to publish (``reply_to`` is the caller's to fill in), and the heartbeat details that
-    go into the ``tq-heartbeat`` header because codecs hide them."""
-    raise NotImplementedError
+) -> ActivityTask:
+    """The task to publish; ``reply_to`` is the caller's to fill in."""
+    codecs, body = payload.split(scheduled.input)
+    heartbeat = effect.heartbeat
+    if heartbeat is not None and not codecs and not payload.split(heartbeat)[0]:
+        # What a person could read in a task body stays there.
+        body, heartbeat = body[:-1] + b',"heartbeat":' + heartbeat + b"}", b""
+    start_to_close_ms, heartbeat_ms = _attempt_bounds(scheduled)
+    policy = scheduled.retry_policy
+    return ActivityTask(
+        activity_id=wire_id(run.run_id, scheduled.event_id),
+        activity_type=scheduled.activity_type,
+        task_queue=scheduled.task_queue,
+        body=body,
+        codecs=codecs,
+        attempt=effect.attempt,
+        scheduled_ms=scheduled.time_ms,
+        attempt_scheduled_ms=effect.attempt_scheduled_ms,
+        start_to_close_ms=start_to_close_ms,
+        schedule_to_start_ms=scheduled.schedule_to_start_ms,
+        schedule_to_close_ms=scheduled.schedule_to_close_ms,
+        heartbeat_ms=heartbeat_ms,
+        retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
+        route=None if scheduled.route is None else load_route(scheduled.route),
+        priority=scheduled.priority,
+        heartbeat_details=heartbeat or b"",
+        workflow=WorkflowOrigin(
+            workflow_id=run.workflow_id,
+            run_id=run.run_id,
+            workflow_type=run.started.workflow_type,
+            activity_id=scheduled.activity_id,
+            scheduled_event_id=scheduled.event_id,
+            claim=policy is not None and policy.attempts == 1,
+        ),
+    )
+
+
+def claim(turn: Turn, message: ClaimStart, sender: ReplyTo | None) -> None:
+    """Answer whether an attempt may run: to one request yes, to all others no."""
+    activity = turn.run.activities.get(message.scheduled_event_id)
+    why = _unclaimable(activity, message)
+    turn.reply(sender, StartGranted(granted=not why, why=why))
+    if activity is None or why or activity.claim:
+        return
+    activity.claim = message.request_id
+    activity.identity, activity.host = message.identity, message.host
+    activity.worker_id = message.worker_id
+    _begun(turn, activity, turn.now_ms)
+
+
+def _unclaimable(activity: Activity | None, message: ClaimStart) -> str:
+    if activity is None:
+        return "the activity is not pending"
+    if activity.waits or activity.attempt != message.attempt:
+        return f"attempt {activity.attempt} is the current one"
+    if activity.cancel_event_id:
+        return "the activity is cancelled"
+    if activity.claim not in ("", message.request_id):
+        return "the attempt was started before"
+    return ""
+
+
+def _begun(turn: Turn, activity: Activity, started_ms: int) -> None:
+    turn.changed = True
+    activity.heard_ms = turn.now_ms
+    if not activity.since_ms:
+        activity.since_ms = turn.now_ms
+        activity.started_ms = started_ms
+    _watch(activity)
+
+
+# --- from workers -----------------------------------------------------------------------------------
+
+
+def told(turn: Turn, message: Outcome) -> None:
+    """Take in an outcome of an attempt, or a notice about it."""
+    activity = turn.run.activities.get(message.scheduled_event_id)
+    outcome = message.outcome
+    if activity is None or not _counts(activity, outcome):
+        return
+    if message.heartbeat is not None:
+        activity.heartbeat = message.heartbeat
+    activity.identity, activity.host = outcome.identity, outcome.host
+    activity.worker_id = outcome.worker_id
+    _TOLD[outcome.status](turn, message, activity)
+
+
+def _counts(activity: Activity, outcome: ActivityOutcome) -> bool:
+    if outcome.status not in _TOLD:
+        return False
+    if outcome.attempt == activity.attempt:
+        return not activity.waits
+    # An attempt that was given up as lost may have gone on: its result is welcome for as long as
+    # the next attempt has not begun.
+    is_late = activity.waits and outcome.attempt == activity.attempt - 1
+    return is_late and outcome.status is Status.COMPLETED
+
+
+def _noticed(turn: Turn, message: Outcome, activity: Activity) -> None:
+    _begun(turn, activity, message.outcome.started_ms or turn.now_ms)
+
+
+def _completed(turn: Turn, message: Outcome, activity: Activity) -> None:
+    activity.attempt = message.outcome.attempt
+    _end(turn, message.scheduled_event_id, activity, ActivityTaskCompleted, message.outcome,
+         result=message.body)  # fmt: skip
+
+
+def _canceled(turn: Turn, message: Outcome, activity: Activity) -> None:
+    failure = message.outcome.failure
+    details = msgspec.json.encode(failure.details) if failure is not None else NO_ARGS
+    _end(turn, message.scheduled_event_id, activity, ActivityTaskCanceled, message.outcome,
+         details=details)  # fmt: skip
+
+
+def _failed(turn: Turn, message: Outcome, activity: Activity) -> None:
+    failure = message.outcome.failure
+    if failure is None:
+        failure = Failure(kind=FailureKind.APPLICATION, message="the worker did not say why")
+    after_failure(turn, message.scheduled_event_id, activity, failure, message.outcome)
+
+
+_TOLD: dict[Status, Any] = {
+    Status.STARTED: _noticed,
+    Status.HEARTBEAT: _noticed,
+    Status.COMPLETED: _completed,
+    Status.CANCELED: _canceled,
+    Status.FAILED: _failed,
+    Status.TIMED_OUT: _failed,
+}
+
+
+def after_failure(
+    turn: Turn,
+    event_id: int,
+    activity: Activity,
+    failure: Failure,
+    outcome: ActivityOutcome | None = None,
+) -> None:
+    """An attempt has failed: try again, or end."""
+    failed = failure.attempt(activity.attempt)
+    if activity.cancel_event_id:
+        failed = retry.FailedAttempt(attempt=activity.attempt, cancelled=True)
+    policy = activity.retry_policy
+    decision = retry.decide(
+        DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
+        failed,
+        _left(activity, turn.now_ms),
+    )
+    if isinstance(decision, retry.GiveUp):
+        kind: Any = ActivityTaskFailed
+        if failure.kind is FailureKind.TIMEOUT:
+            kind = ActivityTaskTimedOut
+        _end(turn, event_id, activity, kind, outcome, failure=failure,
+             retry_state=int(decision.state))  # fmt: skip
+        return
+    activity.attempt += 1
+    activity.attempt_ms = turn.now_ms + round(decision.delay / timedelta(milliseconds=1))
+    activity.waits = True
+    activity.started_ms = activity.since_ms = activity.heard_ms = 0
+    activity.claim = ""
+    activity.last_failure = failure
+    turn.changed = True
+    _watch(activity)
+
+
+def _left(activity: Activity, now_ms: int) -> timedelta | None:
+    if not activity.schedule_to_close_ms:
+        return None
+    end_ms = activity.scheduled_ms + activity.schedule_to_close_ms
+    return timedelta(milliseconds=end_ms - now_ms)
+
+
+def _end(
+    turn: Turn,
+    event_id: int,
+    activity: Activity,
+    kind: Any,
+    outcome: ActivityOutcome | None = None,
+    **fields: Any,
+) -> None:
+    """Write down how the activity ended; with its start, if it had one."""
+    del turn.run.activities[event_id]
+    started_ms = (outcome.started_ms if outcome is not None else 0) or activity.started_ms
+    if outcome is not None or started_ms:
+        turn.learn(
+            ActivityTaskStarted,
+            time_ms=started_ms or turn.now_ms,
+            scheduled_event_id=event_id,
+            identity=activity.identity,
+            host=activity.host,
+            worker_id=activity.worker_id,
+            attempt=activity.attempt,
+            last_failure=activity.last_failure,
+        )
+        fields["started_event_id"] = JUST_BEFORE
+    else:
+        fields["started_event_id"] = 0
+    if kind is not ActivityTaskTimedOut:
+        fields["identity"] = activity.identity
+    turn.learn(kind, scheduled_event_id=event_id, **fields)
+
+
+# --- time -------------------------------------------------------------------------------------------
+
+
+def _watch(activity: Activity) -> None:
+    activity.next_ms = min((at for at, _ in _deadlines(activity)), default=0)
+
+
+def _deadlines(activity: Activity) -> list[tuple[int, TimeoutType | None]]:
+    """When something is due, and which timeout it is; ``None`` is the next attempt."""
+    found: list[tuple[int, TimeoutType | None]] = []
+    if activity.schedule_to_close_ms:
+        end_ms = activity.scheduled_ms + activity.schedule_to_close_ms
+        found.append((end_ms, TimeoutType.SCHEDULE_TO_CLOSE))
+    if activity.waits:
+        found.append((activity.attempt_ms, None))
+    elif not activity.since_ms:
+        if activity.schedule_to_start_ms:
+            end_ms = activity.attempt_ms + activity.schedule_to_start_ms
+            found.append((end_ms, TimeoutType.SCHEDULE_TO_START))
+    else:
+        if activity.start_to_close_ms:
+            end_ms = activity.since_ms + activity.start_to_close_ms + BACKSTOP_MS
+            found.append((end_ms, TimeoutType.START_TO_CLOSE))
+        if activity.heartbeat_ms:
+            end_ms = activity.heard_ms + activity.heartbeat_ms + BACKSTOP_MS
+            found.append((end_ms, TimeoutType.HEARTBEAT))
+    return found
+
+
+def tick(turn: Turn) -> None:
+    """Do what is due."""
+    due = [
+        (event_id, activity)
+        for event_id, activity in turn.run.activities.items()
+        if activity.next_ms and activity.next_ms <= turn.now_ms
+    ]
+    for event_id, activity in due:
+        _, timeout = min(_deadlines(activity), key=lambda deadline: deadline[0])
+        if timeout is None:
+            _dispatch(turn, event_id, activity)
+        else:
+            _timed_out(turn, event_id, activity, timeout)
+
+
+def _timed_out(turn: Turn, event_id: int, activity: Activity, timeout: TimeoutType) -> None:
+    failure = msgspec.structs.replace(
+        timed_out(timeout, _details(activity.heartbeat)), cause=activity.last_failure
+    )
+    if timeout in (TimeoutType.SCHEDULE_TO_START, TimeoutType.SCHEDULE_TO_CLOSE):
+        abandon(turn, event_id, activity)
+    after_failure(turn, event_id, activity, failure)
+
+
+def _details(heartbeat: Payload | None) -> list[Any]:
+    """Heartbeat details, as far as they may be read here."""
+    if heartbeat is None or payload.split(heartbeat)[0]:
+        return []
+    details = msgspec.json.decode(heartbeat)
+    return details if isinstance(details, list) else [details]

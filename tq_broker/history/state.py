@@ -32,9 +32,11 @@ class Task(Noun):
 
     Attributes:
         attempt: 1 and up; failed attempts count, attempts lost by a sticky worker do not.
-        written: Its WorkflowTaskScheduled is in the history. Retries are not, until they succeed.
+        scheduled_event_id: While it waits, what the next event's id was when it began to wait.
+        written: Its WorkflowTaskScheduled is in the history. Retries that know nothing new are
+            not written before they succeed.
         sticky: The worker on whose sticky queue it is, or "".
-        dispatch_ms: It is published then; 0: it has been.
+        dispatch_ms: It waits until then (a backoff, or the delay of the first one); 0: it is out.
         deadline_ms: It times out then; 0: it does not (nobody has said that it has started).
         history_bytes: Size of the history when it was scheduled.
     """
@@ -50,7 +52,6 @@ class Task(Noun):
     history_bytes: int = 0
     last_failure: Failure | None = None
     last_cause: str = ""
-    failed_identity: str = ""
 
 
 class Activity(Noun):
@@ -60,7 +61,7 @@ class Activity(Noun):
         attempt_ms: When this attempt was put on its queue, or will be.
         waits: This attempt waits for its ``attempt_ms``.
         started_ms: The worker's word that it runs; 0: not heard of.
-        heard_ms: When it was last heard of, by this side's clock.
+        since_ms: When we learned that it runs, and ``heard_ms`` when we last heard of it.
         cancel_event_id: Of the ActivityTaskCancelRequested; 0: it is wanted.
         claim: Which request was granted the start of this attempt.
         next_ms: Its next deadline; 0: none.
@@ -79,6 +80,7 @@ class Activity(Noun):
     attempt_ms: int = 0
     waits: bool = False
     started_ms: int = 0
+    since_ms: int = 0
     heard_ms: int = 0
     heartbeat: Payload | None = None
     last_failure: Failure | None = None
@@ -156,10 +158,9 @@ class Execution(Noun):
     Attributes:
         started: The first event; its input only where another run may need it.
         memo: The current one.
-        delayed: The first workflow task waits for its time (a delay or a schedule).
         sticky_worker: Has the run in its cache; "" for none.
         seen_event_id: The last event that the sticky worker has seen.
-        buffered: Events that came during a workflow task. They have no number yet (0).
+        buffered: Events that came while a workflow task was out. They have no number yet (0).
         completed: Ids of updates that are completed, with the ids of those events.
         signals: How many have come.
         closed: The answer to all who ask for the result.
@@ -172,7 +173,6 @@ class Execution(Noun):
     history_bytes: int = 0
     memo: dict[str, Payload] = {}
     run_deadline_ms: int = 0
-    delayed: bool = False
     task: Task | None = None
     sticky_worker: str = ""
     sticky_timeout_ms: int = 0
@@ -199,6 +199,11 @@ class Execution(Noun):
     @property
     def run_id(self) -> str:
         return self.started.run_id
+
+    @property
+    def is_out(self) -> bool:
+        """A workflow task is with a worker, or on its way: what comes now is not seen by it."""
+        return self.task is not None and not self.task.dispatch_ms
 
     @property
     def is_open(self) -> bool:
@@ -236,9 +241,15 @@ class Execution(Noun):
         """What a worker must see after the stored events: the scheduling of an attempt that has
         no event of its own, under the id that it will have."""
         task = self.task
-        if task is None or task.written:
+        if task is None or task.written or task.dispatch_ms:
             return []
         return [scheduled_event(self, task)]
+
+    def memory(self) -> Live:
+        """What is not stored."""
+        if self.live is None:
+            self.live = Live()
+        return self.live
 
     def dump(self) -> bytes:
         """The state as it is stored."""

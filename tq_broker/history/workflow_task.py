@@ -1,0 +1,365 @@
+"""The workflow task of a run: scheduled, out, completed, failed or timed out; at most one at a time.
+
+::
+
+    (none) ── something new ──> out ── completed ──> (none)
+                                 │ ^
+      failed, timed out, given   │ │ the backoff is over, or there is none
+      back by a sticky queue     v │
+                               waits
+
+It counts as in flight from the moment it is published: nobody tells us when a worker takes it up,
+unless it takes long. The first attempt and every attempt that knows something new has its
+WorkflowTaskScheduled in the history before it is published. Other attempts are written down only
+when they succeed; a workflow that fails for days does not fill its history.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tq_broker.history.effects import DispatchQuery, DispatchWorkflowTask
+from tq_broker.history.state import Execution, Task, scheduled_event
+from tq_broker.history.step import Step
+from tq_broker.history.turn import Turn
+from tq_broker.model import events
+from tq_broker.model.failure import Failure
+from tq_broker.model.requests import shard_of
+from tq_broker.model.workflow_tasks import (
+    Answer,
+    QueryRequest,
+    RunKey,
+    StickyEvicted,
+    StickyGone,
+    TaskFailedCause,
+    UpdateRequest,
+    WorkflowTask,
+    WorkflowTaskFailed,
+    WorkflowTaskProgress,
+)
+
+BACKOFF_FIRST_MS = 1_000
+BACKOFF_MAX_MS = 600_000
+
+SUGGEST_EVENTS = 4_096
+SUGGEST_BYTES = 4 * 1024 * 1024
+"""From here on a workflow is told to continue as new."""
+
+BUFFERED_MAX = 256
+"""So many events may be held back before the task is given out anew with them. Held-back events are
+stored with each change of the state, so their number must have a bound. It doubles with each
+attempt, or a busy run would never complete a task."""
+_DOUBLINGS_MAX = 5
+
+START_TO_CLOSE, SCHEDULE_TO_START = 1, 2
+
+
+# --- begin ------------------------------------------------------------------------------------------
+
+
+def schedule(turn: Turn) -> None:
+    """Begin a task at once, because there is something new."""
+    run = turn.run
+    run.task = Task(scheduled_event_id=run.next_event_id, scheduled_ms=turn.now_ms)
+    launch(turn)
+
+
+def delay(turn: Turn, delay_ms: int) -> None:
+    """The first task of a run waits for its time."""
+    turn.run.task = Task(
+        scheduled_event_id=turn.run.next_event_id,
+        scheduled_ms=turn.now_ms,
+        written=False,
+        dispatch_ms=turn.now_ms + delay_ms,
+    )
+
+
+def launch(turn: Turn) -> None:
+    """Publish the task that waits."""
+    run = turn.run
+    task = run.task
+    assert task is not None
+    knows_more = run.next_event_id != task.scheduled_event_id
+    task.scheduled_event_id = run.next_event_id
+    task.scheduled_ms = turn.now_ms
+    task.dispatch_ms = 0
+    task.started_ms = 0
+    task.sticky = run.sticky_worker
+    task.deadline_ms = turn.now_ms + run.sticky_timeout_ms if task.sticky else 0
+    task.written = task.attempt == 1 or knows_more
+    if task.written:
+        turn.append(scheduled_event(run, task))
+    turn.changed = turn.publishes = True
+    turn.wants_task = False
+
+
+def hurry(turn: Turn) -> None:
+    """Do not wait any longer for the time of the first task."""
+    task = turn.run.task
+    if task is not None and task.dispatch_ms and task.attempt == 1:
+        launch(turn)
+
+
+# --- the end of a turn ------------------------------------------------------------------------------
+
+
+def finish(turn: Turn) -> Step:
+    """Schedule a task if one is wanted, and give out what has to be published."""
+    run = turn.run
+    if turn.wants_task and run.is_open:
+        if run.task is None:
+            schedule(turn)
+        elif _may_hurry(run):
+            hurry(turn)
+    data = turn.seal()
+    if turn.publishes and run.task is not None:
+        run.task.history_bytes = run.history_bytes
+        turn.effects.append(DispatchWorkflowTask(_message(run, run.task, turn.now_ms)))
+    elif not run.is_out:
+        queries = _waiting(run, turn.now_ms)
+        if queries:
+            turn.effects.append(query_task(run, queries))
+    return turn.step(data)
+
+
+def _may_hurry(run: Execution) -> bool:
+    # What was started to run later (by cron, a retry, a continuation) does so. A start delay ends
+    # with the first thing that comes, as in Temporal.
+    return run.started.initiator in ("start", "child") and not run.started.cron_schedule
+
+
+def _message(run: Execution, task: Task, now_ms: int) -> WorkflowTask:
+    return WorkflowTask(
+        run=RunKey(run.workflow_id, run.run_id),
+        workflow_type=run.started.workflow_type,
+        task_queue=run.started.task_queue,
+        shard=shard_of(run.workflow_id),
+        scheduled_event_id=task.scheduled_event_id,
+        attempt=task.attempt,
+        first_event_id=run.seen_event_id + 1 if task.sticky else 1,
+        last_event_id=task.scheduled_event_id,
+        scheduled_ms=task.scheduled_ms,
+        task_timeout_ms=run.started.task_timeout_ms,
+        history_bytes=task.history_bytes,
+        continue_as_new_suggested=_suggested(task),
+        sticky=task.sticky,
+        updates=_admitted(run),
+        queries=_waiting(run, now_ms),
+    )
+
+
+def _suggested(task: Task) -> bool:
+    return task.scheduled_event_id >= SUGGEST_EVENTS or task.history_bytes >= SUGGEST_BYTES
+
+
+def _admitted(run: Execution) -> list[UpdateRequest]:
+    found = []
+    for update in run.updates.values():
+        if update.request is not None:
+            update.sent = True
+            found.append(update.request)
+    return found
+
+
+def _waiting(run: Execution, now_ms: int) -> list[QueryRequest]:
+    if run.live is None or not run.live.queries:
+        return []
+    waiting, run.live.queries = run.live.queries, []
+    return [query for query in waiting if not query.deadline_ms or query.deadline_ms > now_ms]
+
+
+def query_task(run: Execution, queries: list[QueryRequest]) -> DispatchQuery:
+    """A task with nothing but ``queries``."""
+    last = run.history_length
+    return DispatchQuery(
+        WorkflowTask(
+            run=RunKey(run.workflow_id, run.run_id),
+            workflow_type=run.started.workflow_type,
+            task_queue=run.started.task_queue,
+            shard=shard_of(run.workflow_id),
+            scheduled_event_id=0,
+            first_event_id=last + 1 if run.sticky_worker else 1,
+            last_event_id=last,
+            history_bytes=run.history_bytes,
+            sticky=run.sticky_worker,
+            queries=queries,
+        )
+    )
+
+
+# --- the end of a task ------------------------------------------------------------------------------
+
+
+def answered(run: Execution, answer: Answer) -> Task | None:
+    """The task that ``answer`` is about; ``None`` if that one is over."""
+    task = run.task
+    if (
+        task is None
+        or task.dispatch_ms
+        or task.scheduled_event_id != answer.scheduled_event_id
+        or task.attempt != answer.attempt
+    ):
+        return None
+    return task
+
+
+def complete(turn: Turn, task: Task, answer: Answer, started_ms: int) -> int:
+    """Write down that the task was completed; returns the id of that event. The task stays in the
+    state until the events of its commands are written."""
+    if not task.written:
+        turn.append(scheduled_event(turn.run, task))
+    started_event_id = _started(turn, task, answer.identity, started_ms)
+    return turn.write(
+        events.WorkflowTaskCompleted,
+        scheduled_event_id=task.scheduled_event_id,
+        started_event_id=started_event_id,
+        identity=answer.identity,
+        worker_id=answer.worker_id,
+    )
+
+
+def _started(turn: Turn, task: Task, identity: str, started_ms: int) -> int:
+    return turn.write(
+        events.WorkflowTaskStarted,
+        time_ms=started_ms or task.started_ms or turn.now_ms,
+        scheduled_event_id=task.scheduled_event_id,
+        identity=identity,
+        history_events=task.scheduled_event_id,
+        history_bytes=task.history_bytes,
+        continue_as_new_suggested=_suggested(task),
+    )
+
+
+def failed(turn: Turn, answer: WorkflowTaskFailed) -> None:
+    """A worker could not complete the task."""
+    task = answered(turn.run, answer)
+    if task is not None:
+        fail(turn, answer, answer.cause, answer.failure, answer.started_ms)
+
+
+def fail(
+    turn: Turn, answer: Answer, cause: str, failure: Failure | None, started_ms: int = 0
+) -> None:
+    """The attempt that ``answer`` is about has failed; there will be another."""
+    task = turn.run.task
+    assert task is not None
+    if task.written:
+        started_event_id = _started(turn, task, answer.identity, started_ms)
+        turn.write(
+            events.WorkflowTaskFailed,
+            scheduled_event_id=task.scheduled_event_id,
+            started_event_id=started_event_id,
+            cause=cause,
+            failure=failure,
+            identity=answer.identity,
+        )
+    # Where something new is the reason, waiting would not help.
+    at_once = cause in (TaskFailedCause.UNHANDLED_COMMAND, TaskFailedCause.TOO_MANY_EVENTS)
+    pause_ms = min(BACKOFF_FIRST_MS << min(task.attempt - 1, 20), BACKOFF_MAX_MS)
+    again = msgspec.structs.replace(
+        task, attempt=task.attempt + 1, last_cause=cause, last_failure=failure
+    )
+    _again(turn, again, 0 if at_once else pause_ms)
+
+
+def _again(turn: Turn, task: Task, pause_ms: int) -> None:
+    """Go on with ``task`` after ``pause_ms``, on the workflow task queue."""
+    run = turn.run
+    forget(run)
+    task.scheduled_event_id = run.next_event_id
+    task.deadline_ms = 0
+    task.dispatch_ms = turn.now_ms + pause_ms
+    run.task = task
+    turn.changed = True
+    turn.flush()
+    if not pause_ms:
+        launch(turn)
+
+
+def time_out(turn: Turn) -> None:
+    """The deadline of the task has passed: its worker is not heard of any more."""
+    run = turn.run
+    task = run.task
+    assert task is not None
+    is_sticky = bool(task.sticky) and not task.started_ms
+    started_event_id = 0
+    if task.written and not is_sticky:
+        started_event_id = _started(turn, task, "", task.started_ms)
+    if task.written:
+        turn.write(
+            events.WorkflowTaskTimedOut,
+            scheduled_event_id=task.scheduled_event_id,
+            started_event_id=started_event_id,
+            timeout_type=SCHEDULE_TO_START if is_sticky else START_TO_CLOSE,
+        )
+    # A worker that has left its queue says nothing about the workflow.
+    attempt = task.attempt if is_sticky else task.attempt + 1
+    _again(turn, msgspec.structs.replace(task, attempt=attempt), 0)
+
+
+def relieve(turn: Turn) -> None:
+    """Give the task out anew if too many events are held back because of it."""
+    run = turn.run
+    task = run.task
+    if task is None or len(run.buffered) < BUFFERED_MAX:
+        return
+    if len(run.buffered) < BUFFERED_MAX << min(task.attempt - 1, _DOUBLINGS_MAX):
+        return
+    nobody = Answer(
+        run=RunKey(run.workflow_id, run.run_id),
+        scheduled_event_id=task.scheduled_event_id,
+        attempt=task.attempt,
+    )
+    fail(turn, nobody, TaskFailedCause.TOO_MANY_EVENTS.value, None)
+
+
+def progress(turn: Turn, answer: WorkflowTaskProgress) -> None:
+    """The worker is still at it."""
+    task = answered(turn.run, answer)
+    if task is not None:
+        task.started_ms = answer.started_ms or turn.now_ms
+        task.deadline_ms = turn.now_ms + turn.run.started.task_timeout_ms
+        turn.changed = True
+
+
+# --- stickiness -------------------------------------------------------------------------------------
+
+
+def forget(run: Execution) -> None:
+    """No worker has the run in its cache any more."""
+    run.sticky_worker = ""
+    run.sticky_timeout_ms = 0
+
+
+def left(turn: Turn, message: StickyEvicted | StickyGone) -> None:
+    """A worker has the run no more. A task that is on its way there comes back by itself."""
+    if message.worker_id and message.worker_id == turn.run.sticky_worker:
+        forget(turn.run)
+        turn.changed = True
+
+
+def abandoned(turn: Turn, message: WorkflowTask) -> None:
+    """A sticky queue gave a task back: its worker did not take it in time, or is gone."""
+    run = turn.run
+    if message.sticky and message.sticky == run.sticky_worker:
+        forget(run)
+        turn.changed = True
+    task = run.task
+    if (
+        message.scheduled_event_id
+        and task is not None
+        and not task.dispatch_ms
+        and task.scheduled_event_id == message.scheduled_event_id
+        and task.attempt == message.attempt
+        and task.sticky
+    ):
+        task.sticky = ""
+        task.deadline_ms = 0
+        turn.changed = turn.publishes = True
+    for query in message.queries:
+        wait(run, query)
+
+
+def wait(run: Execution, query: QueryRequest) -> None:
+    """``query`` goes out at the end of this turn, or when the task that is out has ended."""
+    run.memory().queries.append(query)
