@@ -318,6 +318,34 @@ def test_on_a_stream_every_answer_only_returns_the_credit(here: Here, how: str) 
     assert not here.dropped
 
 
+def test_it_says_from_which_queues_messages_are_held(here: Here) -> None:
+    here.take(DeclareQueue("q"), DeclareQueue("idle"))
+    here.publish("q")
+    here.publish("idle")
+    assert here.vhost.held() == set()
+    taken = here.get("q")
+    assert taken is not None
+    assert here.vhost.held() == {"q"}
+    here.vhost.ack(here.connection, taken[0], here.now)
+    assert here.vhost.held() == set()
+    here.get("idle")
+    here.vhost.disconnect(here.connection, here.now)
+    assert here.vhost.held() == set()
+
+
+def test_it_says_when_the_next_message_expires_but_not_when_an_idle_queue_does(here: Here) -> None:
+    here.take(
+        DeclareQueue("slow", {"x-message-ttl": 9_000}),
+        DeclareQueue("quick", {"x-message-ttl": 4_000, "x-expires": 1_000_000}),
+        DeclareQueue("idle", {"x-expires": 1_000}),
+    )
+    assert here.vhost.message_due() is None
+    here.publish("slow")
+    here.publish("quick")
+    here.publish("idle")
+    assert here.vhost.message_due() == 4.0
+
+
 def test_consuming_what_is_not_there_is_not_found(here: Here) -> None:
     recipient = Recorder(here.connection, prefetch=1)
     with pytest.raises(NotFound):

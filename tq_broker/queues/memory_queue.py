@@ -364,15 +364,15 @@ class ReadyQueue(Queue):
         super().attach(consumer, arguments)
 
     def next_due(self) -> float | None:
-        due = self._idle_due()
-        if self.arguments.ttl_s is not None and self._ready:
-            for lane in self._lanes:
-                head = lane.head()
-                if head is None or head.expires_at is None:
-                    continue
-                if due is None or head.expires_at < due:
-                    due = head.expires_at
-        return due
+        dues = [due for due in (self._idle_due(), self.message_due()) if due is not None]
+        return min(dues, default=None)
+
+    def message_due(self) -> float | None:
+        """When the next message here expires; ``None`` if none will."""
+        if self.arguments.ttl_s is None or not self._ready:
+            return None
+        heads = [lane.head() for lane in self._lanes]
+        return min((head.expires_at for head in heads if head and head.expires_at), default=None)
 
     def _next_consumer(self) -> Consumer | None:
         consumers = self.consumers

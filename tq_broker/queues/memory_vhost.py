@@ -93,6 +93,7 @@ class Vhost:
         self.on_dropped: Callable[[Message, str, str], None] = lambda message, queue, why: None
         self.queues: dict[str, Queue] = {}
         self.exchanges: dict[str, MemoryExchange] = {}
+        self._connections: set[Connection] = set()
         self._routes: dict[tuple[str, str], tuple[Queue, ...]] = {}
         self._dirty: dict[Queue, None] = {}
         self._wakes: list[tuple[float, int, Queue]] = []
@@ -104,11 +105,14 @@ class Vhost:
 
     def connect(self) -> Connection:
         """A new connection."""
-        return Connection()
+        connection = Connection()
+        self._connections.add(connection)
+        return connection
 
     def disconnect(self, connection: Connection, now: float) -> None:
         """The connection is gone: its messages go back, its exclusive queues vanish."""
         connection.is_open = False
+        self._connections.discard(connection)
         for consumer in connection.consumers:
             if consumer.queue is not None:
                 consumer.queue.detach(consumer, now)
@@ -366,6 +370,14 @@ class Vhost:
         found.renew(now)
         return QueueStats(ready=found.ready, consumers=len(found.consumers))
 
+    def held(self) -> set[str]:
+        """The queues from which messages are held unacknowledged, by anybody."""
+        return {
+            queue.name
+            for connection in self._connections
+            for queue, _, _ in connection.unacked.values()
+        }
+
     def purge(self, queue: str, connection: Connection, now: float) -> int:
         """Drop what is ready in ``queue``; how many that was."""
         found = self._find(queue, connection)
@@ -472,6 +484,11 @@ class Vhost:
         if self._waiting and (due is None or self._waiting[0][0] < due):
             due = self._waiting[0][0]
         return due
+
+    def message_due(self) -> float | None:
+        """When the next message expires, such as one that waits for its time in a delay queue."""
+        queues = (queue for queue in self.queues.values() if isinstance(queue, ReadyQueue))
+        return min((due for queue in queues if (due := queue.message_due())), default=None)
 
     def advance(self, now: float) -> None:
         """Do all that is due by ``now``."""
