@@ -1,9 +1,21 @@
-"""Programs that start activities and wait for their outcomes.
+"""Programs that start activities and workflows, ask about them, and wait for their outcomes.
 
 `Client` is for ``asyncio``; `BlockingClient` for everything else (Django, Flask, Celery tasks,
-scripts). Both are thin faces of one core and take the same arguments.
+scripts). Both are thin faces of one core and take the same arguments. What workflows are asked is
+said in `tq_broker.client.workflow_handles` and `tq_broker.client.workflow_faces`; it goes to a
+history service through the broker, and is asked again until it is answered
+(`tq_broker.client.calls`), so that a wait for a result survives restarts of both.
 """
 
+from tq_broker.client.execution import (
+    PendingActivity,
+    PendingChild,
+    PendingWorkflowTask,
+    WorkflowExecution,
+    WorkflowExecutionCount,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+)
 from tq_broker.client.faces import (
     ActivityHandle,
     AsyncActivityHandle,
@@ -12,6 +24,26 @@ from tq_broker.client.faces import (
     BlockingClient,
     Client,
 )
+from tq_broker.client.workflow_faces import (
+    BlockingWithStartWorkflowOperation,
+    WithStartWorkflowOperation,
+)
+from tq_broker.client.workflow_handles import (
+    BlockingWorkflowHandle,
+    BlockingWorkflowUpdateHandle,
+    QueryRejectCondition,
+    WorkflowHandle,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
+from tq_broker.client.workflow_start import StartWorkflowOptions
+from tq_broker.exceptions import (
+    WorkflowContinuedAsNewError,
+    WorkflowFailureError,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
 
 __all__ = [
     "ActivityHandle",
@@ -19,5 +51,26 @@ __all__ = [
     "BlockingActivityHandle",
     "BlockingAsyncActivityHandle",
     "BlockingClient",
+    "BlockingWithStartWorkflowOperation",
+    "BlockingWorkflowHandle",
+    "BlockingWorkflowUpdateHandle",
     "Client",
+    "PendingActivity",
+    "PendingChild",
+    "PendingWorkflowTask",
+    "QueryRejectCondition",
+    "StartWorkflowOptions",
+    "WithStartWorkflowOperation",
+    "WorkflowContinuedAsNewError",
+    "WorkflowExecution",
+    "WorkflowExecutionCount",
+    "WorkflowExecutionDescription",
+    "WorkflowExecutionStatus",
+    "WorkflowFailureError",
+    "WorkflowHandle",
+    "WorkflowQueryFailedError",
+    "WorkflowQueryRejectedError",
+    "WorkflowUpdateFailedError",
+    "WorkflowUpdateHandle",
+    "WorkflowUpdateStage",
 ]

@@ -103,16 +103,17 @@ class Calls:
     def send(self, call: Call) -> None:
         """Send it now, for the first time or again."""
         now = self._clock.monotonic()
-        if call.timer is not None:
-            call.timer.cancel()
         until = now + self._send_s if call.deadline is None else call.deadline
-        due = now + call.again_s
-        due = due if call.deadline is None else min(due, call.deadline)
-        call.timer = self._clock.call_at(due, lambda: self._due(call))
+        self._book(call, now)
         call.is_sent = True
         self._sender.send(
             call.publication(), call.needs, until, lambda error: self._sent(call, error)
         )
+
+    def be_patient(self, call: Call, again_s: float) -> None:
+        """From here on ``call`` waits for as long as it takes."""
+        call.deadline, call.again_s = None, again_s
+        self._book(call, self._clock.monotonic())
 
     def send_again(self) -> None:
         """The reply queue was subscribed to anew: what has come before may be lost."""
@@ -146,6 +147,13 @@ class Calls:
             self._is_listening = True
             if call.id in self._open:
                 self.send(call)
+
+    def _book(self, call: Call, now: float) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        due = now + call.again_s
+        due = due if call.deadline is None else min(due, call.deadline)
+        call.timer = self._clock.call_at(due, lambda: self._due(call))
 
     def _sent(self, call: Call, error: TqBrokerError | None) -> None:
         if error is None:

@@ -103,6 +103,10 @@ class ClientCore:
         """The client's reply queue."""
         return str(self._reply_queue)
 
+    def new_id(self) -> str:
+        """An id that nobody else has."""
+        return self._ids.next()
+
     def deadline(self, timeout_s: float | None = None) -> float:
         """The deadline of an operation that begins now."""
         return self.clock.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)

@@ -20,6 +20,7 @@ from tq_broker.client.core import ClientCore, Pending
 from tq_broker.client.operations import Operations
 from tq_broker.client.request import make_start
 from tq_broker.client.waiting import UNSET, Timeout, awaited, one_or_many, to_seconds, waited
+from tq_broker.client.workflow_faces import AsyncWorkflows, BlockingWorkflows
 from tq_broker.clock import SystemClock
 from tq_broker.converter import DEFAULT, DataConverter
 from tq_broker.exceptions import CancelledError, InvalidArgument
@@ -222,8 +223,11 @@ class _Face:
         return ClientCore(connection, timeout_s=seconds)
 
 
-class Client(_Face):
-    """Starts activities, for ``asyncio``. Made by `connect`; safe to use after a fork."""
+class Client(AsyncWorkflows, _Face):
+    """Starts activities and workflows, for ``asyncio``.
+
+    Made by `connect`; safe to use after a fork.
+    """
 
     @classmethod
     async def connect(
@@ -330,8 +334,11 @@ class Client(_Face):
         await self.close()
 
 
-class BlockingClient(_Face):
-    """Starts activities, for programs without ``asyncio``. See `Client` for the arguments."""
+class BlockingClient(BlockingWorkflows, _Face):
+    """Starts activities and workflows, for programs without ``asyncio``.
+
+    See `Client` for the arguments.
+    """
 
     @classmethod
     def connect(

@@ -150,8 +150,7 @@ class StartWorkflowOptions:
             and conflict is WorkflowIDConflictPolicy.TERMINATE_EXISTING
         ):
             raise InvalidArgument(
-                "id_conflict_policy TERMINATE_EXISTING contradicts"
-                " id_reuse_policy REJECT_DUPLICATE"
+                "id_conflict_policy TERMINATE_EXISTING contradicts id_reuse_policy REJECT_DUPLICATE"
             )
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
