@@ -455,7 +455,7 @@ def raise_complete_async() -> NoReturn:
     raise CompleteAsyncError("to be completed by its task token")
 
 
-class _Line(str):
+class FactLine(str):
     """A message and the facts behind it. Arguments are for the message only: facts are text
     of others, in which a percent sign means nothing.
     """
@@ -463,7 +463,7 @@ class _Line(str):
     _message: str
     _facts: str
 
-    def __new__(cls, message: object, facts: str) -> _Line:
+    def __new__(cls, message: object, facts: str) -> FactLine:
         line = super().__new__(cls, f"{message}{facts}")
         line._message, line._facts = str(message), facts
         return line
@@ -492,7 +492,7 @@ class _ActivityLogger(_Adapter):
             "task_queue": about.task_queue,
         }
         kwargs["extra"] = {**(kwargs.get("extra") or {}), "tq_activity": facts}
-        line = _Line(msg, f" ({about.activity_type} {about.activity_id} #{about.attempt})")
+        line = FactLine(msg, f" ({about.activity_type} {about.activity_id} #{about.attempt})")
         return line, kwargs
 
 

@@ -1,0 +1,133 @@
+"""Child workflows, as workflow code starts them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+
+from tq_broker.common import ParentClosePolicy, RetryPolicy, WorkflowIDReusePolicy
+from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.names import check_text
+from tq_broker.workflow.calls import UNSET, ChildCall, ChildWorkflowCancellationType, arguments
+from tq_broker.workflow.definition import NAME_BYTES_MAX, definition_of
+from tq_broker.workflow.handles import ChildWorkflowHandle
+from tq_broker.workflow.randomness import uuid4
+from tq_broker.workflow.runtime import current
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+R = TypeVar("R")
+
+
+class ChildCallDict(TypedDict, total=False):
+    """The keywords of a child's start, see `start_child_workflow`."""
+
+    args: Sequence[Any]
+    id: str | None
+    task_queue: str | None
+    result_type: Any
+    cancellation_type: ChildWorkflowCancellationType
+    parent_close_policy: ParentClosePolicy
+    execution_timeout: timedelta | None
+    run_timeout: timedelta | None
+    task_timeout: timedelta | None
+    id_reuse_policy: WorkflowIDReusePolicy
+    retry_policy: RetryPolicy | None
+    cron_schedule: str
+    memo: Mapping[str, Any] | None
+    priority: int | None
+    static_summary: str | None
+    static_details: str | None
+
+
+@overload
+async def start_child_workflow(
+    workflow: Callable[..., Awaitable[R]], arg: Any = ..., **options: Unpack[ChildCallDict]
+) -> ChildWorkflowHandle[R]: ...
+
+
+@overload
+async def start_child_workflow(
+    workflow: str, arg: Any = ..., **options: Unpack[ChildCallDict]
+) -> ChildWorkflowHandle[Any]: ...
+
+
+async def start_child_workflow(
+    workflow: Any,
+    arg: Any = UNSET,
+    *,
+    args: Sequence[Any] | None = None,
+    id: str | None = None,
+    result_type: Any = None,
+    **options: Any,
+) -> ChildWorkflowHandle[Any]:
+    """Start a child workflow and wait until it has been started; await the handle for its result.
+
+    Args:
+        workflow: A run method (``Order.run``), a workflow class, or a type's name.
+        arg: Its only argument; or give several as ``args``.
+        id: The child's workflow id; a new UUID when not given.
+        task_queue: Its task queue; this workflow's own when not given.
+        result_type: What its result is; known for run methods with a hint.
+        cancellation_type: What a cancellation of the handle means.
+        parent_close_policy: What becomes of the child when this workflow ends.
+        execution_timeout: Bound of all its runs together.
+        run_timeout: Bound of one run.
+        task_timeout: Bound of one workflow task.
+        id_reuse_policy: Whether the id may have been used before.
+        retry_policy: Of the child as a whole; without one it is not tried again.
+        cron_schedule: Run it again and again.
+        memo: Values that are shown with it.
+        priority: This workflow's own when not given.
+        static_summary, static_details: Text for people.
+
+    Raises:
+        WorkflowAlreadyStartedError: the id is taken.
+        InvalidArgument: names the argument.
+    """
+    workflow_type, hint = workflow_about(workflow)
+    said = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(set(said) - ChildCallDict.__annotations__.keys())
+    if unknown:
+        raise InvalidArgument(f"unknown option {unknown[0]!r} of a child workflow")
+    call = ChildCall(
+        workflow_type=workflow_type,
+        args=arguments(arg, args),
+        id=str(uuid4()) if id is None else id,
+        result_type=hint if result_type is None else result_type,
+        **said,
+    )
+    return await current().start_child(call)
+
+
+@overload
+async def execute_child_workflow(
+    workflow: Callable[..., Awaitable[R]], arg: Any = ..., **options: Unpack[ChildCallDict]
+) -> R: ...
+
+
+@overload
+async def execute_child_workflow(
+    workflow: str, arg: Any = ..., **options: Unpack[ChildCallDict]
+) -> Any: ...
+
+
+async def execute_child_workflow(workflow: Any, arg: Any = UNSET, **options: Any) -> Any:
+    """Start a child workflow and wait for its result: see `start_child_workflow`.
+
+    Raises:
+        ChildWorkflowError: it ended without a result; the cause says how.
+    """
+    return await (await start_child_workflow(workflow, arg, **options))
+
+
+def workflow_about(workflow: Any) -> tuple[str, Any]:
+    """Type and type of the result of a workflow, its run method or its name."""
+    if isinstance(workflow, str):
+        return check_text("workflow", workflow, bytes_max=NAME_BYTES_MAX), Any
+    definition = definition_of(workflow)
+    if definition.dynamic:
+        raise InvalidArgument("a dynamic workflow is started by the name of a type")
+    return definition.name, definition.result_type

@@ -1,0 +1,96 @@
+"""What stands behind the functions of `tq_broker.workflow` while workflow code runs.
+
+It is found by the event loop that runs the code: so it is right on any thread, in any task, and
+in code that is called while several workflows take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any, NoReturn, Protocol
+
+from tq_broker.activity import RawValue
+from tq_broker.converter import PayloadConverter
+from tq_broker.workflow.calls import ActivityCall, ChildCall, Continuation, LocalActivityCall
+from tq_broker.workflow.definition import Handler, Kind
+from tq_broker.workflow.facts import HistorySize, Info, UpdateInfo
+from tq_broker.workflow.handles import ActivityHandle, ChildWorkflowHandle
+
+ATTRIBUTE = "tq_broker_workflow_runtime"
+"""Where a workflow's event loop keeps its runtime."""
+
+
+class Runtime(Protocol):
+    """One run, as its code sees it. What changes something raises `ReadOnlyContextError` in a
+    query, a validator or a wait condition, and `BeingEvictedError` when the run is thrown away."""
+
+    @property
+    def info(self) -> Info: ...
+    @property
+    def now_ms(self) -> int: ...
+    @property
+    def replaying(self) -> bool: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def payload_converter(self) -> PayloadConverter: ...
+    @property
+    def random_seed(self) -> int: ...
+    @property
+    def cancellation_reason(self) -> str | None: ...
+    def random(self) -> Random: ...
+    def new_random(self) -> Random: ...
+    def patched(self, patch_id: str, *, deprecated: bool) -> bool: ...
+
+    def start_activity(self, call: ActivityCall) -> ActivityHandle[Any]: ...
+    def start_local_activity(self, call: LocalActivityCall) -> ActivityHandle[Any]: ...
+    async def start_child(self, call: ChildCall) -> ChildWorkflowHandle[Any]: ...
+    async def signal_external(
+        self, workflow_id: str, run_id: str | None, signal: str, args: Sequence[Any]
+    ) -> None: ...
+    async def cancel_external(self, workflow_id: str, run_id: str | None, reason: str) -> None: ...
+    def continue_as_new(self, continuation: Continuation) -> NoReturn: ...
+    async def sleep(self, delay_s: float, summary: str) -> None: ...
+    async def wait_condition(
+        self, condition: Callable[[], bool], timeout_s: float | None, summary: str
+    ) -> None: ...
+
+    def memo(self) -> Mapping[str, Any]: ...
+    def memo_value(self, key: str, type_hint: Any) -> Any:
+        """Raises `KeyError`."""
+
+    def upsert_memo(self, updates: Mapping[str, Any]) -> None: ...
+    def last_completion_result(self, type_hint: Any) -> Any | None: ...
+    def has_last_completion_result(self) -> bool: ...
+    def last_failure(self) -> BaseException | None: ...
+
+    def handler(self, kind: Kind, name: str | None) -> Callable[..., Any] | None: ...
+    def set_handler(self, kind: Kind, name: str | None, handler: Handler | None) -> None: ...
+    def all_handlers_finished(self) -> bool: ...
+    def update_info(self) -> UpdateInfo | None: ...
+    def current_details(self) -> str: ...
+    def set_current_details(self, details: str) -> None: ...
+
+
+__all__ = ["ATTRIBUTE", "HistorySize", "RawValue", "Runtime", "current", "in_workflow"]
+
+
+def find() -> Runtime | None:
+    """The runtime of the workflow whose code is running here, if any is."""
+    # The C function; `get_running_loop` raises where there is none, which costs ten times as much.
+    return getattr(asyncio._get_running_loop(), ATTRIBUTE, None)
+
+
+def current() -> Runtime:
+    """The same, where there must be one. Raises `RuntimeError` outside a workflow."""
+    runtime = find()
+    if runtime is None:
+        raise RuntimeError("not in a workflow")
+    return runtime
+
+
+def in_workflow() -> bool:
+    """Whether the caller is workflow code."""
+    return find() is not None
