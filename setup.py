@@ -3,9 +3,11 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "hypothesis>=6.100", "coverage>=7.5"]
+HISTORY = ["sqlalchemy>=2.0"]
+POSTGRESQL = [*HISTORY, "psycopg[binary]>=3.1"]
+TEST = [*POSTGRESQL, "pytest>=8", "hypothesis>=6.100", "coverage>=7.5"]
 LINT = ["ruff>=0.11", "import-linter>=2.3"]
-TYPES = ["mypy>=1.15"]
+TYPES = [*POSTGRESQL, "mypy>=1.15"]
 # The neighbours that benchmarks compare with; nothing in tq_broker imports them.
 BENCH = [
     "celery>=5.7",
@@ -45,6 +47,8 @@ setup(
         'tomli>=2; python_version < "3.11"',
     ],
     extras_require={
+        "history": HISTORY,
+        "postgresql": POSTGRESQL,
         "test": TEST,
         "lint": LINT,
         "types": TYPES,

@@ -4,8 +4,11 @@ Three adapters keep this contract and are held to it by one suite (``tests/contr
 `tq_broker.stores.memory.MemoryStore`, and `tq_broker.stores.sql.SqlStore` on SQLite and PostgreSQL.
 
 Ownership of a shard is an *epoch*, a number that grows with every owner. `Store.commit` checks the
-epochs of all shards that it writes to, in its transaction: an owner that was replaced, even one that
-was asleep meanwhile, can commit nothing. Methods block, and may be called from any thread.
+epochs of all shards that it writes to, in its transaction: an owner that was replaced, even one
+that was asleep meanwhile, can commit nothing. Methods block, and may be called from any thread.
+
+Any method may raise `StoreUnavailable`, and one that writes `OutcomeUnknown`. A text with a NUL
+character is not for databases: `InvalidArgument`, so a shard refuses such messages before.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ from typing import Protocol
 
 import msgspec
 
-from tq_broker.exceptions import TqBrokerError, Unavailable
+from tq_broker.exceptions import Bug, TqBrokerError, Unavailable
 from tq_broker.model.listing import Filter
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import Status
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot be reached, or is full; nothing was changed."""
+    """The database cannot be reached, is full or refuses; nothing was changed."""
 
 
 class OutcomeUnknown(Unavailable):
@@ -57,7 +60,7 @@ class SchemaMismatch(TqBrokerError):
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as it is stored.
+    """A run as it is stored. Its ids, shard, type, task queue and start never change.
 
     Attributes:
         version: 1 for a new one; each commit of a run adds one, and replaces the version before.
@@ -119,7 +122,8 @@ class Batch(msgspec.Struct):
 
     Attributes:
         epochs: The epoch of every shard that is written to.
-        runs: New states. The row that was current before, if it is another, comes first.
+        runs: New states, at most one of each run. Of a workflow id, the run that was current before
+            comes before the one that is now.
         sent: Outbox rows that are not needed any more, as ``(shard, seq)``.
     """
 
@@ -130,9 +134,27 @@ class Batch(msgspec.Struct):
     outbox: list[OutboxRow] = []
     sent: list[tuple[int, int]] = []
 
+    def check(self) -> None:
+        """Raises `Bug` if a shard is written to whose epoch the batch does not name."""
+        written = {row.shard for row in self.inbox}
+        written.update(row.shard for row in self.runs)
+        written.update(row.shard for row in self.outbox)
+        written.update(shard for shard, _ in self.sent)
+        if unchecked := written - self.epochs.keys():
+            raise Bug(f"a batch writes to shards {sorted(unchecked)} without their epochs")
+
+
+def seq_before(epoch: int) -> int:
+    """What an owner's first outbox number follows.
+
+    Made of the epoch, so that rows need not outlast their sending for numbers to be used once.
+    Room for 10¹² messages of one owner and 8 million owners below 2⁶³, and below the 2⁵³ of JSON.
+    """
+    return epoch << 40
+
 
 class Owned(msgspec.Struct, frozen=True):
-    """A shard that was acquired: its epoch, and the highest outbox number used so far."""
+    """A shard that was acquired: its epoch, and a number that no outbox row has exceeded."""
 
     shard: int
     epoch: int
@@ -191,8 +213,8 @@ class Store(Protocol):
         """The current runs of these workflow ids, as far as there are any, in any order."""
 
     def events(self, run_id: str, first_event_id: int, bytes_max: int) -> list[EventRow]:
-        """Rows from the one that has ``first_event_id``, in order, until their data exceed
-        ``bytes_max``; at least one, if there is one."""
+        """Rows from the one that has ``first_event_id``, in order: as many as their data are within
+        ``bytes_max``, but at least one, if there is one."""
 
     def due(self, shards: Collection[int], until_ms: int, limit: int) -> list[tuple[int, int, str]]:
         """``(next_ms, shard, run_id)`` of runs that want to be woken by then, soonest first."""
@@ -210,7 +232,7 @@ class Store(Protocol):
     def count(self, where: Filter) -> Mapping[Status, int]:
         """How many runs of the namespace match, by status."""
 
-    def beat(self, member: Member) -> list[Member]:
+    def beat(self, member: Member) -> Sequence[Member]:
         """Say that ``member`` lives; returns all members that were ever seen and have not left,
         that one included."""
 
