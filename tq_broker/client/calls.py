@@ -72,6 +72,7 @@ class Calls:
         self._send_s = send_s
         self._open: dict[str, Call] = {}
         self._is_listening = False
+        self._was_subscribed = False
 
     def begin(self, call: Call) -> None:
         """Ask. Returns at once; declares and listens on a thread of the sender if need be."""
@@ -115,8 +116,11 @@ class Calls:
         call.deadline, call.again_s = None, again_s
         self._book(call, self._clock.monotonic())
 
-    def send_again(self) -> None:
-        """The reply queue was subscribed to anew: what has come before may be lost."""
+    def subscribed(self) -> None:
+        """The reply queue is subscribed to; if it is so anew, what has come may be lost."""
+        if not self._was_subscribed:
+            self._was_subscribed = True
+            return
         for call in list(self._open.values()):
             if call.is_sent:
                 self.send(call)

@@ -325,7 +325,7 @@ class ClientCore:
                 str(self._reply_queue),
                 self._on_replies,
                 SubscribeOptions(
-                    prefetch=REPLY_PREFETCH, plan=plan, on_accepted=self.calls.send_again
+                    prefetch=REPLY_PREFETCH, plan=plan, on_accepted=self.calls.subscribed
                 ),
             )
             try:
