@@ -6,11 +6,11 @@
                   ^ │                           │
      backoff over │ └── attempt failed ── waits <┘        any ──> ended (once)
 
-An attempt is named by the id of its scheduled event and its number. The worker measures the timeouts
-of an attempt that it runs, and reports each failed attempt; the retry policy is asked here. What
-bounds more than one attempt (schedule-to-close), or an attempt that nobody has (schedule-to-start),
-is measured here. For attempts that were reported as started there is a backstop, should the worker
-and the broker's word about it both be lost.
+An attempt is named by the id of its scheduled event and its number. The worker measures the
+timeouts of an attempt that it runs, and reports each failed attempt; the retry policy is asked
+here. What bounds more than one attempt (schedule-to-close), or an attempt that nobody has
+(schedule-to-start), is measured here. For attempts that were reported as started there is a
+backstop, should the worker and the broker's word about it both be lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from tq_broker import retry
-from tq_broker.exceptions import RetryState, TimeoutType
+from tq_broker.exceptions import Malformed, TimeoutType
 from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
 from tq_broker.history.state import Activity, Execution
 from tq_broker.history.turn import JUST_BEFORE, Turn
@@ -60,7 +60,7 @@ def wire_id(run_id: str, scheduled_event_id: int) -> str:
     return f"{run_id}/{scheduled_event_id}"
 
 
-# --- from the workflow ------------------------------------------------------------------------------
+# --- from the workflow ----------------------------------------------------------------------------
 
 
 def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> None:
@@ -116,7 +116,7 @@ def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
         turn.effects.append(CancelActivity(wire_id(turn.run.run_id, event_id)))
 
 
-# --- attempts ---------------------------------------------------------------------------------------
+# --- attempts -------------------------------------------------------------------------------------
 
 
 def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
@@ -138,16 +138,17 @@ def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
 
 def task(
     run: Execution, scheduled: ActivityTaskScheduled, effect: DispatchActivity
-) -> ActivityTask:
-    """The task to publish; ``reply_to`` is the caller's to fill in."""
+) -> tuple[ActivityTask, Payload | None]:
+    """The task to publish (``reply_to`` is the caller's to fill in), and the heartbeat details that
+    go beside its body because codecs hide them."""
     codecs, body = payload.split(scheduled.input)
     heartbeat = effect.heartbeat
     if heartbeat is not None and not codecs and not payload.split(heartbeat)[0]:
         # What a person could read in a task body stays there.
-        body, heartbeat = body[:-1] + b',"heartbeat":' + heartbeat + b"}", b""
+        body, heartbeat = body[:-1] + b',"heartbeat":' + heartbeat + b"}", None
     start_to_close_ms, heartbeat_ms = _attempt_bounds(scheduled)
     policy = scheduled.retry_policy
-    return ActivityTask(
+    task = ActivityTask(
         activity_id=wire_id(run.run_id, scheduled.event_id),
         activity_type=scheduled.activity_type,
         task_queue=scheduled.task_queue,
@@ -163,7 +164,6 @@ def task(
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
         route=None if scheduled.route is None else load_route(scheduled.route),
         priority=scheduled.priority,
-        heartbeat_details=heartbeat or b"",
         workflow=WorkflowOrigin(
             workflow_id=run.workflow_id,
             run_id=run.run_id,
@@ -173,6 +173,7 @@ def task(
             claim=policy is not None and policy.attempts == 1,
         ),
     )
+    return task, heartbeat
 
 
 def claim(turn: Turn, message: ClaimStart, sender: ReplyTo | None) -> None:
@@ -209,7 +210,7 @@ def _begun(turn: Turn, activity: Activity, started_ms: int) -> None:
     _watch(activity)
 
 
-# --- from workers -----------------------------------------------------------------------------------
+# --- from workers ---------------------------------------------------------------------------------
 
 
 def told(turn: Turn, message: Outcome) -> None:
@@ -218,7 +219,7 @@ def told(turn: Turn, message: Outcome) -> None:
     outcome = message.outcome
     if activity is None or not _counts(activity, outcome):
         return
-    if message.heartbeat is not None:
+    if message.heartbeat is not None and _details(message.heartbeat) is not None:
         activity.heartbeat = message.heartbeat
     activity.identity, activity.host = outcome.identity, outcome.host
     activity.worker_id = outcome.worker_id
@@ -341,7 +342,7 @@ def _end(
     turn.learn(kind, scheduled_event_id=event_id, **fields)
 
 
-# --- time -------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def _watch(activity: Activity) -> None:
@@ -387,16 +388,20 @@ def tick(turn: Turn) -> None:
 
 def _timed_out(turn: Turn, event_id: int, activity: Activity, timeout: TimeoutType) -> None:
     failure = msgspec.structs.replace(
-        timed_out(timeout, _details(activity.heartbeat)), cause=activity.last_failure
+        timed_out(timeout, _details(activity.heartbeat or NO_ARGS)), cause=activity.last_failure
     )
     if timeout in (TimeoutType.SCHEDULE_TO_START, TimeoutType.SCHEDULE_TO_CLOSE):
         abandon(turn, event_id, activity)
     after_failure(turn, event_id, activity, failure)
 
 
-def _details(heartbeat: Payload | None) -> list[Any]:
-    """Heartbeat details, as far as they may be read here."""
-    if heartbeat is None or payload.split(heartbeat)[0]:
-        return []
-    details = msgspec.json.decode(heartbeat)
-    return details if isinstance(details, list) else [details]
+def _details(heartbeat: Payload) -> list[Any] | None:
+    """Heartbeat details, as far as they may be read here; ``None`` if they are not details."""
+    try:
+        codecs, data = payload.split(heartbeat)
+        return [] if codecs else _decode_details(data)
+    except (Malformed, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+_decode_details = msgspec.json.Decoder(list[Any]).decode

@@ -118,7 +118,7 @@ class External(Noun):
     cancel: bool = False
 
 
-class UpdateWaiter(Noun, frozen=True):
+class UpdateWaiter(msgspec.Struct, frozen=True, array_like=True):
     """Somebody who waits until an update has come to ``stage``."""
 
     to: ReplyTo

@@ -1,4 +1,4 @@
-"""The workflow task of a run: scheduled, out, completed, failed or timed out; at most one at a time.
+"""The workflow task of a run: out, completed, failed or timed out; at most one at a time.
 
 ::
 
@@ -54,7 +54,7 @@ _DOUBLINGS_MAX = 5
 START_TO_CLOSE, SCHEDULE_TO_START = 1, 2
 
 
-# --- begin ------------------------------------------------------------------------------------------
+# --- begin ----------------------------------------------------------------------------------------
 
 
 def schedule(turn: Turn) -> None:
@@ -100,12 +100,13 @@ def hurry(turn: Turn) -> None:
         launch(turn)
 
 
-# --- the end of a turn ------------------------------------------------------------------------------
+# --- the end of a turn ----------------------------------------------------------------------------
 
 
 def finish(turn: Turn) -> Step:
     """Schedule a task if one is wanted, and give out what has to be published."""
     run = turn.run
+    relieve(turn)
     if turn.wants_task and run.is_open:
         if run.task is None:
             schedule(turn)
@@ -187,7 +188,7 @@ def query_task(run: Execution, queries: list[QueryRequest]) -> DispatchQuery:
     )
 
 
-# --- the end of a task ------------------------------------------------------------------------------
+# --- the end of a task ----------------------------------------------------------------------------
 
 
 def answered(run: Execution, answer: Answer) -> Task | None:
@@ -322,7 +323,19 @@ def progress(turn: Turn, answer: WorkflowTaskProgress) -> None:
         turn.changed = True
 
 
-# --- stickiness -------------------------------------------------------------------------------------
+def tick(turn: Turn) -> None:
+    """Do what is due."""
+    task = turn.run.task
+    if task is None:
+        return
+    if task.dispatch_ms:
+        if task.dispatch_ms <= turn.now_ms:
+            launch(turn)
+    elif 0 < task.deadline_ms <= turn.now_ms:
+        time_out(turn)
+
+
+# --- stickiness -----------------------------------------------------------------------------------
 
 
 def forget(run: Execution) -> None:
