@@ -4,6 +4,8 @@
 test keeps to a namespace of its own, ``namespace``.
 ``rabbitmq``: a node for one test, of this machine's version, to restart and to crash.
 ``rabbitmq_each``: the same on every version; ``rabbitmq_of_file``: the same for a whole file.
+``postgresql_url``: one server for the run, in which a test makes a database of its own;
+``postgresql``: a server for one test, to crash.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
-from integration import rabbitmq_nodes
+from integration import postgresql_server, rabbitmq_nodes
+from integration.postgresql_server import PostgresqlServer
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ, RabbitMQNotFound
 
 _tested = pytest.StashKey[dict[str, str]]()
@@ -77,6 +81,27 @@ def namespace() -> str:
     return f"t{secrets.token_hex(4)}"
 
 
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A running PostgreSQL for the whole run."""
+    with _postgresql() as server:
+        yield server.url
+
+
+@pytest.fixture
+def postgresql() -> Iterator[PostgresqlServer]:
+    """A PostgreSQL for this test only."""
+    with _postgresql() as server:
+        yield server
+
+
+def _postgresql() -> PostgresqlServer:
+    try:
+        return PostgresqlServer()
+    except postgresql_server.NotHere as error:
+        _refuse(f"no PostgreSQL here: {error}")
+
+
 def _running(config: pytest.Config, label: str) -> Iterator[LocalRabbitMQ]:
     try:
         # The answer stays the same for the run; a failed build costs a minute.
@@ -86,9 +111,14 @@ def _running(config: pytest.Config, label: str) -> Iterator[LocalRabbitMQ]:
         node.start()
     except (rabbitmq_nodes.NotHere, RabbitMQNotFound) as error:
         config.stash[_missing][label] = str(error)
-        # At home one tests what one has; a build server that skips says nothing.
-        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        refuse(f"no RabbitMQ {label} here: {error}")
+        _refuse(f"no RabbitMQ {label} here: {error}")
     with node:
         config.stash[_tested][label] = node.version
         yield node
+
+
+def _refuse(why: str) -> NoReturn:
+    """At home one tests what one has; a build server that skips says nothing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)

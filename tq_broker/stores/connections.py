@@ -43,7 +43,7 @@ class Database(Protocol):
     def one_of(self, column: ColumnElement[Any], values: Collection[str]) -> ColumnElement[bool]:
         """``column`` is one of ``values``, in a statement that is the same for any number."""
 
-    def is_undone(self, error: BaseException, connection: Connection) -> bool:
+    def is_undone(self, error: BaseException) -> bool:
         """Whether a commit that ended with ``error`` has certainly written nothing."""
 
     def write(self, connection: Connection, ns: int, batch: Batch) -> None:
@@ -89,10 +89,9 @@ class Connections:
             try:
                 transaction.commit()
             except self._errors as error:
-                undone = self._database.is_undone(error, connection)
                 connection.invalidate()
-                if undone:
-                    raise self._unavailable(error) from error
+                if self._database.is_undone(_cause(error)):
+                    raise
                 raise OutcomeUnknown(
                     f"store {self._database.url}: whether a commit happened is unknown:"
                     f" {_reason(error)}"
@@ -111,21 +110,23 @@ class Connections:
                 try:
                     yield connection
                 except self._errors:
-                    # Whatever state it is in, the next user gets another.
+                    # What broke this one may have broken the others: the next user gets a new one.
                     connection.invalidate()
+                    self._database.engine.dispose()
                     raise
         except self._errors as error:
             if isinstance(error, (self._data_error, sqlalchemy.exc.DataError)):
                 raise InvalidArgument(f"store {self._database.url}: {_reason(error)}") from error
-            raise self._unavailable(error) from error
+            raise StoreUnavailable(f"store {self._database.url}: {_reason(error)}") from error
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"store {self._database.url}: not a text: {error}") from error
 
-    def _unavailable(self, error: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"store {self._database.url}: {_reason(error)}")
+
+def _cause(error: Exception) -> BaseException:
+    """What the driver raised: SQLAlchemy would add the statement."""
+    return getattr(error, "orig", None) or error
 
 
 def _reason(error: Exception) -> str:
-    """What the driver said: SQLAlchemy would add the statement."""
-    cause = getattr(error, "orig", None) or error
+    cause = _cause(error)
     return " ".join(str(cause).split()) or type(cause).__name__

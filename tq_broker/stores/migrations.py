@@ -28,7 +28,8 @@ _WORDS = {
 
 _STEPS: tuple[tuple[str, ...], ...] = (
     (
-        "CREATE TABLE tq_namespaces (ns {serial} PRIMARY KEY, name {text} NOT NULL UNIQUE)",
+        "CREATE TABLE tq_namespaces (ns {serial} NOT NULL PRIMARY KEY,"
+        " name {text} NOT NULL UNIQUE)",
         "CREATE TABLE tq_shards (ns BIGINT NOT NULL, shard BIGINT NOT NULL, epoch BIGINT NOT NULL,"
         " owner {text} NOT NULL, PRIMARY KEY (ns, shard))",
         "CREATE TABLE tq_members (ns BIGINT NOT NULL, member_id {text} NOT NULL,"

@@ -93,10 +93,9 @@ class Postgresql:
         listed = bindparam(None, list(values), type_=ARRAY(Text()))
         return column == listed.any_()
 
-    def is_undone(self, error: BaseException, connection: Connection) -> bool:
-        # A server that answers and goes on has undone it; one that ended may have done it before.
-        driver: Any = connection.connection.driver_connection
-        return not driver.broken and not driver.closed
+    def is_undone(self, error: BaseException) -> bool:
+        # A session that ends (FATAL) may have committed before.
+        return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "ERROR"
 
     def write(self, connection: Connection, ns: int, batch: Batch) -> None:
         driver: Any = connection.connection.driver_connection

@@ -65,7 +65,7 @@ class Sqlite:
         listed = func.json_each(records.dump_texts(values)).table_valued("value")
         return column.in_(select(listed.c.value))
 
-    def is_undone(self, error: BaseException, connection: Connection) -> bool:
+    def is_undone(self, error: BaseException) -> bool:
         # An error of the disk may come after all was written, and then it is found at the next
         # start; what did not fit was not written.
         return "database or disk is full" in str(error)
