@@ -10,6 +10,7 @@ from pika import spec
 from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import AccessRefused, DeadlineExceeded
+from tq_broker.queues import subscriber
 from tq_broker.queues.amqp import AmqpBroker
 from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.queues.topology import DeclareQueue, Plan
@@ -145,6 +146,13 @@ def test_a_cancelled_one_keeps_its_channel_until_all_is_settled(
     wish.cancel_nowait()
 
 
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that is cancelled lingers no longer than it must."""
+    monkeypatch.setattr(subscriber, "LINGER_S", subscriber.QUIET_S)
+
+
+@pytest.mark.usefixtures("brisk")
 def test_while_a_cancel_is_under_way_nothing_makes_room_for_more(
     server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
 ) -> None:
@@ -164,6 +172,34 @@ def test_while_a_cancel_is_under_way_nothing_makes_room_for_more(
     assert settling == [spec.Basic.Cancel, spec.Basic.Cancel, spec.Basic.Ack]
 
 
+def test_a_consumer_lingers_until_it_is_full_or_somebody_waits(
+    server: AmqpServer,
+    broker: AmqpBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    soon: Callable[[], float],
+) -> None:
+    monkeypatch.setattr(subscriber, "LINGER_S", 2 * PATIENCE_S)
+    inbox = Inbox()
+    filled, awaited, other = (
+        broker.subscribe(name, inbox, SubscribeOptions(prefetch=2)) for name in ("a", "b", "c")
+    )
+    (session, first, _), (_, second, _), (_, third, _) = (
+        server.wait_for(spec.Basic.Consume) for _ in range(3)
+    )
+    for wish in (filled, awaited, other):
+        wish.cancel_nowait()
+    # Only a command that comes after those tells that they have been taken.
+    broker.stats("q", soon())
+    session.deliver(first, 1)
+    inbox.wait().ack()  # which is held back, and makes no room
+    session.deliver(first, 2)
+    assert server.wait_for(spec.Basic.Cancel)[1] == first
+    awaited.cancel(soon())
+    told = [server.wait_for(spec.Basic.Cancel)[1] for _ in range(5)]
+    assert set(told) == {first, second, third}, "one that is waited for hurries all"
+
+
+@pytest.mark.usefixtures("brisk")
 def test_what_is_on_its_way_when_cancelling_nowait_still_arrives(
     server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
 ) -> None:

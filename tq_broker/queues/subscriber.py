@@ -4,9 +4,14 @@ A subscription is *missing* until RabbitMQ has accepted it, and again when its c
 or the connection was lost; it is then established anew, through its plan. A cancelled one keeps
 its channel until all that it delivered is settled: closing gives back what is held.
 
-Before a consumer is cancelled it is let run full or fall silent, with its acks held back: what a
-quorum queue has sent to a consumer that is cancelled in that moment never arrives, but comes back
-marked as redelivered, and would be taken for an attempt that somebody had begun.
+What a quorum queue sends to a consumer while it is being cancelled never arrives: the server
+gives it back marked as redelivered, and that would be taken for an attempt that somebody had
+begun. A consumer that is full is sent nothing. So before a cancel its acks are held back, and it
+lingers: who has a backlog fills it at once, and it is cancelled without loss. What nothing came to
+for `LINGER_S` is most likely idle and is cancelled with room left; what comes in the millisecond
+that this takes is the loss that remains. Nothing else that a client can ask for narrows that: the
+queue's state (a passive declare) does not show what its log is still writing. Who waits for a
+cancel, as a worker that stops does, waits for `QUIET_S` only.
 
 Rules of this file: runs on the reader's thread, except where it says not.
 """
@@ -45,6 +50,9 @@ FATAL_RETRY_S = 30.0
 NEVER_S = 3600.0
 QUIET_S = 0.05
 """Before a consumer is cancelled: after so long without a delivery nothing is on its way."""
+LINGER_S = 1.0
+"""How long a consumer that is not full is kept before it is cancelled, when nobody waits for it.
+Load that comes to one queue comes to its neighbours soon, just when those make room for it."""
 
 T = TypeVar("T")
 
@@ -163,7 +171,7 @@ class Subscriber:
         """See `tq_broker.queues.broker.Subscription.cancel`."""
         call = self._reader.call
         try:
-            call(lambda _: self._cancel_nowait(subscription), deadline, offline=True)
+            call(lambda _: self._cancel_soon(subscription), deadline, offline=True)
             with self._changed:
                 while subscription.feed is not None and not subscription.over:
                     if not self._changed.wait(remaining(self._clock, deadline)):
@@ -220,7 +228,8 @@ class Subscriber:
                 delivery.reject(requeue=True)
         elif deliveries:
             if feed.paused and subscription.cancel_at is not None:
-                subscription.cancel_at = self._clock.monotonic() + QUIET_S
+                quiet_at = self._clock.monotonic() + QUIET_S
+                subscription.cancel_at = max(subscription.cancel_at, quiet_at)
             self._call_back(subscription, deliveries)
 
     def _call_back(self, subscription: AmqpSubscription, deliveries: list[AmqpDelivery]) -> None:
@@ -365,11 +374,20 @@ class Subscriber:
         self.notify()
 
     def _begin_cancel(self, subscription: AmqpSubscription, feed: Feed) -> None:
-        """Let nothing new come, and cancel when nothing is on its way any more."""
+        """Make no room for more, and cancel when it is full, or has lingered."""
         subscription.cancel_at = self._clock.monotonic()
         if subscription.options.prefetch:
             feed.paused = True
-            subscription.cancel_at += QUIET_S
+            subscription.cancel_at += LINGER_S
+        self._tended = False
+
+    def _cancel_soon(self, subscription: AmqpSubscription) -> None:
+        self._cancel_nowait(subscription)
+        # All that linger: who cancels and waits will wait for the others next.
+        quiet_at = self._clock.monotonic() + QUIET_S
+        for one in self._all:
+            if one.cancel_at is not None:
+                one.cancel_at = min(one.cancel_at, quiet_at)
         self._tended = False
 
     def _cancel_if_quiet(self, subscription: AmqpSubscription, now: float) -> None:

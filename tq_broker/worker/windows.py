@@ -11,7 +11,9 @@ Rules of this file:
 * as long as the capacity is at least 1 per queue, the windows and what is still in hand from
   closed windows never exceed it together, but for these windows of 1, and for what was taken
   before it shrank;
-* with less than that each open window is 1, and all are closed while no slot is free;
+* with less than that each open window is 1; while no slot is free those that are full are closed,
+  and the others when they are: to close an empty one may cost an attempt (see
+  `tq_broker.queues.subscriber`), and it can take only one message before it is full;
 * else a window only shrinks when another queue wants what it does not use, and by more than a
   little, unless the other has nothing.
 """
@@ -124,11 +126,13 @@ class Windows:
         return changes
 
     def _crowded(self, capacity: int) -> list[Change]:
-        least = 1 if self._in_hand() < capacity else 0
+        is_free = self._in_hand() < capacity
         changes: list[Change] = [
-            self._close(queue) for queue, w in self._windows.items() if w.size > least
+            self._close(queue)
+            for queue, w in self._windows.items()
+            if w.size > 1 or (not is_free and w.size and w.in_hand)
         ]
-        if least:
+        if is_free:
             changes += [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
         return changes
 
