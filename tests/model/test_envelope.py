@@ -377,6 +377,14 @@ def test_a_hostile_outcome_is_malformed(body: bytes) -> None:
         read_outcome(msgspec.structs.replace(an_outcome(), body=body), PLAIN)
 
 
+def test_a_parked_message_says_why() -> None:
+    parked = envelope.parked(an_outcome(), "x" * 9999, queue="q", now_ms=7, by="me")
+    assert parked.headers["tq-parked-reason"] == "x" * envelope.TEXT_MAX
+    assert parked.headers["tq-parked-from"] == "q"
+    assert (parked.headers["tq-parked-ms"], parked.headers["tq-parked-by"]) == (7, "me")
+    assert parked.body == an_outcome().body
+
+
 # --- what a history service is told ---------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ FORGET_AFTER_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Who comes first and who stands by, for one shard. ``second`` is ``None`` for a lone member."""
+    """Who comes first for a shard, and who stands by: ``None`` if there is nobody else."""
 
     first: str
     second: str | None

@@ -350,6 +350,19 @@ def read_will(message: Message) -> str:
     return _text("tq-will", message.headers.get("tq-will"))
 
 
+def parked(message: Message, reason: str, *, queue: str, now_ms: int, by: str) -> Message:
+    """``message`` as it is kept for an operator: why, where it came from, when, and by whom."""
+    return forwarded(
+        message,
+        headers={
+            "tq-parked-reason": reason[:TEXT_MAX],
+            "tq-parked-from": queue,
+            "tq-parked-ms": now_ms,
+            "tq-parked-by": by,
+        },
+    )
+
+
 def forwarded(message: Message, **changes: Any) -> Message:
     """``message`` as it may be published again.
 

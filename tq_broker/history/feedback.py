@@ -1,0 +1,65 @@
+"""What follows from a sending that did not end well: a letter to its run, another try, or nothing.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from tq_broker.exceptions import TqBrokerError, Unavailable
+from tq_broker.history.letters import Letter
+from tq_broker.history.machine import Message as Content
+from tq_broker.history.records import ActivityRecord, EventReplyRecord, ReplyRecord, TaskRecord
+from tq_broker.history.transaction import Sending
+from tq_broker.model import failure
+from tq_broker.model.payload import NULL
+from tq_broker.model.requests import Outcome
+from tq_broker.model.tasks import ActivityOutcome, Status
+from tq_broker.model.workflow_tasks import TaskFailedCause, WorkflowTaskFailed
+from tq_broker.queues.sender import NoRoute
+
+
+def feedback(sending: Sending, error: TqBrokerError) -> list[Letter] | None:
+    """The letters that tell its run; ``None`` if it has to be sent again."""
+    match sending.record:
+        case ReplyRecord() | EventReplyRecord() if isinstance(error, NoRoute):
+            return []  # whoever asked has left
+        case TaskRecord(task) if task.sticky and isinstance(error, NoRoute):
+            # As if its queue had given it up: it is there no more.
+            return [_letter(sending, task, task.run.workflow_id, task.run.run_id)]
+        case _ if isinstance(error, Unavailable):
+            return None
+        case TaskRecord(task) if task.scheduled_event_id:
+            failed = WorkflowTaskFailed(
+                run=task.run,
+                scheduled_event_id=task.scheduled_event_id,
+                attempt=task.attempt,
+                cause=TaskFailedCause.PAYLOAD,
+                failure=failure.application(str(error), type(error).__name__),
+            )
+            return [_letter(sending, failed, task.run.workflow_id, task.run.run_id)]
+        case ActivityRecord() as record:
+            return [_letter(sending, _refused(record, error), "", record.run_id)]
+        case _:
+            return []
+
+
+def _refused(record: ActivityRecord, error: TqBrokerError) -> Outcome:
+    """The attempt has failed for good: its route says so, or the broker will never take it."""
+    outcome = ActivityOutcome(
+        activity_id=f"{record.run_id}/{record.scheduled_event_id}",
+        activity_type="" if record.scheduled is None else record.scheduled.activity_type,
+        status=Status.FAILED,
+        attempt=record.attempt,
+        failure=failure.application(str(error), type(error).__name__, non_retryable=True),
+    )
+    return Outcome(record.scheduled_event_id, record.run_id, outcome, NULL)
+
+
+def _letter(sending: Sending, content: Content, workflow_id: str, run_id: str) -> Letter:
+    return Letter(
+        shard=sending.shard,
+        message_id="",
+        content=content,
+        workflow_id=workflow_id,
+        run_id=run_id,
+    )

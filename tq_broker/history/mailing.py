@@ -1,0 +1,83 @@
+"""Records to messages and where they go. Pure.
+
+Rules of this file: a message that is sent again, after a crash, has the id that it had before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tq_broker.history.effects import ReplyTo
+from tq_broker.history.records import ShardRecord
+from tq_broker.model import events as histories
+from tq_broker.model import requests
+from tq_broker.model.events import Event
+from tq_broker.model.message import Publication
+from tq_broker.model.names import Exchange, Names, sticky_key
+from tq_broker.model.requests import Reply as Answer
+from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
+from tq_broker.queues.sender import Need
+from tq_broker.stores.store import EventRow
+
+PAGE_BYTES = 1 << 20
+"""As much history goes into one message; workers and clients ask for the rest."""
+
+Mail = tuple[Publication, tuple[Need, ...]]
+"""What to publish, and what must exist for it. Nothing is declared for those who have gone."""
+
+
+def page(rows: Sequence[EventRow], first_event_id: int, last_event_id: int) -> list[Event]:
+    """The events of ``rows`` from one to another, both included."""
+    return [
+        event
+        for row in rows
+        for event in histories.load_events(row.data)
+        if first_event_id <= event.event_id <= last_event_id
+    ]
+
+
+def fitting(events: list[Event], bytes_max: int = PAGE_BYTES) -> list[Event]:
+    """As many of ``events`` as fit one message, at least one."""
+    size = 0
+    for index, event in enumerate(events):
+        size += len(histories.dump_events([event]))
+        if size > bytes_max and index:
+            return events[:index]
+    return events
+
+
+def workflow_task(names: Names, task: WorkflowTask, events: list[Event], other_id: str) -> Mail:
+    """A workflow task, to the worker that has its run in its cache or to its task queue.
+
+    Args:
+        other_id: The message's id if there are only queries in it.
+    """
+    message_id = other_id
+    if task.scheduled_event_id:
+        message_id = f"{task.run.run_id}/{task.scheduled_event_id}/{task.attempt}"
+    message = task_message(msgspec.structs.replace(task, events=events), message_id)
+    if task.sticky:
+        key = sticky_key(names.sticky(task.sticky), task.shard)
+        return Publication(names.exchange(Exchange.STICKY), key, message), ()
+    queue = names.workflow(task.task_queue)
+    return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
+
+
+def answer(names: Names, to: ReplyTo, answer: Answer, message_id: str) -> Mail:
+    """An answer to a reply queue."""
+    message = requests.reply_message(answer, message_id, to.correlation_id)
+    return Publication(names.exchange(Exchange.REPLIES), to.reply_to, message), ()
+
+
+def to_shard(names: Names, record: ShardRecord, shard: int, seq: int) -> Mail:
+    """A request from a run of ``shard``, whose outbox row has the number ``seq``."""
+    queue = names.history(requests.shard_of(record.workflow_id))
+    message = requests.request_message(record.request, f"shard-{shard}/{seq}")
+    return Publication(names.exchange(Exchange.HISTORY), queue.key, message), (queue,)
+
+
+def events_page(rows: Sequence[EventRow], first_event_id: int, last_event_id: int) -> EventsPage:
+    """The answer to who asks for a history from ``first_event_id`` on."""
+    return EventsPage(page(rows, first_event_id, last_event_id), last_event_id)

@@ -1,0 +1,171 @@
+"""The history service: remembers workflows, and says what is to be done next.
+
+Any number of processes may run one for the same namespace and store; they share its shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tq_broker.clock import epoch_ms
+from tq_broker.common import to_ms
+from tq_broker.exceptions import InvalidArgument, TqBrokerError
+from tq_broker.history.lane import Lane
+from tq_broker.history.membership import BEAT_S, Membership
+from tq_broker.history.options import HistoryOptions
+from tq_broker.model.requests import SHARDS
+from tq_broker.queues.connection import Connected, Connection
+from tq_broker.queues.sender import NAMESPACE
+from tq_broker.stores.store import Member, Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+
+START_WITHIN_S = 60.0
+STOP_WITHIN_S = 10.0
+INBOX_KEPT_MS = 24 * 3600 * 1000
+"""So long a message may come a second time and is known."""
+PRUNE_ROWS = 500
+"""Rows that are deleted in one step: it must not hold up what is being written."""
+
+
+class HistoryService:
+    """Runs the shards of a namespace that fall to this process.
+
+    Use it as a context manager, or call `start` and `stop`. It works on threads of its own.
+
+    Args:
+        client: Whose connection it uses, or a connection. It is not closed with it.
+        store: The database of the connection's namespace. It is not closed with it.
+        **options: `HistoryOptions`.
+
+    Raises:
+        InvalidArgument: names the argument and its bound.
+    """
+
+    def __init__(self, client: Connected | Connection, store: Store, **options: Any) -> None:
+        try:
+            self.options = HistoryOptions(**options)
+        except TypeError as error:
+            raise InvalidArgument(f"HistoryService: {error}") from error
+        connection = client if isinstance(client, Connection) else client.connection
+        self._connection: Connection = connection
+        self._clock = connection.clock
+        self._store = store
+        self.member_id = secrets.token_hex(8)
+        self._lane = Lane(connection, store, self.options)
+        self._membership = Membership(self.member_id)
+        self._joined_ms = 0
+        self._stopping = threading.Event()
+        self._beats: threading.Thread | None = None
+        self._prune_next = 0
+
+    @property
+    def identity(self) -> str:
+        """How the process signs."""
+        return self.options.identity
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Those that it owns now."""
+        return self._lane.held
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it waits for messages or for its time, and nothing that it has sent is under
+        way."""
+        return self._lane.is_at_rest
+
+    def start(self) -> None:
+        """Connect, join the others and subscribe; blocks until messages can come.
+
+        Raises:
+            AccessRefused, BrokerUnavailable, DeadlineExceeded, StoreUnavailable: what stands in
+                the way.
+        """
+        if self._beats is not None or self._stopping.is_set():
+            raise InvalidArgument("a history service can be started once")
+        deadline = self._clock.monotonic() + START_WITHIN_S
+        self._connection.sender.ensure((NAMESPACE,), deadline)
+        self._joined_ms = epoch_ms(self._clock)
+        self._lane.start()
+        self._beats = threading.Thread(target=self._beat_on, name="tq-history-beat", daemon=True)
+        try:
+            self._beat()
+            subscriptions = self._lane.subscriptions(deadline)
+            self._connection.broker.wait_subscribed(subscriptions, deadline)
+        except TqBrokerError:
+            self.stop()
+            raise
+        self._beats.start()
+
+    def stop(self) -> None:
+        """Take nothing more, finish what was begun, let others have the shards. Idempotent."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        if self._beats is not None:
+            if self._beats.is_alive():
+                self._beats.join(STOP_WITHIN_S)
+            self._lane.stop(STOP_WITHIN_S)
+            try:
+                self._store.leave(self.member_id)
+            except TqBrokerError as error:
+                log.warning("history: not left properly: %s", error)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.stop()
+
+    # --- one of many ------------------------------------------------------------------------------
+
+    def _beat_on(self) -> None:
+        """On a thread of its own: a commit that takes long does not make us dead."""
+        while not self._stopping.is_set():
+            try:
+                self._beat()
+                self._prune()
+            except TqBrokerError as error:
+                log.warning("history: no word of us for the others: %s", error)
+            except Exception:  # supervisor of this thread
+                log.exception("history: internal error (please report this)")
+            self._wait(BEAT_S)
+
+    def _wait(self, seconds: float) -> None:
+        passed = threading.Event()
+        timer = self._clock.call_at(self._clock.monotonic() + seconds, passed.set)
+        while not passed.wait(0.05) and not self._stopping.is_set():
+            continue
+        timer.cancel()
+
+    def _beat(self) -> None:
+        """Say that we live, hear who else does, and act on it."""
+        now_s, now_ms = self._clock.monotonic(), epoch_ms(self._clock)
+        held = self._lane.held
+        me = Member(self.member_id, self.identity, self._joined_ms, now_ms, held)
+        members = self._store.beat(me)
+        living = self._membership.observe(members, now_s, now_ms)
+        self._lane.wish(self._membership.wishes(living, held))
+        for member_id in self._membership.forgotten(now_s):
+            self._store.leave(member_id)
+
+    def _prune(self) -> None:
+        """One small step of retention, for one shard."""
+        held = self._lane.held
+        if not held:
+            return
+        now_ms = epoch_ms(self._clock)
+        shard = held[self._prune_next % len(held)]
+        deleted = self._store.prune(
+            shard, now_ms - to_ms(self.options.retention), now_ms - INBOX_KEPT_MS, PRUNE_ROWS
+        )
+        if deleted < PRUNE_ROWS:
+            self._prune_next = (self._prune_next + 1) % SHARDS
