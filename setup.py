@@ -11,6 +11,7 @@ TYPES = [*POSTGRESQL, "mypy>=1.15"]
 # The neighbours that benchmarks compare with; nothing in tq_broker imports them.
 BENCH = [
     "celery>=5.7",
+    "dbos>=3",
     "dramatiq[rabbitmq,redis]>=2.2",
     "faststream[rabbit]>=0.7",
     "repid[amqp]>=2.1",

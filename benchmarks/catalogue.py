@@ -20,6 +20,8 @@ class Flow(enum.Enum):
     RESULTS = "results"
     LATENCY = "latency"
     PHASES = "phases"
+    WORKFLOWS = "workflows"
+    WORKFLOW_LATENCY = "workflow_latency"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,26 @@ TABLES = {
         count=10_000,
         quick_count=500,
     ),
+    "workflows-1": Table(
+        flow=Flow.WORKFLOWS,
+        title="Workflows of one no-op activity per second, start to result",
+        count=2_000,
+        quick_count=500,
+    ),
+    "workflows-3": Table(
+        flow=Flow.WORKFLOWS,
+        title="Workflows of three no-op activities in sequence per second",
+        count=2_000,
+        quick_count=500,
+    ),
+    "workflow-latency": Table(
+        flow=Flow.WORKFLOW_LATENCY,
+        title="Round trip of a workflow on an idle system",
+        unit="median_ms",
+        larger_is_better=False,
+        count=500,
+        quick_count=100,
+    ),
     "many": Table(
         flow=Flow.PHASES,
         title="One worker that serves many task queues",
@@ -90,6 +112,7 @@ class Row:
         settings: how it was set up, for the readers.
         variant: the settings, for the peer.
         needs_redis: its results go through Redis.
+        serves: operations of the peer that run in processes of their own before the client starts.
     """
 
     table: str
@@ -98,6 +121,7 @@ class Row:
     settings: str
     variant: str = ""
     needs_redis: bool = False
+    serves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.table in TABLES, f"no table {self.table}"
@@ -111,6 +135,7 @@ _CELERY = "acks_late, prefetch 512, no gossip, no mingle"
 _DRAMATIQ = "prefetch 500"
 _TASKIQ = "quorum queue, qos 500, max_async_tasks 100, uvloop"
 _FASTSTREAM = "prefetch_count 500, uvloop"
+_SERVICES = ("history", "workflow_work")
 _REPID = "AMQP 1.0, tasks_limit 500, durable, uvloop"
 
 ROWS = (
@@ -275,6 +300,60 @@ ROWS = (
         peer=OURS,
         variant="queues,classic",
         settings="classic queues",
+    ),
+    *(
+        row
+        for steps in ("1", "3")
+        for row in (
+            Row(
+                table=f"workflows-{steps}",
+                label="tq_broker",
+                peer=OURS,
+                variant=steps,
+                serves=_SERVICES,
+                settings="PostgreSQL, 1 history process, 1 worker process, quorum queues",
+            ),
+            Row(
+                table=f"workflows-{steps}",
+                label="tq_broker-sqlite",
+                peer=OURS,
+                variant=f"{steps},sqlite",
+                serves=_SERVICES,
+                settings="SQLite, 1 history process, 1 worker process, quorum queues",
+            ),
+            Row(
+                table=f"workflows-{steps}",
+                label="dbos",
+                peer="dbos",
+                variant=steps,
+                serves=("work",),
+                settings="PostgreSQL, its own queue, 1 worker process, enqueued from 16 threads",
+            ),
+        )
+    ),
+    Row(
+        table="workflow-latency",
+        label="tq_broker",
+        peer=OURS,
+        variant="1",
+        serves=_SERVICES,
+        settings="execute_workflow, one activity, PostgreSQL",
+    ),
+    Row(
+        table="workflow-latency",
+        label="tq_broker-signal",
+        peer=OURS,
+        variant="signal",
+        serves=_SERVICES,
+        settings="from a signal to its effect, seen by a second workflow task, PostgreSQL",
+    ),
+    Row(
+        table="workflow-latency",
+        label="dbos",
+        peer="dbos",
+        variant="1",
+        serves=("work",),
+        settings="enqueue and get_result, one step, PostgreSQL, default polling",
     ),
     Row(table="many", label="tq_broker", peer=OURS, variant="many", settings="quorum queues"),
 )

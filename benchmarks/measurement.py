@@ -5,6 +5,7 @@ Every flow is one function, from a `Setting` to a `Sample`; it leaves no process
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from benchmarks.inspection import (
     remove_queues,
     resident_mib,
 )
-from benchmarks.order import FILLED, Order, Sample
+from benchmarks.order import FILLED, READY, Order, Sample
 from benchmarks.process import PeerProcess
 from benchmarks.servers import Servers
 
@@ -64,13 +65,17 @@ def measure(row: Row, servers: Servers, *, quick: bool) -> Sample:
     if row.needs_redis and not servers.redis_url:
         raise NotPossible("no redis-server on this machine")
     table = TABLES[row.table]
+    if row.serves and servers.postgresql is None:
+        raise NotPossible("no PostgreSQL on this machine")
+    number = next(_numbers)
     order = Order(
         url=servers.url,
         redis_url=servers.redis_url,
         # New in each measurement: no topology cached or declared before.
-        queue=f"bench-{os.getpid()}-{next(_numbers)}",
+        queue=f"bench-{os.getpid()}-{number}",
         count=table.quick_count if quick else table.count,
         variant=row.variant,
+        database_url=servers.postgresql.create(f"bench_{number}") if row.serves else "",
     )
     return _FLOWS[table.flow](Setting(row=row, servers=servers, order=order))
 
@@ -110,6 +115,18 @@ def _latency(setting: Setting) -> Sample:
     return sample
 
 
+def _workflows(setting: Setting) -> Sample:
+    """Services first, each ready before the next; then a client that starts and reads all."""
+    with contextlib.ExitStack() as stack:
+        for operation in setting.row.serves:
+            stack.enter_context(setting.process(operation)).wait_word(READY)
+        operation = TABLES[setting.row.table].flow.value
+        client = stack.enter_context(setting.process(operation))
+        sample = client.wait_sample()
+    setting.clean(sample, drained=False)
+    return sample
+
+
 def _phases(setting: Setting) -> Sample:
     """The peer goes from phase to phase; the broker is looked at after each."""
     node = setting.servers.node
@@ -139,4 +156,6 @@ _FLOWS: Mapping[Flow, Callable[[Setting], Sample]] = {
     Flow.RESULTS: _results,
     Flow.LATENCY: _latency,
     Flow.PHASES: _phases,
+    Flow.WORKFLOWS: _workflows,
+    Flow.WORKFLOW_LATENCY: _workflows,
 }

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+READY = "ready"
+"""What a process says that serves others."""
+
 FILLED = "filled"
 """What a client says (as ``{"said": ...}``) when the backlog stands and a worker may start."""
 
@@ -27,6 +30,7 @@ class Order:
         count: tasks, messages, round trips or queues, by the operation.
         variant: which settings of the peer, empty for its only ones.
         redis_url: of the result store, empty when there is none.
+        database_url: of a PostgreSQL database of this measurement, empty when there is none.
     """
 
     url: str
@@ -34,6 +38,7 @@ class Order:
     count: int
     variant: str = ""
     redis_url: str = ""
+    database_url: str = ""
 
     def arguments(self) -> list[str]:
         """The order as a command line."""
@@ -104,6 +109,7 @@ def serve(operations: Mapping[str, Operation], arguments: Sequence[str] | None =
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--variant", default="")
     parser.add_argument("--redis-url", default="")
+    parser.add_argument("--database-url", default="")
     options = vars(parser.parse_args(arguments))
     operation = operations[options.pop("operation")]
     tell(operation(Order(**options)))

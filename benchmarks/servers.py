@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from integration.postgresql_server import NotHere, PostgresqlServer
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
 _START_TIMEOUT_S = 10
@@ -26,11 +27,13 @@ class Servers:
     Attributes:
         url: of the broker.
         redis_url: of the result store; empty when this machine has none.
+        postgresql: for workflows; None when this machine has none.
         node: the broker's node when it is ours, so that its memory can be seen.
     """
 
     url: str
     redis_url: str
+    postgresql: PostgresqlServer | None
     node: LocalRabbitMQ | None
 
 
@@ -46,7 +49,12 @@ def started(url: str | None) -> Iterator[Servers]:
         if node is not None:
             _speak_amqp_1_0(node)
         redis_url = stack.enter_context(_redis())
-        yield Servers(url=_plain(url or (node.url if node else "")), redis_url=redis_url, node=node)
+        yield Servers(
+            url=_plain(url or (node.url if node else "")),
+            redis_url=redis_url,
+            postgresql=_postgresql(stack),
+            node=node,
+        )
 
 
 def _plain(url: str) -> str:
@@ -62,6 +70,13 @@ def _speak_amqp_1_0(node: LocalRabbitMQ) -> None:
     enabled.write_text("[rabbitmq_amqp1_0].\n")
     # What `rabbitmq-plugins enable` asks a running node to do.
     node.ctl("eval", f'rabbit_plugins:ensure("{enabled}").')
+
+
+def _postgresql(stack: contextlib.ExitStack) -> PostgresqlServer | None:
+    try:
+        return stack.enter_context(PostgresqlServer())
+    except NotHere:
+        return None
 
 
 @contextlib.contextmanager

@@ -110,6 +110,12 @@ class PostgresqlServer:
         log_text = (self._directory / "log").read_text(errors="replace")
         raise RuntimeError(f"the private PostgreSQL is not ready:\n{log_text[-2000:]}")
 
+    def create(self, database: str) -> str:
+        """Make an empty database; its URL, as `url`."""
+        address = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]
+        subprocess.run([self._programs / "createdb", *address, database], check=True, cwd="/")
+        return f"{self.url.rpartition('/')[0]}/{database}"
+
     def kill(self) -> None:
         """End it without a checkpoint, as a crash does; all its connections break."""
         self._end(signal.SIGQUIT)
