@@ -1,8 +1,8 @@
 """Temporal-style task queues for the RabbitMQ you already run.
 
-Authors of activities write ``from tq_broker import activity``; programs that start or run them
-``from tq_broker import Client, Worker``. The latter are imported when they are first asked for:
-modules that only define activities must not pay for a connection library.
+Authors write ``from tq_broker import activity, workflow``; programs that start or run what they
+wrote ``from tq_broker import Client, Worker``. The latter are imported when they are first asked
+for: modules that only define something must not pay for a connection library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tq_broker import activity
+from tq_broker import activity, workflow
 from tq_broker.common import (
     ActivityIDConflictPolicy,
     ActivityOptions,
@@ -50,6 +50,7 @@ __all__ = [
     "Worker",
     "activity",
     "kombu_queue",
+    "workflow",
 ]
 
 _HOMES = {

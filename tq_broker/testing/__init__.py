@@ -1,8 +1,9 @@
-"""Testing: what a user's tests need: a clock that is told the time, a private RabbitMQ, and an
-environment to call activities in.
+"""Testing: what a user's tests need: clocks that are told the time, a private RabbitMQ, and
+environments to call activities and to run workflows in.
 """
 
 from tq_broker.testing.activity_environment import ActivityEnvironment
 from tq_broker.testing.manual_clock import ManualClock
+from tq_broker.testing.workflow_environment import WorkflowEnvironment
 
-__all__ = ["ActivityEnvironment", "ManualClock"]
+__all__ = ["ActivityEnvironment", "ManualClock", "WorkflowEnvironment"]

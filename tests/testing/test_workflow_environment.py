@@ -1,0 +1,111 @@
+"""Environments for tests of workflows. What needs no worker is here; workflows that run in one are
+in ``tests/examples``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tq_broker.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from tq_broker.exceptions import TimeoutError
+from tq_broker.testing import WorkflowEnvironment
+
+MONTH = timedelta(days=30)
+
+
+def run(journey: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(journey, 60))
+
+
+def test_a_local_environment_serves_on_the_machines_clock() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_local() as env:
+            assert not env.supports_time_skipping
+            handle = await env.client.start_workflow("Any", id="w", task_queue="t")
+            assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
+            with env.auto_time_skipping_disabled():
+                await env.sleep(0.001)
+
+    run(journey())
+
+
+def test_waiting_for_a_result_skips_time() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env:
+            assert env.supports_time_skipping
+            began = await env.get_current_time()
+            handle = await env.client.start_workflow(
+                "Any", id="w", task_queue="t", execution_timeout=MONTH
+            )
+            with pytest.raises(WorkflowFailureError) as failed:
+                await handle.result()
+            assert isinstance(failed.value.cause, TimeoutError)
+            passed = await env.get_current_time() - began
+            assert MONTH <= passed < MONTH + timedelta(minutes=1)
+            # Also of what has ended long before.
+            assert (await handle.describe()).status is WorkflowExecutionStatus.TIMED_OUT
+
+    run(journey())
+
+
+def test_executing_skips_time() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env:
+            with pytest.raises(WorkflowFailureError):
+                await env.client.execute_workflow("Any", id="w", task_queue="t", run_timeout=MONTH)
+
+    run(journey())
+
+
+def test_sleeping_skips_time_but_not_what_comes_before() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env:
+            began = await env.get_current_time()
+            handle = await env.client.start_workflow(
+                "Any", id="w", task_queue="t", run_timeout=MONTH
+            )
+            await env.sleep(MONTH - timedelta(days=1))
+            assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
+            await env.sleep(timedelta(days=2).total_seconds())
+            description = await handle.describe()
+            assert description.status is WorkflowExecutionStatus.TIMED_OUT
+            assert description.close_time is not None
+            assert description.close_time - began < MONTH + timedelta(minutes=1)
+
+    run(journey())
+
+
+def test_where_skipping_is_disabled_waiting_takes_its_time() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env:
+            handle = await env.client.start_workflow(
+                "Any", id="w", task_queue="t", run_timeout=MONTH
+            )
+            began = await env.get_current_time()
+            with env.auto_time_skipping_disabled():
+                waiting = asyncio.ensure_future(handle.result())
+                for _ in range(20):
+                    await handle.describe()
+                assert await env.get_current_time() - began < timedelta(minutes=1)
+            with pytest.raises(WorkflowFailureError):
+                await waiting
+
+    run(journey())
+
+
+def test_an_environment_around_a_client_leaves_it_open() -> None:
+    async def journey() -> None:
+        client = await Client.connect("memory://around-a-client")
+        async with WorkflowEnvironment.from_client(client) as env:
+            assert env.client is client
+            assert not env.supports_time_skipping
+        await client.start_activity(
+            "any", task_queue="t", start_to_close_timeout=MONTH, wait_result=False
+        )
+        await client.close()
+
+    run(journey())
