@@ -29,7 +29,12 @@ class Bench:
         self.broker = self.world.broker_of(self.client)
         self.requests: queue.Queue[Request] = queue.Queue()
         self.desk = Desk(
-            self.broker, self.client.connection.sender, NAMES, place(), ["q"], self.handle
+            self.broker,
+            self.client.connection.sender,
+            NAMES,
+            place(),
+            private_queues(NAMES, place(), ["q"]),
+            self.handle,
         )
         self.broker.wait_subscribed([self.desk.open()], self.world.soon())
         self.world.broker.apply(topology.reply_queue(NAMES, REPLY), self.world.soon())

@@ -25,7 +25,8 @@ from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.model.tasks import ActivityTask, Status, TaskBody
 from tq_broker.queues.sender import NoRoute
 from tq_broker.testing.manual_clock import ManualClock
-from tq_broker.worker.reporter import INSIST_EVERY_S, Reporter, claim_queue_name
+from tq_broker.worker.insistence import INSIST_EVERY_S
+from tq_broker.worker.reporter import Reporter, claim_queue_name
 
 NAMES = Names("n")
 REPLY = "tq.n.reply.c"

@@ -80,6 +80,13 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     """Tasks in hand by task queue."""
     version: str = ""
     shutting_down: bool = False
+    workflows: list[str] = []
+    workflow_tasks: int = 0
+    """Workflow tasks in hand."""
+    cached_workflows: int = 0
+    sticky_hits: int = 0
+    """Tasks sent to this worker because of its cache, whose run was there."""
+    sticky_misses: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):

@@ -10,7 +10,7 @@ import enum
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -74,6 +74,7 @@ class Attempt:
         "details",
         "handle",
         "heartbeat_at",
+        "is_local",
         "held_since",
         "leasing",
         "on_heartbeat",
@@ -121,6 +122,8 @@ class Attempt:
         self.saved: list[msgspec.Raw] | None = None
         """The heartbeat details in the lease or known to history, as of ``saved_at``."""
         self.saved_at = float("-inf")
+        self.is_local = False
+        """It runs within a workflow task, and has no delivery of its own."""
         self.announced = False
         """Whoever scheduled it knows that it has begun."""
         self.handle: Any = None
@@ -165,7 +168,8 @@ class Attempt:
     @property
     def info(self) -> Info:
         if self._info is None:
-            self._info = _info(self.task, self.place, self.body, self.started_ms)
+            info = _info(self.task, self.place, self.body, self.started_ms)
+            self._info = replace(info, is_local=True) if self.is_local else info
         return self._info
 
     @property

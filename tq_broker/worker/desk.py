@@ -48,9 +48,10 @@ class Desk:
         sender: Sender,
         names: Names,
         place: Place,
-        task_queues: Iterable[str],
+        queues: Iterable[QueueName],
         handler: Handler,
     ) -> None:
+        """``queues``: those of this worker's own that it may be asked to serve."""
         self._broker = broker
         self._sender = sender
         self._names = names
@@ -60,7 +61,7 @@ class Desk:
         self._keys = (
             control.EVERY_WORKER,
             control.worker_key(place.worker_id),
-            *(queue.key for queue in private_queues(names, place, task_queues)),
+            *(queue.key for queue in queues),
         )
         self._subscription: Subscription | None = None
 

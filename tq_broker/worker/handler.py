@@ -34,12 +34,13 @@ from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.inquiries import Inquiries
+from tq_broker.worker.insistence import Then
 from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered, Registry
-from tq_broker.worker.reporter import Reporter, Then, claim_queue_name
+from tq_broker.worker.reporter import Reporter, claim_queue_name
 from tq_broker.worker.table import Held, Key, Table, key_of
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +14,7 @@ from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 
 SLOTS_MAX = 10_000
+CACHED_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,19 @@ class WorkerOptions:
     """Options of a `Worker`.
 
     Attributes:
+        max_cached_workflows: Runs kept between their workflow tasks; 0 keeps none, and every task
+            replays the whole history. At most 100 000.
+        max_concurrent_workflow_tasks: Workflow tasks in hand at a time, over all task queues; 1 to
+            10 000, at least 2 with a cache.
+        max_concurrent_local_activities: Slots for local activities; 1 to 10 000.
+        sticky_queue_schedule_to_start_timeout: How long a task may wait for this worker, which has
+            the run in its cache, before any worker gets it.
+        workflow_failure_exception_types: Exceptions that fail a workflow, beside `FailureError`
+            and those of its decorator; others fail only the workflow task, which is tried again.
+        workflow_deadlock_timeout: Workflow code that does not yield for so long fails its workflow
+            task.
+        debug_mode: There is no such timeout, so that a debugger can stop in workflow code.
+        no_remote_activities: Run activities only as local ones.
         max_concurrent_activities: Slots, shared by all task queues; 1 to 10 000.
         activity_executor: Runs synchronous activities instead of the worker's own threads.
         max_processes: Processes for activities with ``executor="process"``; the number of
@@ -41,6 +55,14 @@ class WorkerOptions:
         on_fatal_error: Called when the worker cannot go on.
     """
 
+    max_cached_workflows: int = 1000
+    max_concurrent_workflow_tasks: int = 100
+    max_concurrent_local_activities: int = 100
+    sticky_queue_schedule_to_start_timeout: timedelta = timedelta(seconds=10)
+    workflow_failure_exception_types: Sequence[type[BaseException]] = ()
+    workflow_deadlock_timeout: timedelta = timedelta(seconds=2)
+    debug_mode: bool = False
+    no_remote_activities: bool = False
     max_concurrent_activities: int = 100
     activity_executor: Executor | None = None
     max_processes: int | None = None
@@ -56,7 +78,23 @@ class WorkerOptions:
     on_fatal_error: Callable[[BaseException], None] | None = None
 
     def __post_init__(self) -> None:
-        _check_count("max_concurrent_activities", self.max_concurrent_activities, SLOTS_MAX)
+        for name in (
+            "max_concurrent_activities",
+            "max_concurrent_workflow_tasks",
+            "max_concurrent_local_activities",
+        ):
+            _check_count(name, getattr(self, name), SLOTS_MAX)
+        _check_count("max_cached_workflows", self.max_cached_workflows, CACHED_MAX, least=0)
+        if self.max_cached_workflows and self.max_concurrent_workflow_tasks < 2:
+            raise InvalidArgument(
+                "max_concurrent_workflow_tasks is 1; it must be at least 2 with a cache"
+                " (max_cached_workflows), one for new tasks and one for those of cached runs"
+            )
+        for kind in self.workflow_failure_exception_types:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise InvalidArgument(
+                    f"workflow_failure_exception_types has {kind!r}, which is no exception type"
+                )
         if self.max_processes is not None:
             _check_count("max_processes", self.max_processes, 1000)
         zero = timedelta(0)
@@ -66,6 +104,8 @@ class WorkerOptions:
             ("max_heartbeat_throttle_interval", timedelta(milliseconds=100)),
             ("default_heartbeat_throttle_interval", timedelta(milliseconds=100)),
             ("lease_after", timedelta(milliseconds=100)),
+            ("sticky_queue_schedule_to_start_timeout", timedelta(milliseconds=100)),
+            ("workflow_deadlock_timeout", timedelta(milliseconds=10)),
         ):
             check_duration(name, getattr(self, name), minimum=minimum)
         if self.reclaim_after is not None:
@@ -84,6 +124,6 @@ class WorkerOptions:
         return self.max_processes or os.cpu_count() or 1
 
 
-def _check_count(name: str, value: object, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidArgument(f"{name} is {value!r}; it must be from 1 to {most}")
+def _check_count(name: str, value: object, most: int, *, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidArgument(f"{name} is {value!r}; it must be from {least} to {most}")

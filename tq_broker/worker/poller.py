@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tq_broker.model.names import QueueName
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
+from tq_broker.queues.topology import Plan
 from tq_broker.worker.windows import Close, Grow, Windows
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def task_queue(self) -> str: ...
+    def task_queue(self) -> str:
+        """The task queue that it belongs to; empty for a sticky queue, which serves them all."""
 
     def released(self) -> None:
         """One of its deliveries was acknowledged, or is counted elsewhere from now on."""
@@ -36,9 +38,10 @@ class Consumer:
 
     def __init__(self, queue: QueueName, poller: Poller) -> None:
         self._poller = poller
-        assert queue.task_queue is not None, "only queues of task queues are polled"
+        is_polled = queue.task_queue is not None or queue.kind is Kind.STICKY
+        assert is_polled, "only queues of task queues are polled, and sticky ones"
         self.queue = queue
-        self.task_queue = queue.task_queue
+        self.task_queue = queue.task_queue or ""
         self.name = str(queue)
         self.open = True
         self.subscription: Subscription | None = None
@@ -62,12 +65,19 @@ class Poller:
         self._lock = threading.Lock()
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
+        self._plans: dict[str, Plan] = {}
         self._consumers: dict[str, list[Consumer]] = {}
         self._stopped = False
 
-    def serve(self, queue: QueueName) -> None:
-        """Consume ``queue`` from the next `adjust` on; harmless if it is consumed already."""
+    def serve(self, queue: QueueName, plan: Plan | None = None) -> None:
+        """Consume ``queue`` from the next `adjust` on; harmless if it is consumed already.
+
+        Args:
+            plan: How to declare it, if not as the sender does.
+        """
         with self._lock:
+            if plan is not None:
+                self._plans[str(queue)] = plan
             self._queues.setdefault(str(queue), queue)
             self._windows.add(str(queue))
 
@@ -91,7 +101,10 @@ class Poller:
         consumer.subscription = self._broker.subscribe(
             queue,
             lambda deliveries: self._taken(consumer, deliveries),
-            SubscribeOptions(prefetch=prefetch, plan=self._sender.plan(consumer.queue)),
+            SubscribeOptions(
+                prefetch=prefetch,
+                plan=self._plans.get(queue) or self._sender.plan(consumer.queue),
+            ),
         )
         self._consumers.setdefault(queue, []).append(consumer)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -19,7 +19,6 @@ from tq_broker.exceptions import (
     RetryState,
     TargetGone,
     TqBrokerError,
-    Unavailable,
 )
 from tq_broker.model import envelope, failure
 from tq_broker.model.failure import Failure
@@ -28,16 +27,12 @@ from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
 from tq_broker.queues.dispatcher import Dispatcher
-from tq_broker.queues.sender import Done, NoRoute
+from tq_broker.queues.sender import Done
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.conclusion import Final, Retry, after_failure
+from tq_broker.worker.insistence import Insistence, Then
 
 log = logging.getLogger(__name__)
-
-SEND_WITHIN_S = 30.0
-INSIST_EVERY_S = 1.0
-
-Then = Callable[[], None]
 
 
 def claim_queue_name(names: Names, task_queue: str, activity_id: str) -> QueueName:
@@ -55,11 +50,11 @@ class Reporter:
         self._names = names
         self._place = place
         self._shards = {str(queue): queue for queue in map(names.history, range(SHARDS))}
-        self._closed = False
+        self._insistence = Insistence(place.clock)
 
     def close(self) -> None:
         """Insist no more."""
-        self._closed = True
+        self._insistence.close()
 
     # --- ends ----------------------------------------------------------------------------------
 
@@ -127,7 +122,9 @@ class Reporter:
         """Put a task on its queue, wherever the router says; if it says fail, the task fails."""
 
         def send(ended: Done) -> None:
-            self._dispatcher.dispatch(task, message, self._deadline(), ended, delay_ms=delay_ms)
+            self._dispatcher.dispatch(
+                task, message, self._insistence.deadline(), ended, delay_ms=delay_ms
+            )
 
         def refused(error: TqBrokerError) -> None:
             kind = "TargetGone" if isinstance(error, TargetGone) else type(error).__name__
@@ -139,7 +136,7 @@ class Reporter:
             )
             self._tell(task, outcome, done)
 
-        self._insist(send, done, refused)
+        self._insistence.insist(send, done, refused)
 
     def notice(
         self,
@@ -231,8 +228,8 @@ class Reporter:
             instead = msgspec.structs.replace(outcome, status=Status.FAILED, failure=failed)
             self._send_outcome(listener, instead, done)
 
-        self._insist(
-            lambda ended: self._sender.send(publication, needs, self._deadline(), ended),
+        self._insistence.insist(
+            lambda ended: self._send(publication, needs, ended),
             done,
             refused,
         )
@@ -265,8 +262,8 @@ class Reporter:
         """Put ``message`` on ``queue`` again as a fresh copy, which no attempt is used up by."""
         fresh = envelope.forwarded(message)
         publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, fresh)
-        self._insist(
-            lambda ended: self._sender.send(publication, (queue,), self._deadline(), ended),
+        self._insistence.insist(
+            lambda ended: self._send(publication, (queue,), ended),
             done,
             lambda error: log.error("%s not given back: %s", queue, error),
         )
@@ -285,36 +282,12 @@ class Reporter:
         )
         key = self._names.queue(Kind.PARKED).key
         publication = Publication(self._names.exchange(Exchange.PARKED), key, parked)
-        self._insist(
-            lambda ended: self._sender.send(publication, (), self._deadline(), ended),
+        self._insistence.insist(
+            lambda ended: self._send(publication, (), ended),
             done,
             lambda error: log.error("message of %s not parked: %s", queue, error),
             gone_is_fine=False,
         )
 
-    # ---------------------------------------------------------------------------------------------
-
-    def _deadline(self) -> float:
-        return self._place.clock.monotonic() + SEND_WITHIN_S
-
-    def _insist(
-        self,
-        send: Callable[[Done], None],
-        done: Then,
-        refused: Callable[[TqBrokerError], None],
-        *,
-        gone_is_fine: bool = True,
-    ) -> None:
-        """Send until it is taken; ``refused`` gets an error that no repetition would change."""
-        clock = self._place.clock
-
-        def ended(error: TqBrokerError | None) -> None:
-            if error is None or (gone_is_fine and isinstance(error, NoRoute)):
-                done()
-            elif not isinstance(error, Unavailable):
-                refused(error)
-            elif not self._closed:
-                log.warning("not sent, trying again: %s", error)
-                clock.call_at(clock.monotonic() + INSIST_EVERY_S, lambda: send(ended))
-
-        send(ended)
+    def _send(self, publication: Publication, needs: Sequence[QueueName], ended: Done) -> None:
+        self._sender.send(publication, needs, self._insistence.deadline(), ended)

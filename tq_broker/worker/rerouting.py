@@ -22,15 +22,18 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
 from tq_broker.queues.sender import NoRoute, Sender
+from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import DeleteQueue, Plan
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.insistence import Then
 from tq_broker.worker.intake import lost
-from tq_broker.worker.reporter import Reporter, Then
+from tq_broker.worker.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 50
 PRIVATE = (Kind.HOST, Kind.PROCESS)
+INHERITED = (*PRIVATE, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
 
@@ -120,8 +123,9 @@ class Rerouter:
     def _execute(self, will: Delivery) -> None:
         """A worker that served a private queue is gone, or has lost its connection."""
         queue = QueueName.parse(envelope.read_will(will.message))
-        if queue.namespace != self._names.namespace or queue.kind not in PRIVATE:
+        if queue.namespace != self._names.namespace or queue.kind not in INHERITED:
             raise Malformed(f"a will about {str(queue)!r:.80}, which is no private queue")
+        empty = self._settle_sticky if queue.kind is Kind.STICKY else self._empty
         request = control.message(control.Serve(str(queue)), self._sender.ids.next())
         publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, request)
 
@@ -129,11 +133,21 @@ class Rerouter:
             if error is None:
                 will.ack()  # somebody serves the queue, and has made a will of its own now
             elif isinstance(error, NoRoute):
-                self._sender.in_background(lambda: self._empty(queue, will))
+                self._sender.in_background(lambda: empty(queue, will))
             else:
                 self._later(lambda: self._execute(will))
 
         self._sender.send(publication, (), self._deadline(), asked)
+
+    def _settle_sticky(self, queue: QueueName, will: Delivery) -> None:
+        """Give workflow tasks of a worker that is gone back to history; blocks."""
+        try:
+            StickyEstate(self._sender, queue).settle(self._deadline())
+        except TqBrokerError as error:
+            log.warning("%s not emptied, trying again: %s", queue, error)
+            self._later(lambda: self._execute(will))
+        else:
+            will.ack()
 
     def _empty(self, queue: QueueName, will: Delivery) -> None:
         """Settle what is left in the queue of a target that is gone, and remove it; blocks."""

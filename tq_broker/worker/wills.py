@@ -1,6 +1,6 @@
-"""The wills of a worker: who empties its host's and its process's queue when it is gone.
+"""The wills of a worker: who empties the queues that are its own when it is gone.
 
-For each private queue that it serves, a worker holds a message unacknowledged, on a queue of its
+For each host's, process's and sticky queue that it serves, a worker holds a message unacknowledged, on a queue of its
 own whose messages live for a second only. When the worker dies RabbitMQ gives the message back,
 finds it expired, and dead-letters it: within milliseconds another worker of the namespace has it
 (`tq_broker.worker.rerouting`), and sees to the tasks that were left.
@@ -40,10 +40,10 @@ class Wills:
         self._held: dict[str, Delivery] = {}
 
     def make(self, queue: str) -> None:
-        """Make a will for the private queue ``queue``, in place of an earlier one.
+        """Make a will for the queue ``queue``, in place of an earlier one.
 
-        Made again whenever somebody asks for the queue to be served: a will that was executed
-        although this worker lives, after its connection broke, is replaced in that way.
+        Made again whenever somebody asks for the queue to be served, and when a broken connection
+        is restored: a will that was executed although this worker lives is replaced in that way.
         """
         with self._lock:
             self._subscribe()
@@ -58,8 +58,17 @@ class Wills:
             self._subscription = self._sender.broker.subscribe(
                 str(self._queue),
                 self._on_deliveries,
-                SubscribeOptions(prefetch=0, plan=self._sender.plan(self._queue)),
+                SubscribeOptions(
+                    prefetch=0,
+                    plan=self._sender.plan(self._queue),
+                    on_accepted=self._on_accepted,
+                ),
             )
+
+    def _on_accepted(self) -> None:
+        """What was held before, if anything was, has gone back with its connection."""
+        for queue in list(self._held):
+            self.make(queue)
 
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -74,6 +83,12 @@ class Wills:
             if before is not None:
                 before.ack()
             self._on_made(queue)
+
+    def revoke(self, queue: str) -> None:
+        """There is nothing to be done about ``queue`` any more."""
+        held = self._held.pop(queue, None)
+        if held is not None:
+            held.ack()
 
     def close(self) -> None:
         """Have the wills executed now: what still waits for this worker is routed anew."""

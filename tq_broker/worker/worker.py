@@ -17,12 +17,13 @@ from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
 from tq_broker.model.names import QueueName, check_task_queue
 from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared
+from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import watch
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.desk import Desk, private_queues
-from tq_broker.worker.executors import AsyncExecutor, Executor, ThreadExecutor
+from tq_broker.worker.executors import AsyncExecutor, Executor, Owner, ThreadExecutor
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.housekeeper import Housekeeper
@@ -38,6 +39,8 @@ from tq_broker.worker.rerouting import Rerouter
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 from tq_broker.worker.wills import Wills
+from tq_broker.worker.workflow_registry import WorkflowRegistry
+from tq_broker.worker.workflow_side import WorkflowSide
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +56,7 @@ LEASES_WITHIN_S = 2.0
 
 
 class Worker:
-    """Runs activities of one or more task queues.
+    """Runs activities and workflows of one or more task queues.
 
     Use it as a context manager (``with`` or ``async with``), or call `run`. It works on threads
     of its own; its methods may be called from any other.
@@ -63,6 +66,7 @@ class Worker:
         task_queue: The one task queue to serve; or
         task_queues: several, which share the slots.
         activities: Decorated functions, bound methods, or instances of callable classes.
+        workflows: Decorated classes.
         **options: `WorkerOptions`.
 
     Raises:
@@ -73,7 +77,8 @@ class Worker:
         self,
         client: Connected,
         *,
-        activities: Sequence[Callable[..., Any]],
+        activities: Sequence[Callable[..., Any]] = (),
+        workflows: Sequence[type] = (),
         task_queue: str | None = None,
         task_queues: Sequence[str] = (),
         **options: Any,
@@ -83,8 +88,9 @@ class Worker:
         self._connection = connection = client.connection
         self._clock = connection.clock
         self._registry = Registry(activities, connection.converter.payload_converter)
-        if not len(self._registry):
-            raise InvalidArgument("At least one activity must be specified")
+        self._workflows = WorkflowRegistry(workflows)
+        if not len(self._registry) and not len(self._workflows):
+            raise InvalidArgument("At least one activity or workflow must be specified")
         self._place = Place(
             namespace=connection.names.namespace,
             host=self.options.host,
@@ -124,8 +130,30 @@ class Worker:
         self._notices = handler.notices = Notices(self._reporter, place, throttle)
         self._inquiries = handler.inquiries = Inquiries(sender, place)
         self._settings = handler.settings = SettingsLog(broker, names, self._clock, self._on_record)
-        self._executors = handler.executors = self._make_executors(slots)
-        self._desk = Desk(broker, sender, names, place, self.task_queues, self._on_request)
+        self._executors = handler.executors = self._make_executors(handler, slots)
+        self._private = {
+            str(queue): queue
+            for queue in private_queues(names, place, self.task_queues)
+            if self._runs_activities
+        }
+        own = list(self._private.values())
+        self._side: WorkflowSide | None = None
+        self._local_executors: dict[str, Executor] = {}
+        if len(self._workflows):
+            self._side = side = WorkflowSide(
+                connection,
+                place,
+                options,
+                self._workflows,
+                self._registry,
+                self._reporter,
+                self._inquiries,
+            )
+            self._local_executors = self._make_executors(
+                side.local, options.max_concurrent_local_activities
+            )
+            own += [] if side.sticky is None else [side.sticky]
+        self._desk = Desk(broker, sender, names, place, own, self._on_request)
         self._rerouter = Rerouter(sender, place, self._reporter)
         self._wills = Wills(sender, place, self._on_will)
         after = options.reclaim_after
@@ -134,15 +162,12 @@ class Worker:
             if after is None
             else Housekeeper(connection, self._settings, after.total_seconds())
         )
-        self._private = {
-            str(queue): queue for queue in private_queues(names, place, self.task_queues)
-        }
 
-    def _make_executors(self, slots: int) -> dict[str, Executor]:
-        handler, options = self._handler, self.options
+    def _make_executors(self, owner: Owner, slots: int) -> dict[str, Executor]:
+        options = self.options
         executors: dict[str, Executor] = {
-            "async": AsyncExecutor(handler, self._clock),
-            "thread": ThreadExecutor(handler, slots, options.activity_executor),
+            "async": AsyncExecutor(owner, self._clock),
+            "thread": ThreadExecutor(owner, slots, options.activity_executor),
         }
         for definition in self._registry.definitions():
             if definition.executor == "process":
@@ -150,7 +175,7 @@ class Worker:
                 executors.setdefault(
                     "process",
                     ProcessExecutor(
-                        handler,
+                        owner,
                         self._clock,
                         self._place,
                         options.processes,
@@ -193,6 +218,7 @@ class Worker:
 
     def info(self) -> control.WorkerInfo:
         """What it answers to ``tq-broker worker ping``."""
+        side = self._side
         return control.WorkerInfo(
             worker_id=self.worker_id,
             identity=self.identity,
@@ -201,6 +227,11 @@ class Worker:
             started_ms=self._started_ms,
             task_queues=list(self.task_queues),
             activities=list(self._registry.types),
+            workflows=list(self._workflows.types),
+            cached_workflows=0 if side is None else side.cached,
+            sticky_hits=0 if side is None else side.hits,
+            sticky_misses=0 if side is None else side.misses,
+            workflow_tasks=0 if side is None else side.running,
             slots=self.options.max_concurrent_activities,
             running=self._table.running(),
             held=self._table.in_hand(),
@@ -219,11 +250,13 @@ class Worker:
             raise InvalidArgument("a worker can be started once")
         deadline = self._clock.monotonic() + START_WITHIN_S
         self._start_support(deadline)
-        for task_queue in self.task_queues:
-            self._poller.serve(self._connection.names.activity(task_queue))
+        if self._runs_activities:
+            for task_queue in self.task_queues:
+                self._poller.serve(self._connection.names.activity(task_queue))
         self._poller.adjust(0)
         try:
-            self._connection.broker.wait_subscribed(self._poller.subscriptions(), deadline)
+            subscriptions = [*self._poller.subscriptions(), *self._start_workflows()]
+            self._connection.broker.wait_subscribed(subscriptions, deadline)
         except TqBrokerError:
             self.stop(cold=True)  # some queues may be consumed already
             raise
@@ -243,7 +276,10 @@ class Worker:
         """
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
+            self._start_workflows()
             self._announce()
+        if not self._runs_activities:
+            return []
         return hosted_consumers(
             channel,
             [self._connection.names.activity(task_queue) for task_queue in self.task_queues],
@@ -251,6 +287,15 @@ class Worker:
             self.options.max_concurrent_activities,
             self._handler.on_deliveries,
         )
+
+    @property
+    def _runs_activities(self) -> bool:
+        return bool(len(self._registry)) and not self.options.no_remote_activities
+
+    def _start_workflows(self) -> Sequence[Subscription]:
+        if self._side is None:
+            return ()
+        return self._side.start(self.task_queues, self._local_executors, self._wills)
 
     def _start_support(self, deadline: float) -> None:
         """Start everything but the consumers of the task queues."""
@@ -278,7 +323,7 @@ class Worker:
     def _announce(self) -> None:
         """Tell the settings log of task queues that it does not know."""
         known = self._settings.task_queues()
-        for task_queue in self.task_queues:
+        for task_queue in self.task_queues if self._runs_activities else ():
             self._connection.sender.declared(self._connection.names.activity(task_queue))
             if task_queue not in known:
                 record = TaskQueueDeclared(task_queue, epoch_ms(self._clock), self.identity)
@@ -313,25 +358,37 @@ class Worker:
         handler, options = self._handler, self.options
         if self._supervisor is None:
             return
+        deadline = self._clock.monotonic() + REPORT_WITHIN_S
         try:
-            self._poller.stop(self._clock.monotonic() + REPORT_WITHIN_S)
+            if self._side is not None:
+                self._side.close_intake(deadline)
+            self._poller.stop(deadline)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
         handler.close_intake()
         self._place.shutdown.set()
+        if self._side is not None:
+            self._side.bequeath(self._wills)
         if not cold:
             self._idle_within(options.graceful_shutdown_timeout.total_seconds())
-        if handler.busy:
+        if self._busy:
             handler.interrupt_all()
             self._idle_within(options.cancel_grace.total_seconds())
         handler.leave_behind()
+        if self._side is not None:
+            self._side.leave_behind()
+            self._until(lambda: self._side is None or not self._side.busy, REPORT_WITHIN_S)
         if not self._until(lambda: not handler.unreported, REPORT_WITHIN_S):
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
         # A lease that nobody takes would count as a lost attempt, also of what has ended well.
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
 
     def _idle_within(self, seconds: float) -> None:
-        self._until(lambda: not self._handler.busy, seconds)
+        self._until(lambda: not self._busy, seconds)
+
+    @property
+    def _busy(self) -> bool:
+        return self._handler.busy or (self._side is not None and self._side.busy)
 
     def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         deadline = self._clock.monotonic() + seconds
@@ -350,7 +407,9 @@ class Worker:
         self._keeper.close()
         self._reporter.close()
         deadline = self._clock.monotonic() + self.options.cancel_grace.total_seconds()
-        for executor in self._executors.values():
+        if self._side is not None:
+            self._side.close()
+        for executor in (*self._executors.values(), *self._local_executors.values()):
             executor.close(deadline)
         self._stopped.set()
 
@@ -397,6 +456,8 @@ class Worker:
                     self._poller.serve(self._private[queue])
                     self._poller.adjust(self._table.occupied())
                     self._wills.make(queue)
+                elif self._side is not None and queue == str(self._side.sticky):
+                    self._wills.make(queue)
                 return None
             case control.Probe():
                 return None
@@ -405,6 +466,8 @@ class Worker:
 
     def _on_will(self, queue: str) -> None:
         """A private queue is served, and there is a will for it: tasks may come."""
+        if queue not in self._private:
+            return  # the sticky queue, which nobody is told about
         self._connection.sender.in_background(lambda: self._ready(self._private[queue]))
 
     def _ready(self, queue: QueueName) -> None:
@@ -456,6 +519,8 @@ class Worker:
         self._keeper.tick(attempts, now)
         self._notices.tick(attempts, now)
         self._poller.adjust(self._table.occupied())
+        if self._side is not None:
+            self._side.tick(now)
 
 
 def _options(keywords: dict[str, Any]) -> WorkerOptions:

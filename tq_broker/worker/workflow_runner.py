@@ -1,0 +1,163 @@
+"""Threads in which workflow code runs, and the watch over code that never comes back.
+
+Workflow code is quick and holds the interpreter while it runs, so one thread does as much as many.
+More are started only while work waits behind code that takes long. Code that blocks for longer than
+its limit is given up: its thread is left to itself, and another takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tq_broker.clock import Clock
+from tq_broker.exceptions import TqBrokerError
+
+log = logging.getLogger(__name__)
+
+OnStuck = Callable[[str], None]
+"""Gets the stack of the stuck thread; called on the thread that watches."""
+
+
+class Abandoned(TqBrokerError):
+    """Raised in a thread whose work was given up, when it comes back; let it pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    until: float
+    on_stuck: OnStuck
+
+
+class Seat:
+    """One thread, as seen by the work that it does."""
+
+    def __init__(self, clock: Clock, number: int) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._watch: _Watch | None = None
+        self._abandoned = False
+        self.number = number
+        self.thread_id = 0
+        self.busy_since: float | None = None
+
+    @contextmanager
+    def watched(self, limit_s: float | None, on_stuck: OnStuck) -> Iterator[None]:
+        """A block that is given up after ``limit_s``; ``None`` watches nothing.
+
+        Raises:
+            Abandoned: at its end, if it was given up: nothing may be done about its outcome.
+        """
+        if limit_s is None:
+            yield
+            return
+        self._watch = _Watch(self._clock.monotonic() + limit_s, on_stuck)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watch = None
+                if self._abandoned:
+                    raise Abandoned("it took too long")
+
+    def give_up(self, now: float) -> OnStuck | None:
+        """Give the work up if its time is over; returns whom to tell."""
+        with self._lock:
+            watch = self._watch
+            if watch is None or now < watch.until:
+                return None
+            self._abandoned = True
+            return watch.on_stuck
+
+
+Work = Callable[[Seat], None]
+
+
+class WorkflowRunner:
+    """Does work in order of arrival. Thread-safe."""
+
+    def __init__(self, clock: Clock, threads_max: int) -> None:
+        self._clock = clock
+        self._threads_max = threads_max
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._seats: set[Seat] = set()
+        self._started = 0
+        self._closed = False
+
+    def submit(self, work: Work) -> None:
+        """Do ``work`` soon; returns at once."""
+        self._queue.put(work)
+        if not self._seats:
+            with self._lock:
+                if not self._seats:
+                    self._add_seat()
+
+    def _add_seat(self) -> None:
+        self._started += 1
+        seat = Seat(self._clock, self._started)
+        self._seats.add(seat)
+        name = f"tq-workflow-{seat.number}"
+        threading.Thread(target=self._serve, args=(seat,), name=name, daemon=True).start()
+
+    def _serve(self, seat: Seat) -> None:
+        seat.thread_id = threading.get_ident()
+        while not self._is_superfluous(seat):
+            work = self._queue.get()
+            if work is None:
+                break
+            seat.busy_since = self._clock.monotonic()
+            try:
+                work(seat)
+            except Abandoned:
+                return
+            except Exception:  # supervisor: a defect must not end the thread
+                log.exception("workflow task: a defect")
+            seat.busy_since = None
+        with self._lock:
+            self._seats.discard(seat)
+
+    def _is_superfluous(self, seat: Seat) -> bool:
+        with self._lock:
+            if len(self._seats) < 2 or not self._queue.empty() or self._closed:
+                return False
+            self._seats.discard(seat)
+            return True
+
+    def tick(self, now: float) -> None:
+        """Give up what is stuck, and help out where work waits behind work."""
+        for seat in list(self._seats):
+            on_stuck = seat.give_up(now)
+            if on_stuck is not None:
+                self._replace(seat)
+                on_stuck(_stack(seat.thread_id))
+        if self._queue.empty() or self._closed:
+            return
+        with self._lock:
+            busy = all(seat.busy_since is not None for seat in self._seats)
+            if busy and len(self._seats) < self._threads_max:
+                self._add_seat()
+
+    def _replace(self, stuck: Seat) -> None:
+        with self._lock:
+            self._seats.discard(stuck)
+            if not self._seats:
+                self._add_seat()
+
+    def close(self) -> None:
+        """Let the threads end after what was submitted before; does not wait for them."""
+        with self._lock:
+            self._closed = True
+            for _ in self._seats:
+                self._queue.put(None)
+
+
+def _stack(thread_id: int) -> str:
+    frame = sys._current_frames().get(thread_id)
+    return "".join(traceback.format_stack(frame)) if frame is not None else ""

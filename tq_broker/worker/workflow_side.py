@@ -1,0 +1,152 @@
+"""The workflow side of a worker: its parts, and how they are started, drained and stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.names import QueueName
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Subscription
+from tq_broker.queues.connection import Connection
+from tq_broker.queues.sticky_estate import StickyEstate
+from tq_broker.worker.attempt import Place
+from tq_broker.worker.executors import Executor
+from tq_broker.worker.inquiries import Inquiries
+from tq_broker.worker.local_activities import LocalActivities
+from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.poller import Poller
+from tq_broker.worker.registry import Registry
+from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.wills import Wills
+from tq_broker.worker.workflow_handler import WorkflowHandler
+from tq_broker.worker.workflow_registry import WorkflowRegistry
+from tq_broker.worker.workflow_reporter import WorkflowReporter
+from tq_broker.worker.workflow_runner import WorkflowRunner
+
+log = logging.getLogger(__name__)
+
+SETTLE_WITHIN_S = 5.0
+
+
+class WorkflowSide:
+    """Takes and answers the workflow tasks of one worker.
+
+    Attributes:
+        sticky: The worker's sticky queue; ``None`` without a cache.
+        local: The `Owner` of its local activities, whose executors it is given by the worker.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        place: Place,
+        options: WorkerOptions,
+        workflows: WorkflowRegistry,
+        activities: Registry,
+        returns: Reporter,
+        inquiries: Inquiries,
+    ) -> None:
+        sender, clock = connection.sender, connection.clock
+        slots = options.max_concurrent_workflow_tasks
+        self._connection = connection
+        self._options = options
+        self.types = workflows.types
+        self.sticky: QueueName | None = None
+        if options.max_cached_workflows:
+            self.sticky = connection.names.sticky(place.worker_id)
+        self.local = LocalActivities(activities, place, options.max_concurrent_local_activities)
+        self._runner = WorkflowRunner(clock, slots)
+        self._reporter = WorkflowReporter(sender, place)
+        self._handler = WorkflowHandler(
+            workflows,
+            activities,
+            self.local,
+            self._runner,
+            self._reporter,
+            returns,
+            inquiries,
+            place,
+            options,
+        )
+        self._poller = Poller(connection.broker, sender, slots, self._handler.on_deliveries)
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a workflow task is in hand."""
+        return self._handler.busy
+
+    @property
+    def running(self) -> int:
+        """Workflow tasks in hand."""
+        return self._handler.running
+
+    @property
+    def cached(self) -> int:
+        """Runs in the cache."""
+        return len(self._handler.cache)
+
+    @property
+    def hits(self) -> int:
+        """Tasks from the sticky queue whose run was in the cache."""
+        return self._handler.cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Tasks from the sticky queue whose run was not."""
+        return self._handler.cache.misses
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def start(
+        self, task_queues: Sequence[str], executors: Mapping[str, Executor], wills: Wills
+    ) -> Sequence[Subscription]:
+        """Begin to take tasks; returns at once, with what is being subscribed to."""
+        names = self._connection.names
+        self.local.executors = executors
+        for task_queue in task_queues:
+            self._poller.serve(names.workflow(task_queue))
+        if self.sticky is not None:
+            wait = self._options.sticky_queue_schedule_to_start_timeout
+            ttl_ms = round(wait.total_seconds() * 1000)
+            self._poller.serve(self.sticky, topology.sticky_queue(names, self.sticky, ttl_ms))
+            wills.make(str(self.sticky))
+        self._poller.adjust(0)
+        return self._poller.subscriptions()
+
+    def tick(self, now: float) -> None:
+        """Look at what takes long, and at windows; done often."""
+        self._handler.tick(now)
+        self._poller.adjust(0)
+
+    def close_intake(self, deadline: float) -> None:
+        """Take nothing more; tasks that have not begun go to others; blocks."""
+        try:
+            self._poller.stop(deadline)
+        finally:
+            self._handler.close_intake()
+
+    def bequeath(self, wills: Wills) -> None:
+        """Let history know that cached runs have no home here any more; blocks."""
+        if self.sticky is None:
+            return
+        deadline = self._connection.clock.monotonic() + SETTLE_WITHIN_S
+        try:
+            StickyEstate(self._connection.sender, self.sticky).settle(deadline)
+        except TqBrokerError as error:
+            log.warning("sticky queue left to another worker: %s", error)
+        else:
+            wills.revoke(str(self.sticky))
+
+    def leave_behind(self) -> None:
+        """Give back what is still in hand: the worker ends."""
+        self._handler.leave_behind()
+
+    def close(self) -> None:
+        """Throw the cache away; insist no more."""
+        self._handler.close()
+        self._runner.close()
+        self._reporter.close()
