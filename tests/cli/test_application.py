@@ -50,13 +50,27 @@ one_queue = {"activities": [add], "task_queues": "math"}
 bad_converter = {"activities": [add], "data_converter": 3}
 class nested:
     inner = [add]
+
+@workflow.defn
+class Flow:
+    @workflow.run
+    async def run(self) -> None: ...
+
+@workflow.defn(dynamic=True)
+class Any:
+    @workflow.run
+    async def run(self, args: list[workflow.RawValue]) -> None: ...
+
+both = [add, Flow]
+flows = {"workflows": [Flow], "task_queue": "f"}
+no_flow = {"workflows": [nested], "task_queue": "f"}
 """
 
 
 @pytest.fixture
 def more(app: str, tmp_path: Path) -> str:
     file = tmp_path / f"{app}.py"
-    file.write_text(file.read_text() + MORE)
+    file.write_text("from tq_broker import workflow\n" + file.read_text() + MORE)
     return app
 
 
@@ -64,6 +78,15 @@ def test_an_instance_gives_its_methods(more: str) -> None:
     loaded = load_application(f"{more}:store")
     assert loaded.types == ("put",)
     assert load_application(f"{more}:nested.inner").types == ("add",)
+
+
+def test_workflows_are_found_beside_activities(more: str) -> None:
+    assert load_application(more).workflow_types == ("*", "Flow")
+    assert load_application(f"{more}:Flow").workflow_types == ("Flow",)
+    both = load_application(f"{more}:both")
+    assert (both.types, both.workflow_types) == (("add",), ("Flow",))
+    flows = load_application(f"{more}:flows")
+    assert (flows.types, flows.workflow_types, flows.task_queues) == ((), ("Flow",), ("f",))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +98,7 @@ def test_an_instance_gives_its_methods(more: str) -> None:
         ("number", "is a int; it must be a list"),
         ("undecorated", "len is not an activity"),
         ("none", "has no activities"),
+        ("no_flow", "is not decorated with @workflow.defn"),
         ("one_queue", "task_queues must be a list"),
         ("bad_converter", "data_converter must be a DataConverter"),
     ],

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tq_broker.cli.demo_activities import Downloaded, Processed, Uploaded, Work, sha256_of
-from tq_broker.cli.demo_job import ROUNDS_MAX, FileJob, Row, is_target_gone, run_job
+from tq_broker.cli.demo_job import ROUNDS_MAX, FileJob, Row, is_target_gone, run_jobs
 from tq_broker.client import Client
 from tq_broker.common import Route
 from tq_broker.exceptions import (
@@ -127,7 +127,8 @@ def test_rows_come_in_the_order_of_the_files(tmp_path: Path) -> None:
         source = tmp_path / f"{number}.txt"
         source.write_bytes(TEXT)
         works.append(Work(source.name, str(source), str(tmp_path)))
-    rows = asyncio.run(run_job(cast(Client, FakeClient()), "files", works, lambda *_: None))
+    client = cast(Client, FakeClient())
+    rows = asyncio.run(run_jobs([FileJob(client, "files", w, lambda *_: None) for w in works]))
     assert [row.file for row in rows] == [work.name for work in works]
 
 

@@ -1,4 +1,4 @@
-"""An application: what ``-A module[:attr]`` names, as activities and worker options.
+"""An application: what ``-A module[:attr]`` names, as activities, workflows and worker options.
 
 Rules of this file: the current directory is looked in first, as Python does for scripts; what is
 wrong is said on one line, with the nearest name that exists.
@@ -12,7 +12,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +21,12 @@ from tq_broker.activity import ActivityDefinition, definition_of
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.worker import WorkerOptions
+from tq_broker.workflow.definition import definition_of as workflow_definition_of
 
 _OPTIONS = {f.name for f in fields(WorkerOptions)}
-_KEYWORDS = sorted(_OPTIONS | {"activities", "data_converter", "task_queue", "task_queues"})
+_KEYWORDS = sorted(
+    _OPTIONS | {"activities", "workflows", "data_converter", "task_queue", "task_queues"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class Application:
 
     name: str
     activities: tuple[Callable[..., Any], ...]
+    workflows: tuple[type, ...] = ()
     task_queues: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     data_converter: DataConverter | None = None
@@ -55,19 +59,25 @@ class Application:
         """Its activity types; ``*`` for a dynamic one."""
         return tuple(sorted(definition_of(one).name or "*" for one in self.activities))
 
+    @property
+    def workflow_types(self) -> tuple[str, ...]:
+        """Its workflow types; ``*`` for a dynamic one."""
+        return tuple(sorted(workflow_definition_of(one).name or "*" for one in self.workflows))
+
 
 def load_application(name: str) -> Application:
     """Import what ``name`` says.
 
     Raises:
-        InvalidArgument: it is not there, raises when it is imported, or holds no activities.
+        InvalidArgument: it is not there, raises when it is imported, or holds no activities and
+            no workflows.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name:
         raise InvalidArgument(f"-A {name!r}: write MODULE or MODULE:ATTR, such as app.tasks")
     module = _import(module_name)
     if not attribute:
-        return _checked(name, Application(name=name, activities=tuple(_activities_of(module))))
+        return _checked(name, _application(name, module))
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -109,21 +119,30 @@ def _failed_import(name: str, error: BaseException) -> str:
 
 def _application(name: str, found: Any) -> Application:
     if isinstance(found, ModuleType):
-        return Application(name=name, activities=tuple(_activities_of(found)))
+        return Application(
+            name=name,
+            activities=tuple(_activities_of(found)),
+            workflows=tuple(_workflows_of(found)),
+        )
     if isinstance(found, Mapping):
         return _from_keywords(name, found)
     if isinstance(found, (str, bytes)):
         raise InvalidArgument(f"-A {name}: is a text, not a list of activities")
-    if _is_activity(found):
-        return Application(name=name, activities=(found,))
+    if _is_activity(found) or _is_workflow(found):
+        found = [found]
     if isinstance(found, Iterable):
-        return Application(name=name, activities=tuple(found))
+        both = list(found)
+        return Application(
+            name=name,
+            activities=tuple(one for one in both if not _is_workflow(one)),
+            workflows=tuple(one for one in both if _is_workflow(one)),
+        )
     methods = tuple(_methods_of(found))
     if methods:
         return Application(name=name, activities=methods)
     raise InvalidArgument(
-        f"-A {name}: is a {type(found).__name__}; it must be a list of activities,"
-        " a dict of Worker keywords, a module, or an object with activity methods"
+        f"-A {name}: is a {type(found).__name__}; it must be a list of activities"
+        " and workflows, a dict of Worker keywords, a module, or an object with activity methods"
     )
 
 
@@ -143,6 +162,7 @@ def _from_keywords(name: str, keywords: Mapping[str, Any]) -> Application:
     return Application(
         name=name,
         activities=tuple(keywords.get("activities", ())),
+        workflows=tuple(keywords.get("workflows", ())),
         task_queues=(*((one,) if one else ()), *several),
         options={key: value for key, value in keywords.items() if key in _OPTIONS},
         data_converter=converter,
@@ -156,20 +176,18 @@ def _checked(name: str, application: Application) -> Application:
             definitions.append(definition_of(activity))
         except InvalidArgument as error:
             raise InvalidArgument(f"-A {name}: {error}") from None
-    if not definitions:
+    for workflow in application.workflows:
+        if not _is_workflow(workflow):
+            raise InvalidArgument(f"-A {name}: {workflow!r} is not decorated with @workflow.defn")
+    if not definitions and not application.workflows:
         raise InvalidArgument(
-            f"-A {name}: has no activities; decorate functions with @activity.defn"
+            f"-A {name}: has no activities and no workflows; decorate functions with"
+            " @activity.defn, classes with @workflow.defn"
         )
     if application.task_queues:
         return application
     named = {d.options.task_queue for d in definitions if d.options.task_queue is not None}
-    return Application(
-        name=name,
-        activities=application.activities,
-        task_queues=tuple(sorted(named)),
-        options=application.options,
-        data_converter=application.data_converter,
-    )
+    return replace(application, task_queues=tuple(sorted(named)))
 
 
 def _activities_of(module: ModuleType) -> Sequence[Callable[..., Any]]:
@@ -180,6 +198,11 @@ def _activities_of(module: ModuleType) -> Sequence[Callable[..., Any]]:
         if not name.startswith("__") and _is_activity(value)
     }
     return tuple(found.values())
+
+
+def _workflows_of(module: ModuleType) -> Sequence[type]:
+    """Decorated classes, also those imported there."""
+    return tuple(dict.fromkeys(value for value in vars(module).values() if _is_workflow(value)))
 
 
 def _methods_of(instance: object) -> Iterable[Callable[..., Any]]:
@@ -199,6 +222,16 @@ def _is_activity(value: object) -> bool:
     except InvalidArgument:
         return False
     except Exception:  # an object that answers to every attribute, as mocks do
+        return False
+    return True
+
+
+def _is_workflow(value: object) -> bool:
+    if not inspect.isclass(value):
+        return False
+    try:
+        workflow_definition_of(value)
+    except InvalidArgument:
         return False
     return True
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -23,13 +24,18 @@ import click
 from tq_broker.cli import exits
 from tq_broker.cli.commands import Command
 from tq_broker.cli.demo_activities import Work, is_url
-from tq_broker.cli.demo_job import Row, run_job
+from tq_broker.cli.demo_job import FileJob, Row, run_jobs
 from tq_broker.cli.demo_progress import DemoProgress
 from tq_broker.cli.demo_stage import Scene, Stage, stage_for
+from tq_broker.cli.demo_workflow import WorkflowJob
 from tq_broker.cli.session import Session, session_of
 from tq_broker.client import Client
+from tq_broker.clock import SystemClock
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
+from tq_broker.model.requests import SHARDS
 from tq_broker.queues.memory import forget
+from tq_broker.queues.topology import DeleteQueue, Plan
+from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
 BUNDLED = Path(__file__).with_name("demo_files")
@@ -56,6 +62,11 @@ GRACE_S = 0.2
     help="How many hosts to play, each with one worker.",
 )
 @click.option("--kill-worker", is_flag=True, help="Kill one worker while it has work.")
+@click.option(
+    "--workflow",
+    is_flag=True,
+    help="Let a durable workflow see to each file; a history service is started for it.",
+)
 @click.pass_context
 def demo(
     ctx: click.Context,
@@ -64,6 +75,7 @@ def demo(
     files: int | None,
     workers: int,
     kill_worker: bool,
+    workflow: bool,
 ) -> None:
     """Process files on several hosts: download each on any of them, then compress, count words
     and upload where it was downloaded.
@@ -81,7 +93,9 @@ def demo(
     with contextlib.ExitStack() as cleanup:
         run = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tq-demo-"))
         works = [Work(name, source, run) for name, source in named(sources)]
-        scene = cleanup.enter_context(_scene(session))
+        scene = cleanup.enter_context(_scene(session, has_workflows=workflow))
+        if workflow:
+            cleanup.enter_context(_history(scene))
         rows = asyncio.run(_play(session, scene, works, workers, kill_worker))
     show(session, rows)
     if any(row.error for row in rows):
@@ -147,14 +161,15 @@ def named(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _scene(session: Session) -> Iterator[Scene]:
+def _scene(session: Session, *, has_workflows: bool) -> Iterator[Scene]:
     """The broker of this run."""
     config = session.config
-    where = {
+    where: dict[str, Any] = {
         "namespace": config.get("namespace", NAMESPACE),
         # A task queue of its own: who else runs the demo gets none of our files.
         "task_queue": f"files-{secrets.token_hex(4)}",
         "queue_type": config.get("queue_type", "quorum"),
+        "has_workflows": has_workflows,
     }
     url = config.get("url")
     if url is None:
@@ -172,6 +187,19 @@ def _scene(session: Session) -> Iterator[Scene]:
         yield Scene(url=url, **where)
 
 
+@contextlib.contextmanager
+def _history(scene: Scene) -> Iterator[None]:
+    """A history service in this process, for the time of the demo: it keeps all in memory."""
+    with EmbeddedSystem(SystemClock(), scene.url, namespace=scene.namespace):
+        yield
+    # Its queues would wait for a service that knew what is in them.
+    with scene.client() as client, contextlib.suppress(TqBrokerError):
+        core = client.core
+        queues = [core.names.workflow(scene.task_queue), *map(core.names.history, range(SHARDS))]
+        plan = Plan(tuple(DeleteQueue(str(queue)) for queue in queues))
+        core.broker.apply(plan, core.deadline())
+
+
 async def _play(
     session: Session, scene: Scene, works: Sequence[Work], workers: int, kill_worker: bool
 ) -> list[Row]:
@@ -184,7 +212,8 @@ async def _play(
         await asyncio.to_thread(stage.start, hosts)
         progress.say(f"{len(works)} files, workers on {', '.join(hosts)}, at {_place(client)}")
         watch = Killer(stage, progress, len(works)).step if kill_worker else progress.step
-        return await run_job(client, scene.task_queue, works, watch)
+        job = WorkflowJob if scene.has_workflows else FileJob
+        return await run_jobs([job(client, scene.task_queue, work, watch) for work in works])
     finally:
         await asyncio.to_thread(stage.close)
         await asyncio.to_thread(_tidy, client, scene.task_queue)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tq_broker.cli.demo_activities import (
     Downloaded,
@@ -29,7 +29,13 @@ from tq_broker.cli.demo_activities import (
 from tq_broker.client import Client
 from tq_broker.clock import SystemClock
 from tq_broker.common import Route
-from tq_broker.exceptions import ActivityError, ApplicationError, TargetGone, TqBrokerError
+from tq_broker.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TargetGone,
+    TqBrokerError,
+    WorkflowFailureError,
+)
 
 FILES_AT_ONCE = 8
 ROUNDS_MAX = 5
@@ -77,7 +83,7 @@ class FileJob:
             words, sha256 = await self._round_after_round()
             self._say("done")
         except TqBrokerError as failure:
-            error = _reason(failure)
+            error = reason(failure)
             self._say(f"failed: {error}")
         seconds = clock.monotonic() - began
         return Row(self._work.name, self._host, self._attempts, seconds, words, sha256, error)
@@ -104,7 +110,9 @@ class FileJob:
         uploaded: Uploaded = await self._execute(upload, route=same_host)
         self._say("uploaded")
 
-        sha256 = await asyncio.to_thread(self._verified, downloaded, uploaded)
+        sha256 = await asyncio.to_thread(
+            verified, self._work, downloaded.sha256, Path(uploaded.path)
+        )
         return processed.words, sha256
 
     async def _execute(self, activity: Callable[..., Any], **options: Any) -> Any:
@@ -114,34 +122,26 @@ class FileJob:
         self._attempts += result.attempt - 1
         return result
 
-    def _verified(self, downloaded: Downloaded, uploaded: Uploaded) -> str:
-        """The checksum of what was uploaded, if it is that of the source."""
-        source = self._work.source
-        try:
-            # What a URL gave is known to the worker only.
-            wanted = downloaded.sha256 if is_url(source) else sha256_of(Path(source).read_bytes())
-            found = sha256_of(gzip.decompress(Path(uploaded.path).read_bytes()))
-        except (OSError, EOFError, zlib.error) as error:
-            raise ApplicationError(f"the upload cannot be verified: {error}") from error
-        if found != wanted:
-            raise ApplicationError(f"the upload differs: sha256 {found[:12]}, not {wanted[:12]}")
-        return found
-
     def _say(self, what: str) -> None:
         self._progress(self._work.name, what, self._host)
 
 
-async def run_job(
-    client: Client, task_queue: str, works: Sequence[Work], progress: Progress
-) -> list[Row]:
-    """Run a `FileJob` for each of ``works``, some at once; one row each, in their order."""
+class Job(Protocol):
+    """What brings one file through, or says why not."""
+
+    async def run(self) -> Row:
+        """Do all of it; never raises an activity's failure."""
+
+
+async def run_jobs(jobs: Sequence[Job]) -> list[Row]:
+    """Run ``jobs``, some at once; one row each, in their order."""
     places = asyncio.Semaphore(FILES_AT_ONCE)
 
-    async def one(work: Work) -> Row:
+    async def one(job: Job) -> Row:
         async with places:
-            return await FileJob(client, task_queue, work, progress).run()
+            return await job.run()
 
-    return await asyncio.gather(*map(one, works))
+    return await asyncio.gather(*map(one, jobs))
 
 
 def is_target_gone(error: BaseException) -> bool:
@@ -152,6 +152,28 @@ def is_target_gone(error: BaseException) -> bool:
     )
 
 
-def _reason(error: TqBrokerError) -> str:
-    cause = error.cause if isinstance(error, ActivityError) else None
-    return " ".join(str(cause or error).split()) or type(error).__name__
+def verified(work: Work, sha256: str, uploaded: Path) -> str:
+    """The checksum of what was uploaded, if it is that of the source.
+
+    Args:
+        sha256: Of what was downloaded; of what a URL gave only its worker knows.
+
+    Raises:
+        ApplicationError: it is not.
+    """
+    try:
+        wanted = sha256 if is_url(work.source) else sha256_of(Path(work.source).read_bytes())
+        found = sha256_of(gzip.decompress(uploaded.read_bytes()))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ApplicationError(f"the upload cannot be verified: {error}") from error
+    if found != wanted:
+        raise ApplicationError(f"the upload differs: sha256 {found[:12]}, not {wanted[:12]}")
+    return found
+
+
+def reason(error: TqBrokerError) -> str:
+    """Why a file failed, on one line."""
+    told: BaseException = error
+    while isinstance(told, ActivityError | WorkflowFailureError) and told.cause is not None:
+        told = told.cause
+    return " ".join(str(told).split()) or type(told).__name__

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from tq_broker.cli.demo_activities import ACTIVITIES
+from tq_broker.cli.demo_workflow import FileWorkflow
 from tq_broker.cli.passwords import URL_VARIABLE
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock, remaining
@@ -34,12 +35,17 @@ READY = b"ready\n"
 
 @dataclass(frozen=True)
 class Scene:
-    """What all workers of one run have in common. ``url`` may hold a password."""
+    """What all workers of one run have in common. ``url`` may hold a password.
+
+    Attributes:
+        has_workflows: The workers serve the workflow, too.
+    """
 
     url: str
     namespace: str
     task_queue: str
     queue_type: str = "quorum"
+    has_workflows: bool = False
 
     def client(self) -> BlockingClient:
         """A connection of one worker."""
@@ -53,6 +59,7 @@ class Scene:
             client,
             task_queue=self.task_queue,
             activities=ACTIVITIES,
+            workflows=[FileWorkflow] if self.has_workflows else [],
             host=host,
             max_concurrent_activities=SLOTS,
         )
@@ -132,6 +139,7 @@ class ProcessStage:
                 scene.namespace,
                 scene.task_queue,
                 scene.queue_type,
+                *(["--workflow"] if scene.has_workflows else []),
             ],
             # In the environment, where other users cannot see the password.
             env={**os.environ, URL_VARIABLE: scene.url},

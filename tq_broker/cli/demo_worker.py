@@ -20,10 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     """Serve as the worker on a host; returns the exit code.
 
     Args:
-        arguments: Host, namespace, task queue and queue type. The URL is in the environment.
+        arguments: Host, namespace, task queue and queue type, and perhaps ``--workflow``. The URL
+            is in the environment.
     """
-    host, namespace, task_queue, queue_type = arguments
-    scene = Scene(os.environ[URL_VARIABLE], namespace, task_queue, queue_type)
+    host, namespace, task_queue, queue_type, *options = arguments
+    has_workflows = "--workflow" in options
+    scene = Scene(os.environ[URL_VARIABLE], namespace, task_queue, queue_type, has_workflows)
     try:
         with scene.client() as client, scene.worker(client, host):
             sys.stdout.buffer.write(READY)

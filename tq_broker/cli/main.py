@@ -13,6 +13,7 @@ import click
 from tq_broker.cli import commands, exits
 from tq_broker.cli.activity import activity
 from tq_broker.cli.demo import demo
+from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
 from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
@@ -79,7 +80,7 @@ def cli() -> None:
     """
 
 
-for command in (worker, activity, task_queue, parked, doctor, demo):
+for command in (worker, activity, task_queue, parked, doctor, demo, dev):
     cli.add_command(command)
 
 

@@ -164,6 +164,7 @@ def _make(
         client,
         task_queues=task_queues,
         activities=application.activities,
+        workflows=application.workflows,
         **{**options, "on_fatal_error": on_fatal_error},
     )
 
@@ -237,6 +238,7 @@ def _about(
         "app": application.name,
         "task_queues": list(worker.task_queues),
         "activities": list(application.types),
+        "workflows": list(application.workflow_types),
         "slots": worker.options.max_concurrent_activities,
     }
 
