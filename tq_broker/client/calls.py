@@ -74,6 +74,11 @@ class Calls:
         self._is_listening = False
         self._was_subscribed = False
 
+    @property
+    def open_count(self) -> int:
+        """How many calls are under way."""
+        return len(self._open)
+
     def begin(self, call: Call) -> None:
         """Ask. Returns at once; declares and listens on a thread of the sender if need be."""
         self._open[call.id] = call

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tq_broker.client.waiting import UNSET, Asked, one_or_many, to_seconds
+from tq_broker.exceptions import DeadlineExceeded, InvalidArgument, Unavailable
+
+Wait = Callable[..., Any]
+
+
+def awaiting(asked: Asked[Any], timeout: Any = None) -> Any:
+    return asyncio.run(asked.awaited(timeout))
+
+
+def blocking(asked: Asked[Any], timeout: Any = None) -> Any:
+    return asked.waited(timeout)
+
+
+def test_a_timeout_is_a_duration_or_seconds_or_nothing() -> None:
+    assert to_seconds(timedelta(minutes=1)) == 60
+    assert to_seconds(1.5) == 1.5
+    assert to_seconds(None) is None
+    for wrong in (-1, float("nan"), timedelta(seconds=-1)):
+        with pytest.raises(InvalidArgument, match="timeout is"):
+            to_seconds(wrong)
+
+
+def test_arguments_are_one_or_many() -> None:
+    assert one_or_many(UNSET, ()) == ()
+    assert one_or_many(None, ()) == (None,)
+    assert one_or_many(UNSET, [1, 2]) == [1, 2]
+    with pytest.raises(InvalidArgument, match="either arg or args"):
+        one_or_many(1, [2])
+
+
+@pytest.mark.parametrize("wait", [awaiting, blocking])
+def test_an_answer_is_read_by_who_waits_and_then_dropped(wait: Wait) -> None:
+    dropped: list[bool] = []
+    future: Future[int] = Future()
+    future.set_result(20)
+    asked = Asked(future, lambda number: number + 1, lambda: dropped.append(True))
+    assert wait(asked) == 21
+    assert dropped == [True]
+
+
+@pytest.mark.parametrize("wait", [awaiting, blocking])
+def test_an_answer_that_does_not_come_is_dropped(wait: Wait) -> None:
+    dropped: list[bool] = []
+    asked: Asked[int] = Asked(Future(), int, lambda: dropped.append(True))
+    with pytest.raises(DeadlineExceeded, match="not ended within 0 s"):
+        wait(asked, 0)
+    assert dropped == [True]
+
+
+@pytest.mark.parametrize("wait", [awaiting, blocking])
+@pytest.mark.parametrize("error", [Unavailable("away"), DeadlineExceeded("nobody there")])
+def test_an_error_of_the_answer_is_told_as_it_is(wait: Wait, error: Exception) -> None:
+    future: Future[int] = Future()
+    future.set_exception(error)
+    with pytest.raises(type(error), match=str(error)):
+        wait(Asked(future, int, lambda: None), 5)
