@@ -19,10 +19,13 @@ import msgspec
 
 from tq_broker.common import DURATION_MAX, to_ms
 from tq_broker.exceptions import (
+    ActivityError,
     ApplicationError,
     ApplicationErrorCategory,
     CancelledError,
+    ChildWorkflowError,
     FailureError,
+    RetryState,
     TerminatedError,
     TimeoutError,
     TimeoutType,
@@ -170,6 +173,14 @@ def _canceled_fields(error: BaseException) -> dict[str, Any]:
     }
 
 
+def _about(kind: FailureKind, *names: str) -> Callable[[FailureError], dict[str, Any]]:
+    def fields(error: FailureError) -> dict[str, Any]:
+        told = {name: getattr(error, name) for name in names}
+        return {"kind": kind, "about": {k: v for k, v in told.items() if v is not None}}
+
+    return fields
+
+
 _FIELDS: dict[Any, Callable[[Any], dict[str, Any]]] = {
     ApplicationError: _application_fields,
     CancelledError: _canceled_fields,
@@ -184,6 +195,19 @@ _FIELDS: dict[Any, Callable[[Any], dict[str, Any]]] = {
         "timeout_type": int(error.type),
         "details": _sendable(error.last_heartbeat_details),
     },
+    ActivityError: _about(
+        FailureKind.ACTIVITY, "activity_id", "activity_type", "identity", "attempt", "retry_state"
+    ),
+    ChildWorkflowError: _about(
+        FailureKind.CHILD_WORKFLOW,
+        "workflow_id",
+        "run_id",
+        "workflow_type",
+        "namespace",
+        "initiated_event_id",
+        "started_event_id",
+        "retry_state",
+    ),
 }
 
 
@@ -218,9 +242,47 @@ def _timeout_error(failure: Failure) -> FailureError:
     return TimeoutError(failure.message, type=kind, last_heartbeat_details=failure.details)
 
 
+def retry_state(number: object) -> RetryState | None:
+    """The state of that number; ``None`` for 0 and for what no release knew so far."""
+    return _RETRY_STATES.get(number)
+
+
+_RETRY_STATES: dict[object, RetryState] = {int(state): state for state in RetryState}
+
+
+def _activity_error(failure: Failure) -> FailureError:
+    about = failure.about
+    attempt = about.get("attempt")
+    return ActivityError(
+        failure.message,
+        activity_id=str(about.get("activity_id", "")),
+        activity_type=str(about.get("activity_type", "")),
+        identity=str(about.get("identity", "")),
+        attempt=attempt if isinstance(attempt, int) else 1,
+        retry_state=retry_state(about.get("retry_state")),
+    )
+
+
+def _child_workflow_error(failure: Failure) -> FailureError:
+    about = failure.about
+    initiated, started = about.get("initiated_event_id"), about.get("started_event_id")
+    return ChildWorkflowError(
+        failure.message,
+        workflow_id=str(about.get("workflow_id", "")),
+        run_id=str(about.get("run_id", "")),
+        workflow_type=str(about.get("workflow_type", "")),
+        namespace=str(about.get("namespace", "")),
+        initiated_event_id=initiated if isinstance(initiated, int) else 0,
+        started_event_id=started if isinstance(started, int) else 0,
+        retry_state=retry_state(about.get("retry_state")),
+    )
+
+
 _EXCEPTIONS: dict[FailureKind, Callable[[Failure], FailureError]] = {
     FailureKind.APPLICATION: _application_error,
     FailureKind.CANCELED: lambda failure: CancelledError(failure.message, *failure.details),
     FailureKind.TERMINATED: lambda failure: TerminatedError(failure.message, *failure.details),
     FailureKind.TIMEOUT: _timeout_error,
+    FailureKind.ACTIVITY: _activity_error,
+    FailureKind.CHILD_WORKFLOW: _child_workflow_error,
 }

@@ -346,7 +346,7 @@ def make_handler(
 
 
 def _members(cls: type) -> Iterator[Any]:
-    """The functions of a class as they are found on its instances: the most derived of each name."""
+    """What is found on instances of a class: the most derived of each name."""
     for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base)):
         yield inspect.getattr_static(cls, name)
 

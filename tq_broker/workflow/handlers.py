@@ -23,7 +23,7 @@ def get_signal_handler(name: str) -> AnyFunction | None:
 def set_signal_handler(
     name: str, handler: AnyFunction | None, *, unfinished_policy: HandlerUnfinishedPolicy = WARN
 ) -> None:
-    """Set or, with ``None``, remove a signal's handler. It is given at once what has come so far."""
+    """Set or, with ``None``, remove a signal's handler. It gets at once what has come so far."""
     _set("signal", name, handler, unfinished_policy=unfinished_policy)
 
 

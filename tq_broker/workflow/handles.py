@@ -40,6 +40,10 @@ class RequestingFuture(asyncio.Future[T]):
         self._on_cancel()
         return True
 
+    def give_up(self) -> None:
+        """Cancel it like a plain future."""
+        super().cancel()
+
     def resolve(self, value: T) -> None:
         """End it with a result, unless it has ended."""
         if not self.done():
@@ -49,6 +53,10 @@ class RequestingFuture(asyncio.Future[T]):
         """End it with an error, unless it has ended."""
         if not self.done():
             self.set_exception(error)
+
+    def forget(self) -> None:
+        """That it was cancelled need not be looked at by anybody."""
+        self._log_traceback = False
 
 
 class ActivityHandle(RequestingFuture[T]):

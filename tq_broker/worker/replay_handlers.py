@@ -1,0 +1,252 @@
+"""Signals, updates and queries of a run, and the handlers that take them."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from tq_broker.activity import RawValue
+from tq_broker.exceptions import ApplicationError, Malformed
+from tq_broker.model import payload as payloads
+from tq_broker.model.commands import AcceptUpdate, CompleteUpdate, RejectUpdate
+from tq_broker.model.events import (
+    WorkflowExecutionSignaled,
+    WorkflowExecutionUpdateAccepted,
+)
+from tq_broker.model.payload import Payload
+from tq_broker.model.workflow_tasks import UpdateRequest
+from tq_broker.worker.ending import FailureTypes, is_failure
+from tq_broker.worker.loop import WorkflowLoop
+from tq_broker.worker.situation import Situation, log
+from tq_broker.workflow.definition import (
+    Handler,
+    Handlers,
+    HandlerUnfinishedPolicy,
+    Kind,
+    WorkflowDefinition,
+)
+from tq_broker.workflow.errors import (
+    ContinueAsNewError,
+    UnfinishedSignalHandlersWarning,
+    UnfinishedUpdateHandlersWarning,
+)
+from tq_broker.workflow.facts import UpdateInfo
+
+update_info: ContextVar[UpdateInfo | None] = ContextVar("tq_broker_update", default=None)
+"""The update that the current task handles."""
+
+TopLevel = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[Any]"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A handler at work."""
+
+    what: str
+    policy: HandlerUnfinishedPolicy
+
+
+class ReplayHandlers:
+    """The handlers of one run.
+
+    Args:
+        spawn: Starts a task whose exceptions are those of the workflow.
+    """
+
+    def __init__(
+        self,
+        situation: Situation,
+        loop: WorkflowLoop,
+        definition: WorkflowDefinition,
+        failure_types: FailureTypes,
+        spawn: TopLevel,
+    ) -> None:
+        self._situation = situation
+        self._loop = loop
+        self._failure_types = failure_types
+        self._spawn = spawn
+        self._instance: Any = None
+        self._defined: dict[Kind, Handlers] = {
+            "signal": definition.signals,
+            "query": definition.queries,
+            "update": definition.updates,
+        }
+        self._set: dict[tuple[Kind, str | None], Handler | None] = {}
+        self._waiting: list[WorkflowExecutionSignaled] = []
+        self._signals: dict[_Work, None] = {}
+        self._updates: dict[_Work, None] = {}
+
+    def serve(self, instance: Any) -> None:
+        """``instance`` is the object whose methods are the handlers."""
+        self._instance = instance
+
+    # --- the tables -----------------------------------------------------------------------------
+
+    def find(self, kind: Kind, name: str | None) -> Handler | None:
+        """The handler of its own that ``name`` has."""
+        key = (kind, name)
+        return self._set[key] if key in self._set else self._defined[kind].get(name)
+
+    def handler(self, kind: Kind, name: str | None) -> Callable[..., Any] | None:
+        """The same, as a function."""
+        found = self.find(kind, name)
+        return None if found is None else self._bound(found, found.fn)
+
+    def set_handler(self, kind: Kind, name: str | None, handler: Handler | None) -> None:
+        """Set or remove one; a signal's gets what has waited for it."""
+        self._situation.check(f"set a {kind} handler")
+        self._set[kind, name] = handler
+        if kind == "signal" and handler is not None:
+            waiting, self._waiting = self._waiting, []
+            for event in waiting:
+                self.signal(event)
+
+    def names(self, kind: Kind) -> list[str]:
+        """What has a handler of its own."""
+        known = {name for name in self._defined[kind] if name is not None}
+        known |= {name for k, name in self._set if k == kind and name is not None}
+        return sorted(name for name in known if self.find(kind, name) is not None)
+
+    def _bound(self, handler: Handler, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if not handler.bound:
+            return fn
+        bound: Callable[..., Any] = fn.__get__(self._instance)
+        return bound
+
+    def _serving(self, kind: Kind, name: str) -> Handler | None:
+        found = self.find(kind, name)
+        return self.find(kind, None) if found is None else found
+
+    def _arguments(self, handler: Handler, name: str, payload: Payload) -> list[Any]:
+        if handler.name is not None:
+            return self._situation.conversion.arguments(payload, handler, dynamic=False)
+        converter = self._situation.conversion.converter
+        raws = payloads.load_args(payload, converter)
+        return [name, [RawValue(bytes(raw), converter.payload_converter) for raw in raws]]
+
+    # --- signals --------------------------------------------------------------------------------
+
+    def signal(self, event: WorkflowExecutionSignaled) -> None:
+        """It has come: handle it, or keep it until it has a handler."""
+        handler = self._serving("signal", event.signal_name)
+        if handler is None:
+            self._waiting.append(event)
+            return
+        try:
+            args = self._arguments(handler, event.signal_name, event.input)
+        except Malformed as error:
+            # Whoever sent it is gone, and the workflow is not to suffer for it.
+            if not self._situation.replaying:
+                log.error("signal %r is dropped: %s", event.signal_name, error)
+            return
+        work = _Work(f"signal {event.signal_name!r}", handler.unfinished_policy)
+        self._signals[work] = None
+        self._spawn(self._handle_signal(work, handler, args))
+
+    async def _handle_signal(self, work: _Work, handler: Handler, args: list[Any]) -> None:
+        try:
+            result = self._bound(handler, handler.fn)(*args)
+            if handler.is_async:
+                await result
+        finally:
+            self._signals.pop(work, None)
+
+    # --- updates --------------------------------------------------------------------------------
+
+    def update(self, request: UpdateRequest | WorkflowExecutionUpdateAccepted) -> None:
+        """One has come; or, in replay, one that was accepted when the history was written."""
+        self._spawn(self._handle_update(request))
+
+    async def _handle_update(
+        self, request: UpdateRequest | WorkflowExecutionUpdateAccepted
+    ) -> None:
+        if isinstance(request, WorkflowExecutionUpdateAccepted):
+            name, accepted = request.update_name, True
+        else:
+            name, accepted = request.name, False
+        update_id, ledger = request.update_id, self._situation.ledger
+        update_info.set(UpdateInfo(id=update_id, name=name))
+        try:
+            handler, args = self._admit(name, request.input, validate=not accepted)
+        except Exception as error:  # of whatever kind: the update is refused, the run goes on
+            failure = self._situation.conversion.failure(error)
+            ledger.add(RejectUpdate(update_id=update_id, failure=failure))
+            return
+        ledger.add(AcceptUpdate(update_id=update_id))
+        work = _Work(f"update {name!r} ({update_id})", handler.unfinished_policy)
+        self._updates[work] = None
+        try:
+            result = self._bound(handler, handler.fn)(*args)
+            if handler.is_async:
+                result = await result
+            done = CompleteUpdate(
+                update_id=update_id, result=self._situation.conversion.dump(result)
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            if not isinstance(error, asyncio.CancelledError) and not is_failure(
+                error, self._failure_types
+            ):
+                raise
+            failure = self._situation.conversion.failure(error)
+            done = CompleteUpdate(update_id=update_id, failure=failure)
+        except ContinueAsNewError:
+            raise
+        finally:
+            self._updates.pop(work, None)
+        ledger.add(done)
+
+    def _admit(self, name: str, payload: Payload, *, validate: bool) -> tuple[Handler, list[Any]]:
+        handler = self._serving("update", name)
+        if handler is None:
+            raise ApplicationError(
+                f"workflow has no handler for update {name!r};"
+                f" known are: {', '.join(self.names('update')) or 'none'}",
+                type="UpdateNotFound",
+                non_retryable=True,
+            )
+        args = self._arguments(handler, name, payload)
+        if validate and handler.validator is not None:
+            with self._situation.read_only("update validator"):
+                self._bound(handler, handler.validator)(*args)
+        return handler, args
+
+    # --- queries --------------------------------------------------------------------------------
+
+    def query(self, name: str, payload: Payload) -> Any:
+        """The answer. Raises what the handler raises, `Malformed`, or `ApplicationError` of type
+        ``QueryNotFound``."""
+        handler = self._serving("query", name)
+        if handler is None:
+            raise ApplicationError(
+                f"workflow has no handler for query {name!r};"
+                f" known are: {', '.join(self.names('query')) or 'none'}",
+                type="QueryNotFound",
+                non_retryable=True,
+            )
+        return self._bound(handler, handler.fn)(*self._arguments(handler, name, payload))
+
+    # --- unfinished ones --------------------------------------------------------------------------
+
+    def all_finished(self) -> bool:
+        """Whether none is at work."""
+        return not self._signals and not self._updates
+
+    def warn_of_unfinished(self) -> None:
+        """The run ends now: say so if it leaves work behind."""
+        for kind, at_work, category in (
+            ("signal", self._signals, UnfinishedSignalHandlersWarning),
+            ("update", self._updates, UnfinishedUpdateHandlersWarning),
+        ):
+            left = [w.what for w in at_work if w.policy is HandlerUnfinishedPolicy.WARN_AND_ABANDON]
+            if left:
+                warnings.warn(
+                    f"workflow {self._situation.run.workflow_id!r} ended while {kind} handlers were"
+                    f" at work: {', '.join(left)}. Wait for workflow.all_handlers_finished, or give"
+                    " the handler the policy HandlerUnfinishedPolicy.ABANDON.",
+                    category,
+                    stacklevel=2,
+                )
