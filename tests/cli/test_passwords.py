@@ -6,6 +6,9 @@ SECRET = "amqp://user:pa:ss@host/vhost"
 OPEN = "amqp://user@host/vhost"
 
 
+STORE = "postgresql+psycopg://user:secret@host/db"
+
+
 @pytest.mark.parametrize(
     ("arguments", "kept", "url"),
     [
@@ -23,4 +26,12 @@ OPEN = "amqp://user@host/vhost"
     ],
 )
 def test_a_password_is_taken_out(arguments: list[str], kept: list[str], url: "str | None") -> None:
-    assert without_password(arguments) == (kept, url)
+    assert without_password(arguments) == (kept, {"TQ_BROKER_URL": url} if url else {})
+
+
+def test_so_is_that_of_a_store() -> None:
+    arguments = ["history", "--store", STORE, f"--broker={SECRET}"]
+    hidden = {"TQ_BROKER_STORE": STORE, "TQ_BROKER_URL": SECRET}
+    assert without_password(arguments) == (["history"], hidden)
+    plain = ["history", "--store=sqlite:///x"]
+    assert without_password([*plain]) == (plain, {})

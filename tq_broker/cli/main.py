@@ -15,9 +15,10 @@ from tq_broker.cli.activity import activity
 from tq_broker.cli.demo import demo
 from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
+from tq_broker.cli.history import history
 from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
-from tq_broker.cli.passwords import URL_VARIABLE, without_password
+from tq_broker.cli.passwords import without_password
 from tq_broker.cli.task_queue import task_queue
 from tq_broker.cli.worker import worker
 from tq_broker.exceptions import TqBrokerError
@@ -80,7 +81,7 @@ def cli() -> None:
     """
 
 
-for command in (worker, activity, task_queue, parked, doctor, demo, dev):
+for command in (worker, activity, task_queue, history, parked, doctor, demo, dev):
     cli.add_command(command)
 
 
@@ -93,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         arguments = sys.argv[1:]
-        kept, url = without_password(arguments)
-        if url is not None:
-            os.environ[URL_VARIABLE] = url
+        kept, hidden = without_password(arguments)
+        if hidden:
+            os.environ.update(hidden)
             os.execv(sys.executable, [sys.executable, "-m", "tq_broker", *kept])
     try:
         result = cli.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)

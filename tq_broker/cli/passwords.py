@@ -2,8 +2,8 @@
 
 Everybody on a machine can read the command lines of all processes (``ps``), and only the user
 himself the environment of his. So ``tq-broker -b amqp://user:secret@host`` starts itself anew
-with the URL in ``TQ_BROKER_URL``. The URL can be seen until then, for some milliseconds: better
-set the variable, or use a profile.
+with the URL in ``TQ_BROKER_URL``, and with that of a store in ``TQ_BROKER_STORE``. It can be seen
+until then, for some milliseconds: better set the variable, or use a profile.
 """
 
 from __future__ import annotations
@@ -12,36 +12,38 @@ import re
 from collections.abc import Sequence
 
 URL_VARIABLE = "TQ_BROKER_URL"
-_WITH_PASSWORD = re.compile(r"amqps?://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
-_NAMES = ("-b", "--broker")
+STORE_VARIABLE = "TQ_BROKER_STORE"
+_WITH_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+_VARIABLES = {"-b": URL_VARIABLE, "--broker": URL_VARIABLE, "--store": STORE_VARIABLE}
 
 
-def without_password(arguments: Sequence[str]) -> tuple[list[str], str | None]:
-    """``arguments`` without the broker's URL if that holds a password, and the URL.
+def without_password(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """``arguments`` without the URLs that hold a password, and those by environment variable.
 
-    ``None`` means that there was none to hide. The last of several URLs counts.
+    The last of several URLs for the same counts.
     """
     kept: list[str] = []
-    hidden: str | None = None
+    hidden: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
         name, value = argument, None
-        for known in _NAMES:
+        for known in _VARIABLES:
             if argument.startswith(f"{known}="):
                 name, value = known, argument.partition("=")[2]
         if argument[:2] == "-b" and len(argument) > 2 and argument[2] != "=":
             name, value = "-b", argument[2:]
-        if name not in _NAMES:
+        variable = _VARIABLES.get(name)
+        if variable is None:
             kept.append(argument)
             continue
         separate = value is None
         if value is None:
             value = next(rest, None)
         if value is not None and _WITH_PASSWORD.search(value):
-            hidden = value
+            hidden[variable] = value
         elif value is None:
             kept.append(argument)
         else:
-            hidden = None
+            hidden.pop(variable, None)
             kept += [argument, value] if separate else [argument]
     return kept, hidden

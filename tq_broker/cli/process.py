@@ -22,7 +22,7 @@ import click
 from tq_broker.cli import exits
 from tq_broker.cli.application import Application
 from tq_broker.cli.output import visible
-from tq_broker.cli.passwords import URL_VARIABLE, without_password
+from tq_broker.cli.passwords import without_password
 from tq_broker.cli.session import Session
 from tq_broker.cli.signals import STOPPING, Events
 from tq_broker.client import BlockingClient
@@ -218,9 +218,8 @@ def _watch(guard_fd: int, events: Events) -> None:
 
 
 def _start_anew(arguments: tuple[str, ...]) -> None:
-    kept, url = without_password(arguments)
-    if url is not None:
-        os.environ[URL_VARIABLE] = url
+    kept, hidden = without_password(arguments)
+    os.environ.update(hidden)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tq_broker", *kept])
 

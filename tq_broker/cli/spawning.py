@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from tq_broker.cli.passwords import URL_VARIABLE, without_password
+from tq_broker.cli.passwords import without_password
 from tq_broker.cli.session import Session
 from tq_broker.cli.signals import STOPPING, Events
 from tq_broker.cli.sources import Sources
@@ -47,14 +47,11 @@ def supervise(session: Session, count: int, *, reload: bool) -> int:
 
 def start_process(arguments: Sequence[str], index: int, guard: int) -> subprocess.Popen[bytes]:
     """Start the worker process with number ``index``."""
-    kept, url = without_password(arguments)
-    environment = dict(os.environ)
-    if url is not None:
-        environment[URL_VARIABLE] = url
+    kept, hidden = without_password(arguments)
     own = ["--process-index", str(index), "--guard-fd", str(guard)]
     return subprocess.Popen(
         [sys.executable, "-m", "tq_broker", *kept, *own],
-        env=environment,
+        env=os.environ | hidden,
         pass_fds=(guard,),
         start_new_session=True,
     )

@@ -15,15 +15,18 @@ from tq_broker.model.payload import NULL
 from tq_broker.model.requests import Outcome
 from tq_broker.model.tasks import ActivityOutcome, Status
 from tq_broker.model.workflow_tasks import TaskFailedCause, WorkflowTaskFailed
-from tq_broker.queues.sender import NoRoute
 
 
-def feedback(sending: Sending, error: TqBrokerError) -> list[Letter] | None:
-    """The letters that tell its run; ``None`` if it has to be sent again."""
+def feedback(sending: Sending, error: TqBrokerError, *, is_gone: bool) -> list[Letter] | None:
+    """The letters that tell its run; ``None`` if it has to be sent again.
+
+    Args:
+        is_gone: The error is that the queue which it was for is there no more.
+    """
     match sending.record:
-        case ReplyRecord() | EventReplyRecord() if isinstance(error, NoRoute):
+        case ReplyRecord() | EventReplyRecord() if is_gone:
             return []  # whoever asked has left
-        case TaskRecord(task) if task.sticky and isinstance(error, NoRoute):
+        case TaskRecord(task) if task.sticky and is_gone:
             # As if its queue had given it up: it is there no more.
             return [_letter(sending, task, task.run.workflow_id, task.run.run_id)]
         case _ if isinstance(error, Unavailable):

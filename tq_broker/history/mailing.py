@@ -15,16 +15,15 @@ from tq_broker.model import events as histories
 from tq_broker.model import requests
 from tq_broker.model.events import Event
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Names, sticky_key
+from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
-from tq_broker.queues.sender import Need
 from tq_broker.stores.store import EventRow
 
 PAGE_BYTES = 1 << 20
 """As much history goes into one message; workers and clients ask for the rest."""
 
-Mail = tuple[Publication, tuple[Need, ...]]
+Mail = tuple[Publication, tuple[QueueName, ...]]
 """What to publish, and what must exist for it. Nothing is declared for those who have gone."""
 
 

@@ -31,12 +31,12 @@ from tq_broker.history.transaction import Sending
 from tq_broker.model import envelope
 from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecutionUpdateCompleted
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.settings import ActivityCanceled
 from tq_broker.queues import routing
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.connection import Connection
-from tq_broker.queues.sender import Need, error_of
+from tq_broker.queues.sender import error_of
 from tq_broker.stores.store import EventRow
 
 SEND_WITHIN_S = 30.0
@@ -72,7 +72,7 @@ class Outbox:
         self._cache = cache
         self._read_events = read_events
         self._ended = ended
-        self._declared: set[Need] = set()
+        self._declared: set[QueueName] = set()
         self._build: dict[type, Callable[[Sending, Any], Mail | NoMail]] = {
             TaskRecord: self._task,
             ActivityRecord: self._activity,
@@ -97,7 +97,7 @@ class Outbox:
 
     def send(self, sendings: Sequence[Sending]) -> None:
         """Send these, in order as far as they go to queues that are known to exist."""
-        mails: list[tuple[Sending, Publication, tuple[Need, ...]]] = []
+        mails: list[tuple[Sending, Publication, tuple[QueueName, ...]]] = []
         deadline = self._deadline()
         for sending in sendings:
             mail = self._build[type(sending.record)](sending, sending.record)
@@ -113,7 +113,7 @@ class Outbox:
         self._send_all(mails, deadline)
 
     def _send_all(
-        self, mails: Sequence[tuple[Sending, Publication, tuple[Need, ...]]], deadline: float
+        self, mails: Sequence[tuple[Sending, Publication, tuple[QueueName, ...]]], deadline: float
     ) -> None:
         def ended(index: int, receipt: Receipt) -> None:
             sending, publication, needs = mails[index]
@@ -133,7 +133,11 @@ class Outbox:
                 self._ended(sending, error)
 
     def _send_declaring(
-        self, sending: Sending, publication: Publication, needs: tuple[Need, ...], deadline: float
+        self,
+        sending: Sending,
+        publication: Publication,
+        needs: tuple[QueueName, ...],
+        deadline: float,
     ) -> None:
         def ended(error: TqBrokerError | None) -> None:
             if error is None:

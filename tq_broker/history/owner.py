@@ -28,6 +28,7 @@ from tq_broker.model.requests import ShardInfo
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
+from tq_broker.queues.sender import NoRoute
 from tq_broker.stores.store import Batch, EventRow, Fenced, OutboxRow, OutcomeUnknown, Store
 
 log = logging.getLogger(__name__)
@@ -331,7 +332,9 @@ class Owner:
         """A sending has ended; returns what its run has to be told."""
         if not self.flights.is_flying(sending):
             return []  # its shard was lost meanwhile
-        letters = [] if error is None else feedback(sending, error)
+        letters = (
+            [] if error is None else feedback(sending, error, is_gone=isinstance(error, NoRoute))
+        )
         now = self._clock.monotonic()
         if letters is None:
             log.warning("history: not sent, trying again: %s", error)
