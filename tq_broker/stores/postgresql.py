@@ -47,11 +47,10 @@ _SESSION = {
     # An owner that was stopped in the middle of a transaction must not keep its shards from others.
     "idle_in_transaction_session_timeout": "5s",
     "lock_timeout": "15s",
-    # Statements are planned once, when tables may still be empty, so that reading them whole looks
-    # cheap then; what we ask for is in an index.
+    # Statements are planned once, when tables may still be empty, and when to read them whole looks
+    # cheap; what a batch writes to is found in an index, row by row.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
-    "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
 # What is committed must be kept, whatever the server is set to; stricter settings stay.
@@ -72,7 +71,8 @@ class Postgresql:
     """
 
     def __init__(self, url: URL) -> None:
-        self.url = _without_password(url)
+        url = _with_one_password(url)
+        self.url = url._replace(password=None).render_as_string()
         given = {name: value for name, value in _CONNECT.items() if name not in url.query}
         self.engine = create_engine(
             url, connect_args=given, hide_parameters=True, pool_use_lifo=True
@@ -165,8 +165,11 @@ def _update_runs() -> _Statement:
     changes = [schema.runs.columns[name] for name in schema.RUN_CHANGES]
     names = ", ".join(schema.RUN_CHANGES)
     new = ", ".join(f"new.{name}" for name in schema.RUN_CHANGES)
+    # Materialized: were the namespace known to be the same for all rows, the server might read all
+    # that the namespace has. The same below.
     return _Statement(
-        f"WITH new AS (SELECT %s::bigint AS ns, * FROM {{rows}} AS new (run_id, {names}))"
+        "WITH new AS MATERIALIZED"
+        f" (SELECT %s::bigint AS ns, * FROM {{rows}} AS _ (run_id, {names}))"
         f" UPDATE tq_runs SET ({names}) = ROW ({new}) FROM new"
         " WHERE tq_runs.ns = new.ns AND tq_runs.run_id = new.run_id"
         " AND tq_runs.version = new.version - 1",
@@ -184,7 +187,7 @@ _INSERT_EVENTS = _insert(schema.events)
 _INSERT_OUTBOX = _insert(schema.outbox)
 _UPDATE_RUNS = _update_runs()
 _DELETE_OUTBOX = _Statement(
-    "WITH sent AS (SELECT %s::bigint AS ns, * FROM {rows} AS sent (shard, first, last))"
+    "WITH sent AS MATERIALIZED (SELECT %s::bigint AS ns, * FROM {rows} AS _ (shard, first, last))"
     " DELETE FROM tq_outbox USING sent WHERE tq_outbox.ns = sent.ns"
     " AND tq_outbox.shard = sent.shard AND seq BETWEEN first AND last",
     [schema.outbox.c.shard, schema.outbox.c.seq, schema.outbox.c.seq],
@@ -207,8 +210,12 @@ def _write(driver: Any, ns: int, batch: Batch) -> Any:
     return changed
 
 
-def _without_password(url: URL) -> str:
-    return url.set(password=None).difference_update_query(["password"]).render_as_string()
+def _with_one_password(url: URL) -> URL:
+    """Libpq would take it as an option too, but there nobody hides it."""
+    password = url.query.get("password")
+    if isinstance(password, str):
+        url = url.set(password=password)
+    return url.difference_update_query(["password"])
 
 
 def _set_up(driver: Any, _record: object) -> None:
