@@ -146,10 +146,11 @@ class WorkflowJob:
 
     async def _watch(self, handle: WorkflowHandle[Any, Report]) -> None:
         while True:
-            self._look((await handle.describe()).current_details)
+            self.look((await handle.describe()).current_details)
             await asyncio.sleep(LOOK_S)
 
-    def _look(self, details: str) -> None:
+    def look(self, details: str) -> None:
+        """Pass on a step that ``details`` tell, unless it is known."""
         if details and details != self._details:
             self._details = details
             what, _, self._host = details.rpartition(" on ")
