@@ -102,6 +102,12 @@ class LocalActivities:
         """End attempts whose time is over."""
         with self._lock:
             attempts = list(self._attempts)
+            waiting = list(self._waiting)
+        now_ms = epoch_ms(self._clock)
+        for going in waiting:
+            late = going.timeout(now_ms)
+            if late is not None:
+                self._done(going, failure=failures.timed_out(late))
         for attempt, timeout in watch.overdue(attempts, now):
             self._failed(attempt, failures.timed_out(timeout))
             self._stop(attempt)
@@ -150,8 +156,11 @@ class LocalActivities:
         with self._lock:
             attempt.code_running = False
             self._running.discard(attempt)
-            following = self._waiting.popleft() if self._waiting else None
-        if following is not None:
+        while True:
+            with self._lock:
+                if not self._waiting or len(self._running) >= self._slots:
+                    return
+                following = self._waiting.popleft()
             self._begin(following)
 
     def _end(self, attempt: Attempt) -> _Local | None:

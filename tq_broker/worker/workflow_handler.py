@@ -127,7 +127,7 @@ class WorkflowHandler:
 
     def _take(self, held: InHand, seat: Seat) -> None:
         try:
-            held.task = task = read_task(held.delivery.message)
+            task = read_task(held.delivery.message)
             if not 0 <= task.shard < SHARDS:
                 raise Malformed(f"workflow task of shard {task.shard}, which there is not")
         except Malformed as error:
@@ -135,6 +135,7 @@ class WorkflowHandler:
             done = partial(self._finish, held)
             self._returns.park(held.delivery.message, held.source.name, error.reason, done)
             return
+        held.task = task
         with self._lock:
             waiting = self._runs.get(task.run.run_id)
             if waiting is not None:
