@@ -17,17 +17,22 @@ from tq_broker.common import (
     OnGone,
     RetryPolicy,
     Route,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
 )
 from tq_broker.exceptions import (
     ActivityError,
     ApplicationError,
     CancelledError,
+    ChildWorkflowError,
     TimeoutError,
     TqBrokerError,
+    WorkflowAlreadyStartedError,
+    WorkflowFailureError,
 )
 
 if TYPE_CHECKING:
-    from tq_broker.client import ActivityHandle, BlockingClient, Client
+    from tq_broker.client import ActivityHandle, BlockingClient, Client, WorkflowHandle
     from tq_broker.queues.kombu_queue import kombu_queue
     from tq_broker.worker import Worker
 
@@ -41,6 +46,7 @@ __all__ = [
     "ApplicationError",
     "BlockingClient",
     "CancelledError",
+    "ChildWorkflowError",
     "Client",
     "OnGone",
     "RetryPolicy",
@@ -48,6 +54,11 @@ __all__ = [
     "TimeoutError",
     "TqBrokerError",
     "Worker",
+    "WorkflowAlreadyStartedError",
+    "WorkflowFailureError",
+    "WorkflowHandle",
+    "WorkflowIDConflictPolicy",
+    "WorkflowIDReusePolicy",
     "activity",
     "kombu_queue",
     "workflow",
@@ -58,6 +69,7 @@ _HOMES = {
     "BlockingClient": "tq_broker.client",
     "Client": "tq_broker.client",
     "Worker": "tq_broker.worker",
+    "WorkflowHandle": "tq_broker.client",
     "kombu_queue": "tq_broker.queues.kombu_queue",
 }
 

@@ -14,7 +14,8 @@ from tq_broker.exceptions import (
 
 OK = 0
 FAILED = 1
-"""It was done, and it did not end well: the activity failed, the doctor found something."""
+"""It was done, and it did not end well: the activity or workflow failed, the doctor found
+something."""
 USAGE = 2
 """The command, its options, the application or the configuration are wrong."""
 UNAVAILABLE = 3
@@ -22,7 +23,7 @@ UNAVAILABLE = 3
 REFUSED = 4
 """The login, the vhost or a permission was refused."""
 NOT_FOUND = 5
-"""There is no such task queue, worker, host or parked message."""
+"""There is no such workflow, task queue, worker, host or parked message."""
 GAVE_UP = 6
 """The worker could not go on, or its processes crashed again and again."""
 INTERRUPTED = 130
@@ -32,11 +33,11 @@ Exit codes:
 
 \b
   0  done
-  1  it ended badly: the activity failed, doctor found a fault, a cold shutdown
+  1  it ended badly: the activity or workflow failed, doctor found a fault, a cold shutdown
   2  wrong usage, application or configuration
   3  no connection to the broker, or no answer in time
   4  the broker refused the login, the vhost or a permission
-  5  there is no such task queue, worker, host or message
+  5  there is no such workflow, task queue, worker, host or message
   6  the worker could not go on, or its processes crashed again and again
 """
 

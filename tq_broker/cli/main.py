@@ -21,6 +21,7 @@ from tq_broker.cli.parked import parked
 from tq_broker.cli.passwords import without_password
 from tq_broker.cli.task_queue import task_queue
 from tq_broker.cli.worker import worker
+from tq_broker.cli.workflow import workflow
 from tq_broker.exceptions import TqBrokerError
 
 PROGRAM = "tq-broker"
@@ -81,7 +82,7 @@ def cli() -> None:
     """
 
 
-for command in (worker, activity, task_queue, history, parked, doctor, demo, dev):
+for command in (worker, activity, workflow, task_queue, history, parked, doctor, demo, dev):
     cli.add_command(command)
 
 
