@@ -68,6 +68,19 @@ def test_a_worker_that_is_killed_costs_attempts_and_no_files(
     assert max(row["attempts"] for row in found) > 1
 
 
+def test_a_workflow_sees_to_each_file_also_when_a_worker_is_killed(
+    broker: LocalRabbitMQ, namespace: str
+) -> None:
+    options = ("-b", broker.url, "--namespace", namespace, "--json", "--workflow")
+    found = rows(demo(*options, "--kill-worker"))
+    assert len(found) == FILES
+    assert all(row["verified"] for row in found)
+    assert max(row["attempts"] for row in found) > 1
+    queues = broker.ctl("list_queues", "--quiet", "name").split()
+    kinds = ("activity", "workflow", "history")
+    assert [q for q in queues if q.startswith(tuple(f"tq.{namespace}.{k}." for k in kinds))] == []
+
+
 def test_the_task_queue_of_a_run_is_removed_after_it(broker: LocalRabbitMQ, namespace: str) -> None:
     rows(demo("-b", broker.url, "--namespace", namespace, "--json", "--files", "2"))
     queues = broker.ctl("list_queues", "--quiet", "name").split()

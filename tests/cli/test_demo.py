@@ -109,6 +109,21 @@ def test_a_killed_worker_leaves_a_table_that_is_complete() -> None:
     assert len({row["host"] for row in rows(result)}) >= 2
 
 
+def test_a_workflow_can_see_to_each_file() -> None:
+    result = run("--json", "--workflow")
+    assert result.exit_code == 0, result.output
+    assert len(rows(result)) == 12
+    assert all(row["verified"] and row["attempts"] == 1 for row in rows(result))
+    assert len({row["host"] for row in rows(result)}) > 1
+
+
+def test_a_killed_worker_costs_workflows_attempts_and_no_files() -> None:
+    result = run("--json", "--workflow", "--kill-worker")
+    assert result.exit_code == 0, result.output
+    assert all(row["verified"] for row in rows(result))
+    assert any(row["attempts"] > 1 for row in rows(result))
+
+
 def test_it_says_whom_it_kills() -> None:
     result = run("--kill-worker", "--files", "3", "--workers", "2")
     assert result.exit_code == 0, result.output
