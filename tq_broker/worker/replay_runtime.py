@@ -175,7 +175,7 @@ class ReplayRuntime:
         self._situation.check("set the current details")
         self._details = details
 
-    # --- other workflows, and the next run ----------------------------------------------------------
+    # --- other workflows, and the next run --------------------------------------------------------
 
     async def signal_external(
         self, workflow_id: str, run_id: str | None, signal: str, args: Sequence[Any]
