@@ -45,6 +45,7 @@ from tq_broker.model.tasks import (
     ActivityOutcome,
     ActivityTask,
     Status,
+    WireRetryPolicy,
     WorkflowOrigin,
     load_route,
     retry_policy,
@@ -106,8 +107,17 @@ def request_cancel(turn: Turn, command: RequestCancelActivity, completed_event_i
         return  # its end is known already, but not yet to the workflow
     activity.cancel_event_id = cancel_event_id
     abandon(turn, event_id, activity)
-    if activity.waits or not command.wait:
+    if not command.wait or activity.waits or _is_unclaimed(activity):
         _end(turn, event_id, activity, ActivityTaskCanceled)
+
+
+def _is_unclaimed(activity: Activity) -> bool:
+    """Whether nobody can have begun it, because nobody was allowed to."""
+    return _needs_claim(activity.retry_policy) and not activity.claim
+
+
+def _needs_claim(policy: WireRetryPolicy | None) -> bool:
+    return policy is not None and policy.attempts == 1
 
 
 def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
@@ -170,7 +180,7 @@ def task(
             workflow_type=run.started.workflow_type,
             activity_id=scheduled.activity_id,
             scheduled_event_id=scheduled.event_id,
-            claim=policy is not None and policy.attempts == 1,
+            claim=_needs_claim(policy),
         ),
     )
     return task, heartbeat
@@ -194,8 +204,6 @@ def _unclaimable(activity: Activity | None, message: ClaimStart) -> str:
         return "the activity is not pending"
     if activity.waits or activity.attempt != message.attempt:
         return f"attempt {activity.attempt} is the current one"
-    if activity.cancel_event_id:
-        return "the activity is cancelled"
     if activity.claim not in ("", message.request_id):
         return "the attempt was started before"
     return ""
