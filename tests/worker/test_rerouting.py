@@ -15,6 +15,7 @@ from tq_broker.converter import DEFAULT
 from tq_broker.model import envelope
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Receipt
@@ -216,6 +217,20 @@ def test_a_will_of_a_target_that_lives_changes_nothing(bench: Bench) -> None:
 
     bench.world.eventually(lambda: bench.world.count(desk) == 1)
     assert bench.world.count(HOST) == 1
+
+
+def test_a_will_about_a_sticky_queue_has_history_told(bench: Bench) -> None:
+    sticky = NAMES.sticky("dead")
+    bench.world.broker.apply(topology.sticky_queue(NAMES, sticky, 10_000), bench.world.soon())
+    shards = [NAMES.history(n) for n in range(SHARDS)]
+    bench.client.connection.sender.ensure(shards, bench.world.soon())
+
+    will(bench, str(sticky))
+
+    bench.world.eventually(lambda: all(bench.world.count(shard) == 1 for shard in shards))
+    bench.world.eventually(
+        lambda: bench.world.broker.stats(str(sticky), bench.world.soon()) is None
+    )
 
 
 @pytest.mark.parametrize("queue", [str(QUEUE), "tq.other.host.h.q", "nonsense"])

@@ -91,6 +91,26 @@ def test_a_will_made_again_takes_the_place_of_the_one_before(bench: Bench) -> No
     assert bench.executed() == [HOST]
 
 
+def test_a_will_that_is_revoked_is_not_executed(bench: Bench) -> None:
+    bench.make()
+
+    bench.wills.revoke(HOST)
+    bench.wills.revoke("never made")
+    bench.wills.close()
+
+    assert bench.executed() == []
+
+
+def test_a_restored_connection_has_its_wills_made_again(bench: Bench) -> None:
+    bench.make()
+
+    bench.world.broker_of(bench.client).break_connection()
+
+    assert bench.made.get(timeout=SOON_S) == HOST
+    bench.wills.close()
+    bench.world.eventually(lambda: HOST in bench.executed())
+
+
 def test_garbage_in_the_will_queue_is_dropped(bench: Bench) -> None:
     bench.make()
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -58,8 +58,8 @@ class W:
 class Replay:
     """A replay that does as it is told. ``script`` has its next turns."""
 
-    script: deque[Any] = deque()
-    made: list[Replay] = []
+    script: ClassVar[deque[Any]] = deque()
+    made: ClassVar[list[Replay]] = []
 
     def __init__(self, definition: Any, run: RunKey, **options: Any) -> None:
         self.run = run

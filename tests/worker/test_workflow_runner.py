@@ -95,6 +95,24 @@ def test_stuck_code_is_given_up_with_its_stack_and_another_thread_goes_on(bench:
     assert bench.next() == ("more", 2), "what came back has no say any more"
 
 
+def test_code_that_only_keeps_the_interpreter_busy_is_ended(bench: Bench) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def spin(seat: Seat) -> None:
+        try:
+            with seat.watched(LIMIT_S, bench.stacks.append):
+                while True:
+                    begun.set()
+        finally:
+            ended.set()
+
+    bench.runner.submit(spin)
+    assert begun.wait(SOON_S)
+    bench.clock.advance(LIMIT_S)
+    bench.tick()
+    assert ended.wait(SOON_S)
+
+
 def test_code_that_is_quick_enough_is_left_alone(bench: Bench) -> None:
     gate = bench.block()
     bench.clock.advance(LIMIT_S - 0.01)

@@ -202,7 +202,7 @@ class Interrupter:
         """The activity has ended: nothing is raised in this thread any more."""
         with self._lock:
             if self._thread_id is not None and self._wanted:
-                _raise_in(self._thread_id, None)
+                raise_in(self._thread_id, None)
             self._thread_id = None
 
     def interrupt(self) -> None:
@@ -212,7 +212,7 @@ class Interrupter:
                 return
             self._wanted = True
             if self._thread_id is not None and not self._shields:
-                _raise_in(self._thread_id, CancelledError)
+                raise_in(self._thread_id, CancelledError)
 
     @contextmanager
     def shield(self) -> Iterator[None]:
@@ -230,7 +230,7 @@ class Interrupter:
                 raise CancelledError
 
 
-def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:
+def raise_in(thread_id: int, error: type[BaseException] | None) -> None:
     """Set, or with ``None`` clear, the pending exception of a thread."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread_id), ctypes.py_object(error) if error else None

@@ -2,7 +2,7 @@
 
 Workflow code is quick and holds the interpreter while it runs, so one thread does as much as many.
 More are started only while work waits behind code that takes long. Code that blocks for longer than
-its limit is given up: its thread is left to itself, and another takes its place.
+its limit is given up: its thread is told to end, and another takes its place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.worker.executors import raise_in
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Seat:
             with self._lock:
                 self._watch = None
                 if self._abandoned:
+                    raise_in(self.thread_id, None)
                     raise Abandoned("it took too long")
 
     def give_up(self, now: float) -> OnStuck | None:
@@ -74,6 +76,13 @@ class Seat:
                 return None
             self._abandoned = True
             return watch.on_stuck
+
+    def evict(self) -> None:
+        """End what was given up, if it runs Python code: it would keep the interpreter busy. What
+        blocks elsewhere ends when it comes back."""
+        with self._lock:
+            if self._watch is not None:
+                raise_in(self.thread_id, SystemExit)
 
 
 Work = Callable[[Seat], None]
@@ -136,7 +145,9 @@ class WorkflowRunner:
             on_stuck = seat.give_up(now)
             if on_stuck is not None:
                 self._replace(seat)
-                on_stuck(_stack(seat.thread_id))
+                stack = _stack(seat.thread_id)
+                seat.evict()
+                on_stuck(stack)
         if self._queue.empty() or self._closed:
             return
         with self._lock:
