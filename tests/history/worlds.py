@@ -22,7 +22,9 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
+from tq_broker.queues.topology import Plan
 from tq_broker.stores.memory import MemoryDatabase, MemoryStore
+from tq_broker.stores.store import Batch, Conflict, OutcomeUnknown, StoreUnavailable
 from tq_broker.testing.manual_clock import ManualClock
 
 NAMES = Names("n")
@@ -135,10 +137,23 @@ class World:
         wanted = {"workflow_type": "Type", "task_queue": "q"} | fields
         return self.ask(StartWorkflow(workflow_id=workflow_id, **wanted))
 
+    @staticmethod
+    def changed(value: Any, **changes: Any) -> Any:
+        return msgspec.structs.replace(value, **changes)
+
     # --- a worker ---------------------------------------------------------------------------------
 
-    def take(self, name: QueueName) -> Delivery:
-        """The next message of a queue."""
+    def _plan(self, name: QueueName) -> Plan:
+        if name.kind is Kind.STICKY:
+            return topology.namespace(NAMES) + topology.sticky_queue(NAMES, name, 10_000)
+        return topology.namespace(NAMES) + self.connection.sender.plan(name)
+
+    def declare(self, name: QueueName) -> None:
+        """Make a queue that nobody consumes."""
+        self.connection.broker.apply(self._plan(name), self.soon())
+
+    def listen(self, name: QueueName) -> queue.Queue[Delivery]:
+        """Consume a queue."""
         inbox = self._inboxes.get(str(name))
         if inbox is None:
             inbox = self._inboxes[str(name)] = queue.Queue()
@@ -148,17 +163,13 @@ class World:
                 for delivery in deliveries:
                     put(delivery)
 
-            plan = (
-                topology.sticky_queue(NAMES, name, 10_000)
-                if name.kind is Kind.STICKY
-                else self.connection.sender.plan(name)
-            )
-            self.connection.broker.subscribe(
-                str(name),
-                on_deliveries,
-                SubscribeOptions(prefetch=100, plan=topology.namespace(NAMES) + plan),
-            )
-        return self._next(inbox)
+            options = SubscribeOptions(prefetch=100, plan=self._plan(name))
+            self.connection.broker.subscribe(str(name), on_deliveries, options)
+        return inbox
+
+    def take(self, name: QueueName) -> Delivery:
+        """The next message of a queue."""
+        return self._next(self.listen(name))
 
     def workflow_task(self, worker_id: str = "") -> WorkflowTask:
         """The next workflow task, of the task queue or of a worker's sticky queue."""
@@ -185,7 +196,13 @@ class World:
         delivery.ack()
         return envelope.read_task(delivery.message, task_queue)
 
-    def report(self, task: ActivityTask, status: Status = Status.COMPLETED, **fields: Any) -> None:
+    def report(
+        self,
+        task: ActivityTask,
+        status: Status = Status.COMPLETED,
+        details: Sequence[bytes] | None = None,
+        **fields: Any,
+    ) -> None:
         """Tell how an attempt of an activity has gone."""
         outcome = ActivityOutcome(
             activity_id=task.activity_id,
@@ -194,7 +211,9 @@ class World:
             attempt=task.attempt,
             **fields,
         )
-        message = envelope.report_message(outcome, None, DEFAULT)
+        message = envelope.report_message(
+            outcome, None if details is None else [*map(msgspec.Raw, details)], DEFAULT
+        )
         assert task.reply_to is not None
         publication = Publication(NAMES.exchange(Exchange.REPLIES), task.reply_to, message)
         self.connection.sender.send(publication, (), self.soon(), lambda error: None)
@@ -213,5 +232,37 @@ class World:
         return delivery.message
 
 
-def changed(value: T, **changes: Any) -> T:
-    return msgspec.structs.replace(value, **changes)  # type: ignore[type-var]
+class Faulty:
+    """A store that fails as it is told: each of ``faults`` is called with the next commit."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.faults: list[Callable[[Callable[[], None]], None]] = []
+        self.commits = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def commit(self, batch: Batch) -> None:
+        self.commits += 1
+        if self.faults:
+            self.faults.pop(0)(lambda: self._store.commit(batch))
+        else:
+            self._store.commit(batch)
+
+
+def unavailable(_commit: Callable[[], None]) -> None:
+    raise StoreUnavailable("the database is away")
+
+
+def lost_before(_commit: Callable[[], None]) -> None:
+    raise OutcomeUnknown("the connection broke")
+
+
+def lost_after(commit: Callable[[], None]) -> None:
+    commit()
+    raise OutcomeUnknown("the connection broke")
+
+
+def conflict(_commit: Callable[[], None]) -> None:
+    raise Conflict("somebody else was there")

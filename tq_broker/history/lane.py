@@ -76,6 +76,7 @@ class Lane:
         self._reader = Reader(store, self._about, self._owner.now_ms)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tq-history-read")
         self._transaction: Transaction | None = None
+        self._in_hand: list[Parcel] = []
         self._told: list[Letter] = []
         self._lag_s = 0.0
         # Filled by other threads.
@@ -157,9 +158,10 @@ class Lane:
             except Exception:  # supervisor of the shards
                 log.exception("history: internal error (please report this)")
                 owner.lose(owner.owned.keys() | owner.consumers.keys())
+                self._give_back()
                 self._book(self._clock.monotonic() + AGAIN_AFTER_S)
         owner.lose(owner.owned.keys() | owner.consumers.keys())
-        self._give_back_arrived()
+        self._give_back()
 
     def _go_on(self) -> bool:
         """Do what there is to do; tells whether there may be more."""
@@ -168,10 +170,11 @@ class Lane:
         while self._receipts:
             self._told += owner.ended(*self._receipts.popleft())
         owner.send_again()
-        parcels = self._collect()
+        parcels = self._in_hand = self._collect()
         wakes = owner.take_due(LETTERS_MAX)
         if parcels or wakes:
             self._process(parcels, wakes)
+            self._in_hand = []
         elif owner.sent_are_due():
             owner.flush_sent()
         owner.finish_releases()
@@ -234,9 +237,16 @@ class Lane:
             count += len(deliveries)
         return taken
 
-    def _give_back_arrived(self) -> None:
+    def _give_back(self) -> None:
+        """Nothing is ours any more: somebody else gets what was not dealt with."""
+        deliveries = [parcel.delivery for parcel in self._in_hand]
+        deliveries += [parcel.delivery for parcel, _ in self._answers]
+        self._in_hand = []
+        self._answers.clear()
         while self._arrived:
-            for delivery in self._arrived.popleft()[1]:
+            deliveries += self._arrived.popleft()[1]
+        for delivery in deliveries:
+            if delivery is not None:
                 delivery.reject(requeue=True)
 
     def _read(self, shard: int, delivery: Delivery) -> Parcel | None:
@@ -257,6 +267,8 @@ class Lane:
         try:
             answer = self._patience.insist(lambda: self._reader.answer(parcel.letter))
         except Halted:
+            assert parcel.delivery is not None, "only what comes from outside is answered here"
+            parcel.delivery.reject(requeue=True)
             return
         except Exception as error:  # supervisor of the readers: it is parked with its letter
             answer = error

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import msgspec
+
+from tests.history.test_records import TASK, TO
+from tq_broker.history import mailing
+from tq_broker.history.records import ShardRecord
+from tq_broker.model import requests
+from tq_broker.model.events import Event, TimerFired, dump_events
+from tq_broker.model.names import Names
+from tq_broker.model.requests import Done, SignalWorkflow, shard_of
+from tq_broker.model.workflow_tasks import read_task
+from tq_broker.stores.store import EventRow
+
+NAMES = Names("n")
+
+
+def events(first: int, last: int) -> list[Event]:
+    return [
+        TimerFired(event_id=number, time_ms=1, timer_id="t" * 50, started_event_id=1)
+        for number in range(first, last + 1)
+    ]
+
+
+def row(first: int, last: int) -> EventRow:
+    return EventRow("r", first, last - first + 1, dump_events(events(first, last)))
+
+
+def test_a_page_is_what_was_asked_for() -> None:
+    rows = [row(1, 3), row(4, 6)]
+    assert mailing.page(rows, 2, 5) == events(2, 5)
+    assert mailing.page([], 1, 9) == []
+    assert mailing.events_page(rows, 5, 6).events == events(5, 6)
+
+
+def test_as_much_goes_into_a_message_as_fits() -> None:
+    size = len(dump_events(events(1, 1)))
+    assert mailing.fitting(events(1, 9), 3 * size) == events(1, 3)
+    assert mailing.fitting(events(1, 9), 1) == events(1, 1)
+    assert mailing.fitting([]) == []
+
+
+def test_a_task_for_everybody() -> None:
+    publication, needs = mailing.workflow_task(NAMES, TASK, events(1, 2), "x")
+    assert publication.routing_key == "workflow.q"
+    assert needs == (NAMES.workflow("q"),)
+    assert publication.message.message_id == "r/2/1"
+    assert read_task(publication.message).events == events(1, 2)
+
+
+def test_a_task_for_a_sticky_worker() -> None:
+    sticky = msgspec.structs.replace(TASK, sticky="w1")
+    publication, needs = mailing.workflow_task(NAMES, sticky, [], "x")
+    assert publication.exchange == "tq.n.sticky"
+    assert publication.routing_key == "sticky.w1.3"
+    assert needs == ()
+
+
+def test_queries_have_an_id_of_their_own() -> None:
+    query = msgspec.structs.replace(TASK, scheduled_event_id=0)
+    publication, _ = mailing.workflow_task(NAMES, query, [], "x")
+    assert publication.message.message_id == "x"
+
+
+def test_an_answer() -> None:
+    publication, needs = mailing.answer(NAMES, TO, Done(run_id="r"), "x")
+    assert (publication.exchange, publication.routing_key) == ("tq.n.replies", TO.reply_to)
+    assert publication.message.correlation_id == TO.correlation_id
+    assert requests.read_reply(publication.message) == Done(run_id="r")
+    assert needs == ()
+
+
+def test_a_request_to_another_run_is_the_same_when_it_is_sent_again() -> None:
+    request = SignalWorkflow(workflow_id="other", signal_name="s")
+    record = ShardRecord("other", request)
+    first, needs = mailing.to_shard(NAMES, record, 3, 17)
+    again, _ = mailing.to_shard(NAMES, record, 3, 17)
+    assert first == again
+    assert needs == (NAMES.history(shard_of("other")),)
+    assert first.routing_key == f"history.{shard_of('other')}"
+    assert requests.read_request(first.message) == request
