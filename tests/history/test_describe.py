@@ -14,7 +14,7 @@ from tq_broker.model.tasks import Status, WireRetryPolicy
 def test_a_run_in_a_list() -> None:
     parent = e.ParentInfo(workflow_id="p", run_id="pr", initiated_event_id=5)
     stage = Stage(memo={"a": b"1"}, parent=parent, static_summary="sum", start_delay_ms=5)
-    info = describe.info(stage.run, stage.now_ms)
+    info = describe.info(stage.run)
     assert info == r.RunInfo(
         workflow_id="order-1",
         run_id="run-1",
@@ -37,7 +37,7 @@ def test_a_run_that_has_ended() -> None:
     stage = Stage()
     stage.now_ms += 9
     stage.answer(c.CompleteWorkflow())
-    info = describe.info(stage.run, stage.now_ms)
+    info = describe.info(stage.run)
     assert (info.status, info.close_ms) == (r.Status.COMPLETED, BEGIN_MS + 9)
 
 
@@ -83,6 +83,6 @@ def test_what_is_pending_is_described() -> None:
 def test_the_worker_that_has_it_is_described() -> None:
     stage = Stage()
     stage.answer(sticky=True, current_details="now")
-    described = describe.description(stage.run, stage.now_ms)
+    described = describe.description(stage.run)
     assert (described.sticky_worker, described.current_details) == (WORKER, "now")
     assert described.pending_task is None

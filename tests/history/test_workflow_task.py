@@ -247,6 +247,19 @@ def test_too_much_that_is_held_back_is_given_out_anew(monkeypatch: pytest.Monkey
     assert stage.dispatched().attempt == 3
 
 
+def test_events_that_are_large_are_held_back_in_small_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workflow_task, "BUFFERED_BYTES_MAX", 500)
+    stage = Stage()
+    stage.tell(a_signal())
+    assert not stage.last.events
+    large = r.SignalWorkflow(workflow_id=KEY.workflow_id, signal_name="s", input=b"x" * 400)
+    stage.tell(large)
+    assert stage.the(e.WorkflowTaskFailed).cause == "too_many_events"
+    assert stage.run.buffered_bytes == 0
+
+
 def test_a_late_answer_of_the_task_before_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workflow_task, "BUFFERED_MAX", 1)
     stage = Stage()

@@ -37,7 +37,7 @@ class Held:
 
     def row(self, now_ms: int) -> RunRow:
         """Its next row."""
-        run, info = self.run, describe.info(self.run, now_ms)
+        run, info = self.run, describe.info(self.run)
         state = run.dump()
         return RunRow(
             run_id=info.run_id,

@@ -54,7 +54,6 @@ def complete(turn: Turn, command: CompleteWorkflow, completed_event_id: int) -> 
 
 def fail(turn: Turn, command: FailWorkflow, completed_event_id: int) -> None:
     """Carry out a command that was checked."""
-    run = turn.run
     failure = command.failure
     following, state = _by_retry(turn, failure)
     if following is None:
@@ -66,7 +65,6 @@ def fail(turn: Turn, command: FailWorkflow, completed_event_id: int) -> None:
         workflow_task_completed_event_id=completed_event_id,
         new_run_id=_id_of(following),
     )
-    assert run.is_open
     _close(turn, Status.FAILED, following, failure=failure, retry_state=state)
 
 
@@ -256,7 +254,7 @@ def _let_go(turn: Turn) -> None:
     updates.release(turn)
     workflow_task.forget(run)
     run.activities, run.timers, run.externals = {}, {}, {}
-    run.buffered, run.waiters = [], []
+    run.buffered, run.buffered_bytes, run.waiters = [], 0, []
     run.task = None
     turn.wants_task = turn.publishes = False
 

@@ -12,7 +12,7 @@ from tq_broker.model.requests import (
 )
 
 
-def info(run: Execution, now_ms: int) -> RunInfo:
+def info(run: Execution) -> RunInfo:
     """A run as it is listed; the columns of its stored row are the fields of this."""
     started = run.started
     parent = started.parent
@@ -36,14 +36,14 @@ def info(run: Execution, now_ms: int) -> RunInfo:
     )
 
 
-def description(run: Execution, now_ms: int) -> Description:
+def description(run: Execution) -> Description:
     """All about a run."""
     started = run.started
     return Description(
-        info=info(run, now_ms),
+        info=info(run),
         current_details=run.current_details,
         static_details=started.static_details,
-        execution_timeout_ms=_execution_timeout_ms(run),
+        execution_timeout_ms=started.execution_timeout_ms,
         run_timeout_ms=started.run_timeout_ms,
         task_timeout_ms=started.task_timeout_ms,
         sticky_worker=run.sticky_worker,
@@ -55,10 +55,6 @@ def description(run: Execution, now_ms: int) -> Description:
         cancel_requested=run.cancel_requested,
         identity=started.identity,
     )
-
-
-def _execution_timeout_ms(run: Execution) -> int:
-    return run.started.execution_timeout_ms
 
 
 def _task(task: Task) -> PendingTask:

@@ -195,7 +195,7 @@ def _await_result(turn: Turn, _message: requests.AwaitResult, sender: ReplyTo | 
 
 
 def _describe(turn: Turn, _message: requests.Describe, sender: ReplyTo | None) -> None:
-    turn.reply(sender, describe.description(turn.run, turn.now_ms))
+    turn.reply(sender, describe.description(turn.run))
 
 
 def _reset_sticky(turn: Turn, _message: requests.ResetSticky, sender: ReplyTo | None) -> None:
@@ -245,17 +245,14 @@ def tick(run: Execution, now_ms: int) -> Step:
     turn = Turn(run, now_ms)
     if not run.is_open:
         return turn.step(b"")
-    if any(0 < end_ms <= now_ms for end_ms in (run.run_deadline_ms, _execution_deadline(run))):
+    ends_ms = run.run_deadline_ms, run.started.execution_deadline_ms
+    if any(0 < end_ms <= now_ms for end_ms in ends_ms):
         closing.time_out(turn)
     else:
         timers.tick(turn)
         activities.tick(turn)
         workflow_task.tick(turn)
     return _finish(turn)
-
-
-def _execution_deadline(run: Execution) -> int:
-    return run.started.execution_deadline_ms
 
 
 # --- no such run ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ task, with a message that names the command; the history never has half of an an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from tq_broker.common import DURATION_MAX, ParentClosePolicy, WorkflowIDReusePolicy, to_ms
@@ -42,14 +43,20 @@ class Plan:
 
     def __init__(self, run: Execution) -> None:
         self.run = run
-        self.activity_ids = {activity.activity_id for activity in run.activities.values()}
-        self.timer_ids = set(run.timers)
         self.children = len(run.children)
         self.externals = len(run.externals)
         self.accepted = {
             update_id for update_id, update in run.updates.items() if update.accepted_event_id
         }
         self.admitted = set(run.updates) - self.accepted
+
+    @cached_property
+    def activity_ids(self) -> set[str]:
+        return {activity.activity_id for activity in self.run.activities.values()}
+
+    @cached_property
+    def timer_ids(self) -> set[str]:
+        return set(self.run.timers)
 
 
 def problem(run: Execution, wanted: Sequence[Command]) -> str | None:

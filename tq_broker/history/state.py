@@ -161,6 +161,7 @@ class Execution(Noun):
         sticky_worker: Has the run in its cache; "" for none.
         seen_event_id: The last event that the sticky worker has seen.
         buffered: Events that came while a workflow task was out. They have no number yet (0).
+        buffered_bytes: Their size.
         completed: Ids of updates that are completed, with the ids of those events.
         signals: How many have come.
         closed: The answer to all who ask for the result.
@@ -178,6 +179,7 @@ class Execution(Noun):
     sticky_timeout_ms: int = 0
     seen_event_id: int = 0
     buffered: list[Event] = []
+    buffered_bytes: int = 0
     activities: dict[int, Activity] = {}
     timers: dict[str, Timer] = {}
     children: dict[int, Child] = {}

@@ -104,14 +104,17 @@ class Turn:
         fields.setdefault("time_ms", self.now_ms)
         event: Event = kind(event_id=0, **fields)
         self.changed = True
-        if self.run.is_out:
-            self.run.buffered.append(event)
+        run = self.run
+        if run.is_out:
+            run.buffered.append(event)
+            run.buffered_bytes += len(dump_events([event]))
         else:
             self._number(event)
 
     def flush(self) -> None:
         """Number what was held back. The caller has ended the workflow task."""
         held, self.run.buffered = self.run.buffered, []
+        self.run.buffered_bytes = 0
         for event in held:
             self._number(event)
 

@@ -46,9 +46,10 @@ SUGGEST_BYTES = 4 * 1024 * 1024
 """From here on a workflow is told to continue as new."""
 
 BUFFERED_MAX = 256
+BUFFERED_BYTES_MAX = 1024 * 1024
 """So many events may be held back before the task is given out anew with them. Held-back events are
-stored with each change of the state, so their number must have a bound. It doubles with each
-attempt, or a busy run would never complete a task."""
+stored with each change of the state, so they must have a bound. It doubles with each attempt, or a
+busy run would never complete a task."""
 _DOUBLINGS_MAX = 5
 
 START_TO_CLOSE, SCHEDULE_TO_START = 1, 2
@@ -302,9 +303,13 @@ def relieve(turn: Turn) -> None:
     """Give the task out anew if too many events are held back because of it."""
     run = turn.run
     task = run.task
-    if task is None or len(run.buffered) < BUFFERED_MAX:
+    if task is None or not run.buffered:
         return
-    if len(run.buffered) < BUFFERED_MAX << min(task.attempt - 1, _DOUBLINGS_MAX):
+    doublings = min(task.attempt - 1, _DOUBLINGS_MAX)
+    if (
+        len(run.buffered) < BUFFERED_MAX << doublings
+        and run.buffered_bytes < BUFFERED_BYTES_MAX << doublings
+    ):
         return
     nobody = Answer(
         run=RunKey(run.workflow_id, run.run_id),
