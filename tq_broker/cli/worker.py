@@ -148,7 +148,10 @@ def ping(ctx: click.Context, names: tuple[str, ...], wait: timedelta) -> int:
 def _print(session: Session, workers: list[WorkerInfo]) -> None:
     now_s = SystemClock().wall()
     session.output.rows(
-        ("WORKER", "ID", "HOST", "PID", "UP", "SLOTS", "TASK QUEUES", "ACTIVITIES"),
+        (
+            *("WORKER", "ID", "HOST", "PID", "UP", "SLOTS", "TASK QUEUES", "ACTIVITIES"),
+            *("WORKFLOWS", "CACHED", "HITS"),
+        ),
         [
             (
                 one.identity,
@@ -159,6 +162,9 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
                 f"{one.running}/{one.slots}{' closing' if one.shutting_down else ''}",
                 ",".join(one.task_queues),
                 ",".join(one.activities),
+                ",".join(one.workflows),
+                one.cached_workflows,
+                f"{one.sticky_hits}/{one.sticky_hits + one.sticky_misses}",
             )
             for one in workers
         ],
