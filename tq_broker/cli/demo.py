@@ -234,19 +234,22 @@ def _tidy(client: Client, task_queue: str) -> None:
 class Killer:
     """Passes progress on, and kills one worker after a third of the files was downloaded.
 
-    It is the worker that has just downloaded one: that file has two steps to go, on that host.
+    It is the worker that has just downloaded one: that file has steps to go, on that host. Of a
+    workflow not every step is seen, so it may be processed already.
     """
 
     def __init__(self, stage: Stage, progress: DemoProgress, files: int) -> None:
         self._stage = stage
         self._progress = progress
         self._left = max(1, files // 3)
+        self._seen: set[str] = set()
 
     def step(self, name: str, what: str, host: str) -> None:
         """See `DemoProgress.step`."""
         self._progress.step(name, what, host)
-        if what != "downloaded":
+        if what not in ("downloaded", "processed") or name in self._seen:
             return
+        self._seen.add(name)
         self._left -= 1
         if self._left == 0:
             self._stage.kill(host)

@@ -135,7 +135,7 @@ class WorkflowJob:
         seconds = clock.monotonic() - began
         return Row(self._work.name, self._host, attempts, seconds, words, sha256, error)
 
-    async def _watched(self, handle: WorkflowHandle[Any, Report]) -> Report:
+    async def _watched(self, handle: WorkflowHandle[Report]) -> Report:
         watching = asyncio.create_task(self._watch(handle))
         try:
             return await handle.result()
@@ -144,7 +144,7 @@ class WorkflowJob:
             with contextlib.suppress(asyncio.CancelledError, TqBrokerError):
                 await watching
 
-    async def _watch(self, handle: WorkflowHandle[Any, Report]) -> None:
+    async def _watch(self, handle: WorkflowHandle[Report]) -> None:
         while True:
             self.look((await handle.describe()).current_details)
             await asyncio.sleep(LOOK_S)
