@@ -90,6 +90,14 @@ def test_every_bad_end_has_its_cause(
         assert list(raised.value.cause.details) == ["a", 1]  # type: ignore[attr-defined]
 
 
+def test_a_termination_tells_its_reason(world: World) -> None:
+    why = failure.Failure(kind=failure.FailureKind.TERMINATED, message="enough")
+    closed = Closed(run_id="r", status=Status.TERMINATED, failure=why, details=b"[1]")
+    with pytest.raises(WorkflowFailureError, match="'w' terminated: enough") as raised:
+        world.result(closed)
+    assert list(raised.value.cause.details) == [1]  # type: ignore[attr-defined]
+
+
 def test_the_cause_of_a_failed_update_is_unsealed(world: World) -> None:
     why = payload.seal_failure(failure.application("no good", "E"), CODED)
     state = requests.UpdateState(update_id="u", run_id="r", stage=3, failure=why)

@@ -28,6 +28,7 @@ from tq_broker.client import (
 from tq_broker.common import RetryPolicy, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
+from tq_broker.model.history_json import WorkflowHistory
 
 FOLLOW_S = 0.5
 """How often a history that is followed is asked for more."""
@@ -416,8 +417,6 @@ def _show(session: Session, client: BlockingClient, handle: BlockingWorkflowHand
 def _show_event(session: Session, client: BlockingClient, id: str, event: Event) -> None:
     number, time, name, details = report.event_row(event, client.core.converter)
     if session.output.as_json:
-        from tq_broker.model.history_json import WorkflowHistory
-
         (exported,) = WorkflowHistory(id, [event]).to_json_dict()["events"]
         click.echo(report.json_text(exported))
     elif session.output.is_terminal:

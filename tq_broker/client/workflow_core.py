@@ -217,13 +217,15 @@ class WorkflowCore:
         return failure.to_exception(payload.unseal_failure(told, self.converter))
 
     def _cause(self, closed: requests.Closed) -> FailureError:
+        if closed.status is requests.Status.TERMINATED:
+            reason = closed.failure.message if closed.failure is not None else ""
+            details = payload.load(closed.details, self.converter, list[Any])
+            return TerminatedError(reason or "Workflow terminated", *details)
         if closed.failure is not None:
             return self.to_exception(closed.failure)
         if closed.status is requests.Status.TIMED_OUT:
             return TimeoutError("Workflow timed out", type=TimeoutType.START_TO_CLOSE)
         details = payload.load(closed.details, self.converter, list[Any])
-        if closed.status is requests.Status.TERMINATED:
-            return TerminatedError("Workflow terminated", *details)
         return CancelledError("Workflow cancelled", *details)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tq_broker.client.conversations import COMPLETED
 from tq_broker.client.execution import WorkflowExecutionDescription
@@ -19,10 +19,8 @@ from tq_broker.client.workflow_targets import handler_target
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
+from tq_broker.model.history_json import WorkflowHistory
 from tq_broker.model.workflow_tasks import EventsPage, UpdateRequest
-
-if TYPE_CHECKING:
-    from tq_broker.model.history_json import WorkflowHistory
 
 R = TypeVar("R")
 Named = Callable[..., Any] | str
@@ -386,8 +384,6 @@ class WorkflowHandle(_Handle[R]):
 
     async def fetch_history(self) -> WorkflowHistory:
         """Its history so far."""
-        from tq_broker.model.history_json import WorkflowHistory
-
         return WorkflowHistory(self._id, [event async for event in self.fetch_history_events()])
 
 
@@ -478,8 +474,6 @@ class BlockingWorkflowHandle(_Handle[R]):
 
     def fetch_history(self) -> WorkflowHistory:
         """Its history so far."""
-        from tq_broker.model.history_json import WorkflowHistory
-
         return WorkflowHistory(self._id, list(self.fetch_history_events()))
 
 
