@@ -40,6 +40,8 @@ from tq_broker.worker import Worker
 NAMESPACE = "bench"
 CONCURRENCY = 100
 RESULT_TIMEOUT_S = 60.0
+OPEN_WORKFLOWS = 500
+"""At a time; a worker's cache has room for 1000."""
 QUEUES_PER_WORKER = 500
 RECLAIM_AFTER = timedelta(seconds=1)
 """The least there is: the row shows what reclaiming gives back, not how patient it is."""
@@ -156,10 +158,13 @@ async def _workflows(order: Order) -> Sample:
     client = await Client.connect(order.url, namespace=f"{NAMESPACE}-{order.queue}", timeout=60)
     steps = int(order.variant.split(",")[0])
 
+    places = asyncio.Semaphore(OPEN_WORKFLOWS)
+
     async def one(number: int) -> None:
-        done = await client.execute_workflow(
-            Steps.run, args=[number, steps], id=f"w{number}", task_queue=order.queue
-        )
+        async with places:
+            done = await client.execute_workflow(
+                Steps.run, args=[number, steps], id=f"w{number}", task_queue=order.queue
+            )
         assert done == number
 
     await one(-1)
