@@ -73,7 +73,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def __init__(self, owner: Owner, salt: int) -> None:
         self._owner = owner
         self._ready: deque[asyncio.Handle] = deque()
-        self._places = salt
+        self._places = self._salt = salt
         self._tasks: list[Task] = []
         self._tasks_bound = 16
         self._evicted = False
@@ -158,7 +158,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             coro.close()
             raise BeingEvictedError
         place = self.place()
-        task = Task(coro, place, loop=self, name=name or f"task-{place}", **options)
+        task = Task(coro, place, loop=self, name=name or f"task-{place - self._salt}", **options)
         if len(self._tasks) >= self._tasks_bound:
             self._tasks = self.tasks()
             self._tasks_bound = max(16, 2 * len(self._tasks))
@@ -233,9 +233,13 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
 
 def _closed(task: Task) -> bool:
-    coroutine = task.get_coro()
     # Its future is never resolved, and that is no mistake of the author's.
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+    # From the inside: one that refuses would be lost if what awaits it ended first.
+    return all(_coroutine_closed(coroutine) for coroutine in reversed(awaited(task.get_coro())))
+
+
+def _coroutine_closed(coroutine: Any) -> bool:
     for _ in range(CLOSINGS_MAX):
         try:
             coroutine.close()
@@ -245,6 +249,15 @@ def _closed(task: Task) -> bool:
             return True
         return True
     return False
+
+
+def awaited(coroutine: Any) -> list[Any]:
+    """A coroutine, the one that it awaits, and so on."""
+    chain = []
+    while hasattr(coroutine, "cr_await"):
+        chain.append(coroutine)
+        coroutine = coroutine.cr_await
+    return chain
 
 
 def _refused(name: str) -> Callable[..., Any]:

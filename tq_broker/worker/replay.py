@@ -31,7 +31,7 @@ from tq_broker.worker.chronicle import Chapter, Chronicle, OutOfStep
 from tq_broker.worker.conversion import Conversion
 from tq_broker.worker.ending import ending
 from tq_broker.worker.ledger import LOCAL_ACTIVITY
-from tq_broker.worker.loop import Task
+from tq_broker.worker.loop import Task, awaited
 from tq_broker.worker.replay_activities import ReplayActivities
 from tq_broker.worker.replay_children import ReplayChildren
 from tq_broker.worker.replay_external import ReplayExternal
@@ -411,13 +411,9 @@ class Replay:
 
     def _stacks(self) -> str:
         """Where the code waits."""
-        stacks = []
-        for task in self._loop.tasks():
-            summary = traceback.StackSummary.extract(
-                ((frame, frame.f_lineno) for frame in task.get_stack()), lookup_lines=True
-            )
-            stacks.append(f"{task.get_name()}\n{''.join(summary.format())}")
-        return "\n".join(stacks)
+        return "\n".join(
+            f"{task.get_name()}\n{''.join(_stack(task))}" for task in self._loop.tasks()
+        )
 
     def _metadata(self) -> dict[str, Any]:
         """In the shape that Temporal's tools know."""
@@ -427,6 +423,13 @@ class Replay:
         }
         definition = {"type": self._definition.name, **named}
         return {"definition": definition, "currentDetails": self._runtime.current_details()}
+
+
+def _stack(task: Task) -> list[str]:
+    """Where a task waits; of frames, only those of the author."""
+    frames = [c.cr_frame for c in awaited(task.get_coro()) if c.cr_frame is not None]
+    own = [f for f in frames if not f.f_globals.get("__name__", "").startswith("tq_broker.worker.")]
+    return traceback.StackSummary.extract((frame, frame.f_lineno) for frame in own).format()
 
 
 def _nothing(event: Event) -> None:
