@@ -35,12 +35,27 @@ def test_history_serves_while_the_worker_is_supervised(
 ) -> None:
     result = invoke("-A", app, "-l", "ERROR", "dev", "-Q", "a,b", "-c", "3", "--store", "memory://")
     assert result.exit_code == 0, result.output
-    assert "history serves, memory://" in result.stderr
+    assert "history serves, kept in memory://" in result.stderr
     (session,) = supervised
     assert session.arguments == (
         *("-A", app, "-b", url, "--namespace", "default", "-l", "ERROR"),
         *("worker", "-Q", "a,b", "-c", "3"),
     )
+
+
+def test_where_histories_are_kept_may_be_said_by_the_environment(
+    invoke: Invoke,
+    app: str,
+    supervised: list[Session],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TQ_BROKER_STORE", f"sqlite:///{tmp_path}/other.sqlite")
+    assert invoke("-A", app, "dev").exit_code == 0
+    assert (tmp_path / "other.sqlite").exists()
+    monkeypatch.delenv("TQ_BROKER_STORE")
+    assert invoke("-A", app, "dev").exit_code == 0
+    assert (tmp_path / "tq-broker-dev.sqlite").exists()
 
 
 def test_with_a_broker_in_memory_everything_is_in_the_workers_process(

@@ -32,8 +32,8 @@ def global_options() -> list[click.Option]:
             "--app",
             metavar="MODULE[:ATTR]",
             envvar="TQ_BROKER_APP",
-            help="Where the activities are: a module, or an attribute of one (a list of"
-            " activities, or a dict of Worker keywords). Looked for here, too.",
+            help="Where activities and workflows are: a module, or an attribute of one (a list of"
+            " them, or a dict of Worker keywords). Looked for here, too.",
         ),
         option(
             "-b",

@@ -7,6 +7,7 @@ are kept in memory; with one that goes on they are in a database.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import click
 
 from tq_broker.cli import commands
 from tq_broker.cli.commands import Command
+from tq_broker.cli.passwords import STORE_VARIABLE
 from tq_broker.cli.process import WorkerSettings, run_worker
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.spawning import supervise
@@ -46,7 +48,7 @@ STORE = "sqlite:///tq-broker-dev.sqlite"
 @click.option(
     "--store",
     metavar="URL",
-    help=f"Where histories are kept, with -b URL.  [{STORE}]",
+    help=f"Where histories are kept, with -b URL.  [{STORE_VARIABLE}, else {STORE}]",
 )
 @click.option("--process-index", type=int, hidden=True)
 @click.option("--guard-fd", type=int, hidden=True)
@@ -114,14 +116,16 @@ def _broker(url: str) -> Iterator[str]:
 @contextlib.contextmanager
 def _history(session: Session, url: str, store: str | None) -> Iterator[None]:
     session.set_up_logging("WARNING")
-    with EmbeddedSystem(SystemClock(), url, store, namespace=session.namespace):
-        _say(f"history serves, {'kept in memory' if store is None else store}")
+    with EmbeddedSystem(SystemClock(), url, store, namespace=session.namespace) as system:
+        _say(f"history serves, kept in {system.store.url}")
         yield
 
 
 def _store_for(session: Session) -> str | None:
     """A RabbitMQ that goes on keeps what it has: so must history."""
-    return STORE if session.config.get("url", "local") != "local" else None
+    if session.config.get("url", "local") == "local":
+        return None
+    return os.environ.get(STORE_VARIABLE, STORE)
 
 
 def _globals(session: Session, url: str, profile: str | None) -> Iterator[str]:

@@ -76,7 +76,7 @@ def _version() -> str:
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(_version(), prog_name=PROGRAM)
 def cli() -> None:
-    """Activity task queues on RabbitMQ.
+    """Activity task queues and durable workflows on RabbitMQ.
 
     Global options may stand before or after the command.
     """

@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tq_broker.client.core import ClientCore
 from tq_broker.clock import Clock, epoch_ms
-from tq_broker.common import DURATION_MAX
 from tq_broker.converter import DEFAULT, DataConverter
 from tq_broker.exceptions import Unavailable
 from tq_broker.history.service import HistoryService
@@ -26,6 +25,7 @@ from tq_broker.queues.connect import broker_for
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.memory import forget, server_for
 from tq_broker.stores.opening import open_store
+from tq_broker.stores.store import Store
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +39,10 @@ class EmbeddedSystem:
 
     Attributes:
         core: What clients are made of; it is closed with the system.
+        store: Set by `start`; closed with the system as well.
     """
+
+    store: Store
 
     def __init__(
         self,
@@ -50,12 +53,14 @@ class EmbeddedSystem:
         namespace: str = "default",
         data_converter: DataConverter = DEFAULT,
         identity: str = "embedded",
+        **history: Any,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             broker: URL; ``None`` is a new broker inside this process.
             store: URL; ``None`` is a new store in memory.
+            **history: Options of the `HistoryService`.
         """
         self._clock = clock
         self._is_own_broker = broker is None
@@ -64,6 +69,7 @@ class EmbeddedSystem:
         self._names = Names(namespace)
         self._converter = data_converter
         self._identity = identity
+        self._options = history
         self.core = ClientCore(self._connection())
 
     def _connection(self) -> Connection:
@@ -81,12 +87,12 @@ class EmbeddedSystem:
             undo.callback(self._forget)
             undo.callback(lambda: self.core.close(self.core.deadline()))
             self.core.connect(self.core.deadline())
-            self._store = open_store(self._store_url, self._names.namespace, migrate=True)
-            undo.callback(self._store.close)
+            self.store = open_store(self._store_url, self._names.namespace, migrate=True)
+            undo.callback(self.store.close)
             connection = self._connection()
             undo.callback(lambda: connection.broker.close(self.core.deadline()))
             undo.callback(connection.sender.close)
-            self._history = HistoryService(connection, self._store, retention=DURATION_MAX)
+            self._history = HistoryService(connection, self.store, **self._options)
             undo.callback(self._history.stop)
             self._history.start()
             self._undo = undo.pop_all()
@@ -119,7 +125,7 @@ class EmbeddedSystem:
             return None
         now_ms = epoch_ms(self._clock)
         due = math.inf if message_due is None else message_due
-        for next_ms, _, _ in self._store.due(range(SHARDS), FAR_MS, 1):
+        for next_ms, _, _ in self.store.due(range(SHARDS), FAR_MS, 1):
             if next_ms <= now_ms:
                 return None
             due = min(due, self._clock.monotonic() + (next_ms - now_ms) / 1000)

@@ -22,6 +22,7 @@ from tq_broker.client.core import ClientCore
 from tq_broker.client.waiting import Asked, to_seconds
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.clock import Clock, SystemClock
+from tq_broker.common import DURATION_MAX
 from tq_broker.converter import DEFAULT, DataConverter
 from tq_broker.model import requests
 from tq_broker.testing.embedded import EmbeddedSystem
@@ -96,7 +97,11 @@ class WorkflowEnvironment:
         """
         clock = SkippingClock()
         system = EmbeddedSystem(
-            clock, namespace=namespace, data_converter=data_converter, identity=identity
+            clock,
+            namespace=namespace,
+            data_converter=data_converter,
+            identity=identity,
+            retention=DURATION_MAX,  # what ended before a jump is still to be asked about
         )
         await asyncio.to_thread(system.start)
         skipper = TimeSkipper(clock, system.next_due)
