@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from integration.journey import wait_until
 from integration.journey_workflows import (
@@ -28,6 +30,7 @@ from integration.journey_workflows import (
     Sleep,
     Struggle,
 )
+from tq_broker.cli.main import cli
 from tq_broker.client import (
     BlockingClient,
     BlockingWithStartWorkflowOperation,
@@ -473,6 +476,40 @@ class TestOnRabbitMQ(Journey):
         site = Site(broker.url, f"sqlite:///{directory}/history.sqlite")
         yield site
         site.close()
+
+    def test_the_command_line_does_the_same(self, site: Site, broker: LocalRabbitMQ) -> None:
+        def invoke(*arguments: str) -> Result:
+            where = ["-b", broker.url, "--namespace", site.namespace, "workflow"]
+            return CliRunner().invoke(cli, [*where, *arguments])
+
+        prefix = f"cli-{secrets.token_hex(3)}"
+        cart = ("Cart", "-t", "q", "--id", f"{prefix}-cart")
+        executed = invoke("execute", "Double", "-t", "q", "-i", "21", "--id", f"{prefix}-double")
+        assert (executed.output, executed.exit_code) == ("42\n", 0)
+        assert invoke("start", *cart, "-i", '"a"').output == f"{prefix}-cart\n"
+        assert "already started" in invoke("start", *cart).stderr
+        name = cart[-1]
+        assert invoke("signal", name, "add", "-i", '"b"').exit_code == 0
+        assert invoke("update", name, "put", "-i", '"c"').output == "3\n"
+        assert invoke("update", name, "put", "-i", '""').exit_code == 1
+        assert invoke("query", name, "count").output == "3\n"
+        assert "status\trunning" in invoke("describe", name).output.splitlines()
+        query = f'id starts_with "{prefix}"'
+        assert len(invoke("list", "-q", query).output.splitlines()) == 2
+        assert invoke("count", "-q", query).output == "2\n"
+        with ThreadPoolExecutor() as pool:
+            followed = pool.submit(invoke, "show", name, "--follow")
+            waited = pool.submit(invoke, "result", name)
+            assert invoke("signal", name, "close").exit_code == 0
+            assert waited.result(PATIENCE_S).output == '["a","b","c"]\n'
+            last = followed.result(PATIENCE_S).output.splitlines()[-1]
+            assert "\tWorkflowExecutionCompleted\t" in last
+        exported = json.loads(invoke("show", name, "--json").output)
+        assert exported["events"][0]["eventType"] == "EVENT_TYPE_WORKFLOW_EXECUTION_STARTED"
+        assert invoke("start", *cart).exit_code == 0
+        assert invoke("terminate", name).exit_code == 0
+        assert invoke("result", name).exit_code == 1
+        assert invoke("cancel", "never-started").exit_code == 5
 
 
 class TestWithCodecs(Journey):

@@ -343,6 +343,17 @@ def test_a_start_with_an_update_has_two_answers(world: World) -> None:
     assert both.future.result(SOON_S).stage == 2
 
 
+def test_after_the_start_only_the_update_is_asked_for(world: World) -> None:
+    both, taken = start_with_update(world, 2)
+    taken.answer(STARTED)
+    world.wait(SHORT_AGAIN_S)
+    asked = world.history.take(requests.UpdateWorkflow)
+    assert (asked.request.update, asked.request.run_id, asked.request.wait) == (UPDATE, "r1", 2)
+    assert asked.message.message_id != taken.message.message_id
+    asked.answer(state(2))
+    assert both.future.result(SOON_S).stage == 2
+
+
 def test_the_end_of_an_update_with_start_is_waited_for(world: World) -> None:
     both, taken = start_with_update(world, 3)
     taken.answer(STARTED)

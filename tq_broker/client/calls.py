@@ -8,6 +8,7 @@ as long as it takes: over restarts of the broker and of whoever answers.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,8 @@ class Calls:
             call.timer.cancel()
         due = now + call.again_s
         due = due if call.deadline is None else min(due, call.deadline)
-        call.timer = self._clock.call_at(due, lambda: self._due(call))
+        # Of the id only: the clock keeps what it was given until the time has come.
+        call.timer = self._clock.call_at(due, functools.partial(self._due, call.id))
 
     def _sent(self, call: Call, error: TqBrokerError | None) -> None:
         if error is None:
@@ -170,8 +172,9 @@ class Calls:
         elif call.deadline is not None or not isinstance(error, Unavailable):
             self.fail(call, error)
 
-    def _due(self, call: Call) -> None:
-        if call.id not in self._open:
+    def _due(self, call_id: str) -> None:
+        call = self._open.get(call_id)
+        if call is None:
             return
         if call.deadline is None or self._clock.monotonic() < call.deadline:
             self.send(call)

@@ -62,7 +62,7 @@ class Conversation:
             request: One of `tq_broker.model.requests.Request` that clients send.
             silence: What to say when nobody has answered before the deadline.
         """
-        self.request = request
+        self.request = self._first = request
         self.future: Future[Any] = Future()
         self._core = core
         call_id = core.new_id()
@@ -110,7 +110,8 @@ class Conversation:
 
     def _publication(self) -> Publication:
         core, request = self._core, self.request
-        message_id = self.call.id if isinstance(request, _CHANGING) else core.new_id()
+        is_repetition = request is self._first and isinstance(request, _CHANGING)
+        message_id = self.call.id if is_repetition else core.new_id()
         message = requests.request_message(
             request, message_id, correlation_id=self.call.id, reply_to=core.reply_to
         )
@@ -198,14 +199,9 @@ class UpdateWait(Conversation):
             self.call.again_s = core.timeout_s
 
     def _publication(self) -> Publication:
-        publication = super()._publication()
-        if not self.call.is_confirmed or isinstance(self.request, requests.AwaitUpdate):
-            return publication
-        probe = replace(self.request, wait=ADMITTED)
-        message = requests.request_message(
-            probe, self._core.new_id(), correlation_id=self.call.id, reply_to=self._core.reply_to
-        )
-        return replace(publication, message=message)
+        if self.call.is_confirmed and isinstance(self.request, requests.UpdateWorkflow):
+            self.request = replace(self.request, wait=ADMITTED)
+        return super()._publication()
 
     def on_reply(self, reply: requests.Reply) -> None:
         if not isinstance(reply, requests.UpdateState):
@@ -213,14 +209,13 @@ class UpdateWait(Conversation):
         if reply.stage >= COMPLETED:
             self.answer(reply)
         elif isinstance(self.request, requests.UpdateWorkflow):
-            self.go_on(await_update(self.request, reply), now=True)
+            known = replace(self.request, run_id=reply.run_id or self.request.run_id)
+            self.go_on(await_update(known), now=True)
 
 
 class StartWithUpdate(Conversation):
     """A start that brings an update; ``started`` ends with the first answer, ``future`` with the
     `UpdateState` that is as far as the request wants it."""
-
-    request: requests.StartWorkflow
 
     def __init__(self, core: ClientCore, request: requests.StartWorkflow) -> None:
         super().__init__(core, request)
@@ -229,15 +224,19 @@ class StartWithUpdate(Conversation):
 
     def on_reply(self, reply: requests.Reply) -> None:
         start = self._start
-        if isinstance(reply, requests.Started):
+        if isinstance(reply, requests.Started) and start.update is not None:
             end(self.started, None, reply)
-            if start.update_wait >= COMPLETED and start.update is not None:
-                request = requests.AwaitUpdate(
-                    workflow_id=start.workflow_id,
-                    update_id=start.update.update_id,
-                    run_id=reply.run_id,
-                )
-                self.go_on(request, now=False)
+            # A repeated start is answered by `Started` alone, so ask for the update from here on.
+            update = requests.UpdateWorkflow(
+                workflow_id=start.workflow_id,
+                update=start.update,
+                run_id=reply.run_id,
+                wait=start.update_wait,
+            )
+            if start.update_wait >= COMPLETED:
+                self.go_on(await_update(update), now=False)
+            else:
+                self.request = update
         elif isinstance(reply, requests.UpdateState) and reply.stage >= start.update_wait:
             self.answer(reply)
 
@@ -246,14 +245,12 @@ class StartWithUpdate(Conversation):
         super().on_failure(error)
 
 
-def await_update(
-    request: requests.UpdateWorkflow, state: requests.UpdateState
-) -> requests.AwaitUpdate:
+def await_update(request: requests.UpdateWorkflow) -> requests.AwaitUpdate:
     """The question for the end of an update that was admitted."""
     return requests.AwaitUpdate(
         workflow_id=request.workflow_id,
         update_id=request.update.update_id,
-        run_id=state.run_id or request.run_id,
+        run_id=request.run_id,
     )
 
 
