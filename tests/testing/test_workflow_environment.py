@@ -1,5 +1,4 @@
-"""Environments for tests of workflows. What needs no worker is here; workflows that run in one are
-in ``tests/examples``."""
+"""Environments for tests of workflows. More of workflows that run in one: ``tests/examples``."""
 
 from __future__ import annotations
 
@@ -10,11 +9,46 @@ from typing import Any
 
 import pytest
 
+from tq_broker import ApplicationError, RetryPolicy, Worker, activity, workflow
 from tq_broker.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from tq_broker.exceptions import TimeoutError
 from tq_broker.testing import WorkflowEnvironment
 
 MONTH = timedelta(days=30)
+HOUR = timedelta(hours=1)
+
+
+@activity.defn(
+    start_to_close_timeout=HOUR,
+    retry_policy=RetryPolicy(initial_interval=HOUR, backoff_coefficient=1.0),
+)
+async def fails_five_times() -> int:
+    if activity.info().attempt <= 5:
+        raise ValueError("not yet")
+    return activity.info().attempt
+
+
+@workflow.defn
+class Patient:
+    @workflow.run
+    async def run(self) -> int:
+        return int(await workflow.execute_activity(fails_five_times))
+
+
+@workflow.defn
+class Daily:
+    @workflow.run
+    async def run(self) -> int:
+        done = workflow.get_last_completion_result(int) or 0
+        if done == 9:
+            raise ApplicationError("enough")
+        return int(done + 1)
+
+
+def worker(env: WorkflowEnvironment) -> Worker:
+    return Worker(
+        env.client, task_queue="t", workflows=[Patient, Daily], activities=[fails_five_times]
+    )
 
 
 def run(journey: Coroutine[Any, Any, None]) -> None:
@@ -75,6 +109,41 @@ def test_sleeping_skips_time_but_not_what_comes_before() -> None:
             assert description.status is WorkflowExecutionStatus.TIMED_OUT
             assert description.close_time is not None
             assert description.close_time - began < MONTH + timedelta(minutes=1)
+
+    run(journey())
+
+
+def test_the_pauses_between_attempts_are_skipped() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env, worker(env):
+            began = await env.get_current_time()
+            assert await env.client.execute_workflow(Patient.run, id="w", task_queue="t") == 6
+            passed = await env.get_current_time() - began
+            assert 5 * HOUR <= passed < 5 * HOUR + timedelta(minutes=1)
+
+    run(journey())
+
+
+def test_so_are_the_pauses_of_a_standalone_activity() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env, worker(env):
+            handle = await env.client.start_activity(fails_five_times, task_queue="t")
+            await env.sleep(6 * HOUR)
+            assert await handle.result(timeout=10) == 6
+
+    run(journey())
+
+
+def test_days_of_a_cron_schedule_pass_one_by_one() -> None:
+    async def journey() -> None:
+        async with await WorkflowEnvironment.start_time_skipping() as env, worker(env):
+            handle = await env.client.start_workflow(
+                Daily.run, id="w", task_queue="t", cron_schedule="0 6 * * *"
+            )
+            await env.sleep(timedelta(days=9))
+            count = await env.client.count_workflows("status = 'completed'")
+            assert count.count == 9
+            await handle.terminate()
 
     run(journey())
 
