@@ -122,6 +122,18 @@ def test_an_update_rides_again_when_the_task_has_failed() -> None:
     assert len(stage.dispatched().updates) == 1
 
 
+def test_a_task_that_is_given_back_carries_what_it_carried() -> None:
+    stage = Stage()
+    stage.answer(sticky=True)
+    stage.tell(an_update("first"))
+    task = stage.dispatched()
+    stage.tell(an_update("second"))
+    stage.tell(task, None)
+    assert [update.update_id for update in stage.dispatched().updates] == ["first"]
+    stage.answer(c.AcceptUpdate(update_id="first"))
+    assert [update.update_id for update in stage.dispatched().updates] == ["second"]
+
+
 def test_a_workflow_does_not_end_over_an_update_that_it_has_not_seen() -> None:
     stage = Stage()
     stage.tell(an_update())

@@ -90,6 +90,8 @@ def launch(turn: Turn) -> None:
     task.written = task.attempt == 1 or knows_more
     if task.written:
         turn.append(scheduled_event(run, task))
+    for update in run.updates.values():
+        update.sent = True
     turn.changed = turn.publishes = True
     turn.wants_task = False
 
@@ -155,12 +157,12 @@ def _suggested(task: Task) -> bool:
 
 
 def _admitted(run: Execution) -> list[UpdateRequest]:
-    found = []
-    for update in run.updates.values():
-        if update.request is not None:
-            update.sent = True
-            found.append(update.request)
-    return found
+    # Copies of a task are alike: what has come since it was published rides in the next one.
+    return [
+        update.request
+        for update in run.updates.values()
+        if update.request is not None and update.sent
+    ]
 
 
 def _waiting(run: Execution, now_ms: int) -> list[QueryRequest]:
