@@ -230,11 +230,12 @@ class Replay:
         self._situation.ledger.settle(chapter.commands, chapter.completed.event_id)
 
     def _replay_local(self, chapter: Chapter) -> None:
+        self._local.take()  # as it was done then: from here on they had begun
         for event in chapter.commands:
             if isinstance(event, MarkerRecorded) and event.marker_name == LOCAL_ACTIVITY:
                 self._local.replayed(event)
                 self._run()
-        self._local.take()
+                self._local.take()
         if self._local.awaited and self._situation.closing is None:
             raise NondeterminismError(
                 f"the code starts local activity {self._local.awaited[0]!r}; the history has no"
