@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ def test_an_example_prints_what_it_should(
     namespace: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     store = f"sqlite:///{tmp_path}/history.sqlite"
     main = example(name).main(broker=broker_url, store=store, namespace=namespace)
     asyncio.run(asyncio.wait_for(main, WITHIN_S))

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -46,7 +47,13 @@ def test_every_example_of_a_workflow_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_prints_what_it_should(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_example_prints_what_it_should(
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run(example(name).main())
     assert re.fullmatch(PRINTED[name], capsys.readouterr().out)
 
