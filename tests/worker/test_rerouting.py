@@ -14,11 +14,11 @@ from tq_broker.common import RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.model import envelope
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.queues import topology
-from tq_broker.queues.broker import Receipt
+from tq_broker.queues.broker import Receipt, SubscribeOptions
 from tq_broker.queues.delay import delayed
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Fate, Rerouter, fate
@@ -231,6 +231,27 @@ def test_a_will_about_a_sticky_queue_has_history_told(bench: Bench) -> None:
     bench.world.eventually(
         lambda: bench.world.broker.stats(str(sticky), bench.world.soon()) is None
     )
+
+
+@pytest.mark.parametrize("queue", [HOST, NAMES.sticky("dead")])
+def test_a_queue_that_seems_to_be_consumed_is_looked_at_again(
+    bench: Bench, queue: QueueName
+) -> None:
+    plan = (
+        topology.sticky_queue(NAMES, queue, 10_000)
+        if queue.kind is Kind.STICKY
+        else topology.private_queue(NAMES, queue)
+    )
+    dying = bench.world.broker.subscribe(
+        str(queue), lambda deliveries: None, SubscribeOptions(prefetch=1, plan=plan)
+    )
+    bench.world.broker.wait_subscribed([dying], bench.world.soon())
+
+    will(bench, str(queue))
+    bench.broker.wait_quiet(bench.world.soon())
+    dying.cancel(bench.world.soon())
+
+    bench.world.eventually(lambda: bench.world.broker.stats(str(queue), bench.world.soon()) is None)
 
 
 @pytest.mark.parametrize("queue", [str(QUEUE), "tq.other.host.h.q", "nonsense"])

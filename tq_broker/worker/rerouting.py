@@ -21,7 +21,7 @@ from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
-from tq_broker.queues.sender import NoRoute, Sender
+from tq_broker.queues.sender import Nacked, NoRoute, Sender
 from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import DeleteQueue, Plan
 from tq_broker.worker.attempt import Place
@@ -36,6 +36,9 @@ PRIVATE = (Kind.HOST, Kind.PROCESS)
 INHERITED = (*PRIVATE, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
+SOON_S = 0.05
+LOOKS_S = (0.05, 0.2, 1.0)
+"""Pauses before somebody who was there is looked for again: then he lives."""
 
 
 class Fate(enum.Enum):
@@ -120,20 +123,31 @@ class Rerouter:
 
     # --- wills ----------------------------------------------------------------------------------
 
-    def _execute(self, will: Delivery) -> None:
-        """A worker that served a private queue is gone, or has lost its connection."""
+    def _execute(self, will: Delivery, found: int = 0) -> None:
+        """A worker that served a private queue is gone, or has lost its connection.
+
+        ``found`` counts how often it was found to be there since.
+        """
         queue = QueueName.parse(envelope.read_will(will.message))
         if queue.namespace != self._names.namespace or queue.kind not in INHERITED:
             raise Malformed(f"a will about {str(queue)!r:.80}, which is no private queue")
         empty = self._settle_sticky if queue.kind is Kind.STICKY else self._empty
-        request = control.message(control.Serve(str(queue)), self._sender.ids.next())
-        publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, request)
+        request = control.Probe() if found else control.Serve(str(queue))
+        message = control.message(request, self._sender.ids.next())
+        publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, message)
 
         def asked(error: TqBrokerError | None) -> None:
-            if error is None:
+            if error is None and found == len(LOOKS_S):
                 will.ack()  # somebody serves the queue, and has made a will of its own now
+            elif error is None:
+                # The will may have come before RabbitMQ has removed the queue that a dead worker
+                # was asked through.
+                self._later(lambda: self._execute(will, found + 1), LOOKS_S[found])
             elif isinstance(error, NoRoute):
                 self._sender.in_background(lambda: empty(queue, will))
+            elif isinstance(error, Nacked):
+                # RabbitMQ 4.3 says so of a control queue that is ending with its connection.
+                self._later(lambda: self._execute(will), SOON_S)
             else:
                 self._later(lambda: self._execute(will))
 
@@ -142,26 +156,36 @@ class Rerouter:
     def _settle_sticky(self, queue: QueueName, will: Delivery) -> None:
         """Give workflow tasks of a worker that is gone back to history; blocks."""
         try:
-            StickyEstate(self._sender, queue).settle(self._deadline())
+            is_settled = StickyEstate(self._sender, queue).settle(self._deadline())
         except TqBrokerError as error:
             log.warning("%s not emptied, trying again: %s", queue, error)
             self._later(lambda: self._execute(will))
         else:
+            self._emptied(will, is_gone=is_settled)
+
+    def _emptied(self, will: Delivery, *, is_gone: bool) -> None:
+        if is_gone:
+            log.info("executed a will: %s", envelope.read_will(will.message))
             will.ack()
+        else:
+            # Somebody consumes it: the one who serves it again, and will say so; or RabbitMQ has
+            # not told the queue yet that its consumer has died, while the will has come already.
+            self._later(lambda: self._execute(will), SOON_S)
 
     def _empty(self, queue: QueueName, will: Delivery) -> None:
         """Settle what is left in the queue of a target that is gone, and remove it; blocks."""
         try:
-            while not self._is_gone(queue):
+            while self._is_left(queue):
                 self._settle_all(queue)
                 # Not if somebody has put a task there in the meantime, or serves it anew.
                 delete = Plan((DeleteQueue(str(queue), only_idle=True),))
                 self._broker.apply(delete, self._deadline())
+            is_gone = self._broker.stats(str(queue), self._deadline()) is None
         except TqBrokerError as error:
             log.warning("%s not emptied, trying again: %s", queue, error)
             self._later(lambda: self._execute(will))
         else:
-            will.ack()
+            self._emptied(will, is_gone=is_gone)
 
     def _settle_all(self, queue: QueueName) -> None:
         """Settle every task in ``queue``; returns when what follows from each is safe."""
@@ -181,10 +205,10 @@ class Rerouter:
             if not settled.acquire(timeout=WITHIN_S):
                 raise DeadlineExceeded("what was left there could not be sent on")
 
-    def _is_gone(self, queue: QueueName) -> bool:
-        """Whether there is nothing to empty: no queue, or somebody consumes it again."""
+    def _is_left(self, queue: QueueName) -> bool:
+        """Whether there is a queue that nobody consumes."""
         stats = self._broker.stats(str(queue), self._deadline())
-        return stats is None or stats.consumers > 0
+        return stats is not None and not stats.consumers
 
     def _inherit(self, delivery: Delivery, queue: QueueName, done: Then) -> None:
         task = envelope.read_task(delivery.message, queue.parts[-1])
@@ -192,11 +216,11 @@ class Rerouter:
         what = Fate.LOST if delivery.redelivered else Fate.DISPATCH
         self._settle(delivery.message, task, what, done)
 
-    def _later(self, work: Callable[[], None]) -> None:
+    def _later(self, work: Callable[[], None], pause_s: float = AGAIN_AFTER_S) -> None:
         if self._subscription is None:
             return  # closed: RabbitMQ hands on what is held here
         clock = self._place.clock
-        clock.call_at(clock.monotonic() + AGAIN_AFTER_S, lambda: self._sender.in_background(work))
+        clock.call_at(clock.monotonic() + pause_s, lambda: self._sender.in_background(work))
 
     def _deadline(self) -> float:
         return self._place.clock.monotonic() + WITHIN_S
