@@ -47,8 +47,8 @@ _FUNCTIONS: dict[str, dict[str, str]] = {
     "uuid": {"uuid1": "workflow.uuid4()", "uuid4": "workflow.uuid4()"},
     "os": dict.fromkeys(["urandom", "getrandom"], _RANDOM)
     | dict.fromkeys(["fork", "open", "posix_spawn", "system"], _ACTIVITY),
-    "io": {"open": _ACTIVITY},
     "builtins": {"open": _ACTIVITY},
+    "io": {"open": _ACTIVITY},
 }
 _METHODS: list[tuple[str, str, str, str]] = [
     ("threading", "Thread", "start", _TASK),
@@ -101,13 +101,15 @@ def install() -> None:
         if _installed:
             return
         _installed = True
+        made: dict[Any, _Guarded] = {}  # `open` has two names, and is one
         for module_name, functions in _FUNCTIONS.items():
             module = importlib.import_module(module_name)
             for name, instead in functions.items():
                 original = getattr(module, name, None)
                 # Not every system has all of them; and classes (`random.Random`) are harmless.
                 if original is not None and not isinstance(original, type):
-                    setattr(module, name, _Guarded(original, module_name, instead))
+                    guarded = made.setdefault(original, _Guarded(original, module_name, instead))
+                    setattr(module, name, guarded)
         for module_name, class_name, name, instead in _METHODS:
             owner = getattr(importlib.import_module(module_name), class_name)
             shown = class_name if name == "__init__" else f"{class_name}.{name}"
@@ -124,6 +126,7 @@ class _Guarded:
 
     def __init__(self, original: Callable[..., Any], module: str, instead: str) -> None:
         functools.update_wrapper(self, original)
+        self.__module__ = module
         self._original = original
         self._told = (f"{module}.{original.__name__}", instead)
 
@@ -139,7 +142,7 @@ class _Guarded:
         return repr(self._original)
 
     def __reduce__(self) -> str:
-        return self._original.__qualname__.rpartition(".")[2]
+        return self._original.__name__
 
 
 def _guarded_method(
