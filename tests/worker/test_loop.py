@@ -121,7 +121,8 @@ def test_sets_of_tasks_iterate_in_the_order_of_their_making() -> None:
 
     with loop_of(Owner(), salt=1 << 40) as loop:
         tasks = [loop.create_task(nothing()) for _ in range(100)]
-        assert list(set(tasks[::-1])) == list(set(tasks)) == tasks
+        backwards = [*reversed(tasks)]
+        assert list(set(backwards)) == list(set(tasks)) == tasks
         loop.run(no_more)
 
 

@@ -13,14 +13,16 @@ def patched(id: str) -> bool:
     True for runs that come here for the first time; False when a history is replayed that was
     written by the old code. The answer stays the same for the whole run.
     """
-    return current().patched(_check(id), deprecated=False)
+    _check(id)
+    return current().patched(id, deprecated=False)
 
 
 def deprecate_patch(id: str) -> None:
     """Call instead of `patched` when no run of the old code is open any more; to be removed when
     none is open that has seen `patched`."""
-    current().patched(_check(id), deprecated=True)
+    _check(id)
+    current().patched(id, deprecated=True)
 
 
-def _check(id: str) -> str:
-    return check_text("id", id, bytes_max=NAME_BYTES_MAX)
+def _check(id: str) -> None:
+    check_text("id", id, bytes_max=NAME_BYTES_MAX)
