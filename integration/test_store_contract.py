@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -47,6 +48,14 @@ class PostgresqlWorld(SqlWorld):
         self.on_server(f"DROP DATABASE {self.url.database} WITH (FORCE)")
 
 
+def _is_acquired(store: Store, owner: Owner) -> bool:
+    try:
+        store.acquire(owner.epochs, "other", 0)
+    except StoreUnavailable:
+        return False
+    return True
+
+
 class TestPostgresqlStore(SqlStoreContract):
     @pytest.fixture
     def world(self, postgresql_url: str) -> Iterator[PostgresqlWorld]:
@@ -77,6 +86,21 @@ class TestPostgresqlStore(SqlStoreContract):
             with pytest.raises(Exception, match="idle-in-transaction"):
                 connection.exec_driver_sql("SELECT 1")
             connection.invalidate()
+
+    def test_nor_does_one_that_is_stopped_while_it_writes(
+        self, world: PostgresqlWorld, store: Store, owner: Owner
+    ) -> None:
+        url = world.url.set(drivername="postgresql").render_as_string()
+        stopped = psycopg.connect(url)
+        stopped.pipeline().__enter__()
+        stopped.execute("SELECT epoch FROM tq_shards FOR SHARE")
+        # The server does so, and waits for what follows.
+        stopped.pgconn.send_flush_request()
+        stopped.pgconn.flush()
+        deadline = time.monotonic() + 30
+        while not _is_acquired(store, owner):
+            assert time.monotonic() < deadline
+        stopped.close()
 
     def test_commits_are_durable_whatever_the_server_is_set_to(
         self, world: PostgresqlWorld

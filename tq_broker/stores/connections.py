@@ -37,6 +37,9 @@ class Database(Protocol):
     def begin(self, connection: Connection) -> None:
         """Begin a transaction that writes."""
 
+    def begin_acquire(self, connection: Connection) -> None:
+        """The same, and who is stopped in a transaction does not stand in the way for long."""
+
     def begin_migration(self, connection: Connection) -> None:
         """The same, and nobody else migrates meanwhile."""
 

@@ -58,6 +58,16 @@ _BE_DURABLE = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
 )
+# Of an owner that was stopped while it wrote, the server waits for the rest of what it has to say:
+# it is not "idle in transaction", and holds its shards for as long as the process exists. No
+# transaction of an owner that lives takes so long.
+_END_STOPPED = (
+    "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE relation = 'tq_shards'::regclass AND granted AND pid <> pg_backend_pid()"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND xact_start < clock_timestamp() - interval '5 s'"
+)
+_WAIT_SHORTLY = "SET LOCAL lock_timeout = '6s'"
 _MIGRATING = 0x74715F62
 """The number of the advisory lock."""
 
@@ -85,6 +95,10 @@ class Postgresql:
 
     def begin(self, connection: Connection) -> None:
         """Nothing: the driver begins with the first statement."""
+
+    def begin_acquire(self, connection: Connection) -> None:
+        connection.exec_driver_sql(_END_STOPPED)
+        connection.exec_driver_sql(_WAIT_SHORTLY)
 
     def begin_migration(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")

@@ -86,7 +86,7 @@ class SqlStore:
 
     def acquire(self, shards: Collection[int], owner: str, now_ms: int) -> list[Owned]:
         with self._connections.transaction() as connection:
-            self._database.begin(connection)
+            self._database.begin_acquire(connection)
             # In one order for all, so that no two wait for each other.
             return [self._acquire(connection, shard, owner) for shard in sorted(set(shards))]
 

@@ -58,6 +58,9 @@ class Sqlite:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         self._check_identity()
 
+    def begin_acquire(self, connection: Connection) -> None:
+        self.begin(connection)  # nobody can take the lock of a file from a process that is stopped
+
     def begin_migration(self, connection: Connection) -> None:
         self.begin(connection)
 
