@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from tq_broker.common import DURATION_MAX, RetryPolicy
 from tq_broker.exceptions import (
+    ActivityError,
     ApplicationError,
     ApplicationErrorCategory,
     CancelledError,
+    ChildWorkflowError,
+    RetryState,
     TerminatedError,
     TimeoutError,
     TimeoutType,
@@ -246,3 +249,39 @@ def test_our_own_failures_can_forbid_a_retry() -> None:
     assert failures.application("x", "T", non_retryable=True).attempt(1).non_retryable
     assert not failures.application("x", "T").attempt(1).non_retryable
     assert failures.canceled().attempt(1).cancelled
+
+
+def test_activity_and_child_errors_come_back_with_their_facts_and_causes() -> None:
+    error = ActivityError(
+        "activity failed",
+        activity_id="1",
+        activity_type="pay",
+        identity="me",
+        attempt=3,
+        retry_state=RetryState.TIMEOUT,
+    )
+    error.__cause__ = ApplicationError("no", type="Bad")
+    child = ChildWorkflowError(
+        "child workflow failed",
+        workflow_id="w",
+        run_id="r",
+        workflow_type="W",
+        namespace="default",
+        initiated_event_id=5,
+        started_event_id=6,
+    )
+    child.__cause__ = error
+    back = to_exception(travel(from_exception(child)))
+    assert isinstance(back, ChildWorkflowError)
+    assert vars(back) == vars(child)
+    assert isinstance(back.cause, ActivityError)
+    assert vars(back.cause) == vars(error)
+    assert isinstance(back.cause.cause, ApplicationError)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.ACTIVITY, FailureKind.CHILD_WORKFLOW])
+def test_facts_that_are_missing_or_odd_do_no_harm(kind: FailureKind) -> None:
+    odd = {"attempt": "many", "retry_state": [1], "initiated_event_id": None}
+    error = to_exception(Failure(kind=kind, message="x", about=odd))
+    assert isinstance(error, (ActivityError, ChildWorkflowError))
+    assert error.retry_state is None

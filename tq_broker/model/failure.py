@@ -244,10 +244,10 @@ def _timeout_error(failure: Failure) -> FailureError:
 
 def retry_state(number: object) -> RetryState | None:
     """The state of that number; ``None`` for 0 and for what no release knew so far."""
-    return _RETRY_STATES.get(number)
+    return _RETRY_STATES.get(number) if isinstance(number, int) else None
 
 
-_RETRY_STATES: dict[object, RetryState] = {int(state): state for state in RetryState}
+_RETRY_STATES = {int(state): state for state in RetryState}
 
 
 def _activity_error(failure: Failure) -> FailureError:

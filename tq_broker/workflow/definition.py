@@ -58,7 +58,7 @@ class Function:
     @cached_property
     def arg_types(self) -> tuple[Any, ...]:
         """The type hint of each argument; `typing.Any` where there is none."""
-        parameters = list(inspect.signature(self.fn).parameters.values())[self.bound :]
+        parameters = _parameters(self.fn)[self.bound :]
         return tuple(
             self._hints.get(p.name, Any) for p in parameters if p.kind is not p.VAR_POSITIONAL
         )
@@ -302,6 +302,17 @@ def _name(fn: Any) -> str:
     return getattr(fn, "__name__", repr(fn))
 
 
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except ValueError:  # some functions that are written in C do not say what they take
+        return []
+
+
+def _needs_keywords(fn: Callable[..., Any]) -> bool:
+    return any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in _parameters(fn))
+
+
 def _handler(kind: Kind, fn: Any, options: dict[str, Any]) -> Any:
     def decorate(target: Any) -> Any:
         setattr(target, _HANDLER, make_handler(kind, target, **options))
@@ -326,10 +337,7 @@ def make_handler(
         raise InvalidArgument(f"a dynamic {kind} handler has no name")
     if kind == "query" and inspect.iscoroutinefunction(fn):
         raise InvalidArgument(f"query handler {_name(fn)} must not be async")
-    if any(
-        p.kind is p.KEYWORD_ONLY and p.default is p.empty
-        for p in inspect.signature(fn).parameters.values()
-    ):
+    if _needs_keywords(fn):
         raise InvalidArgument(
             f"{kind} handler {_name(fn)} has keyword-only parameters without a default;"
             " arguments are sent by position"
@@ -398,11 +406,7 @@ def _run_method(cls: type) -> Function:
         raise InvalidArgument(
             f"workflow {cls.__name__} must have one @workflow.run method; it has {len(own)}"
         )
-    keyword_only = any(
-        p.kind is p.KEYWORD_ONLY and p.default is p.empty
-        for p in inspect.signature(own[0]).parameters.values()
-    )
-    if keyword_only:
+    if _needs_keywords(own[0]):
         raise InvalidArgument(
             f"workflow {cls.__name__}: the run method has keyword-only parameters without a"
             " default; arguments are sent by position"
@@ -417,7 +421,7 @@ def _check_constructor(cls: Any, run_method: Function, takes_input: bool) -> Non
                 f"workflow {cls.__name__}: @workflow.init must take the arguments of the run method"
             )
         return
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = _parameters(cls.__init__)[1:]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if any(p.default is p.empty and p.kind not in variadic for p in parameters):
         raise InvalidArgument(
