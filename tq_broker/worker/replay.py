@@ -87,46 +87,23 @@ class Replay:
         self._loop = loop = timers.loop
         self._patches = ReplayPatches(situation)
         self._local = ReplayLocal(situation, loop)
-        activities = ReplayActivities(situation, loop)
-        external = ReplayExternal(situation, loop)
-        children = ReplayChildren(situation, loop, external)
+        self._activities = ReplayActivities(situation, loop)
+        self._external = ReplayExternal(situation, loop)
+        self._children = ReplayChildren(situation, loop, self._external)
         self._handlers = ReplayHandlers(
             situation, loop, self._definition, self._failure_types, self._spawn
         )
         self._runtime = ReplayRuntime(
             situation,
             timers=timers,
-            activities=activities,
+            activities=self._activities,
             local=self._local,
-            external=external,
-            children=children,
+            external=self._external,
+            children=self._children,
             handlers=self._handlers,
             patches=self._patches,
         )
         setattr(loop, ATTRIBUTE, self._runtime)
-        self._appliers: dict[type, Callable[[Any], None]] = {
-            ev.WorkflowExecutionCancelRequested: self._cancel,
-            ev.ActivityTaskStarted: activities.started,
-            ev.ActivityTaskCompleted: activities.completed,
-            ev.ActivityTaskFailed: activities.failed,
-            ev.ActivityTaskTimedOut: activities.timed_out,
-            ev.ActivityTaskCanceled: activities.canceled,
-            ev.TimerFired: timers.fired,
-            ev.StartChildWorkflowExecutionFailed: children.start_failed,
-            ev.ChildWorkflowExecutionStarted: children.started,
-            ev.ChildWorkflowExecutionCompleted: children.completed,
-            ev.ChildWorkflowExecutionFailed: children.failed,
-            ev.ChildWorkflowExecutionCanceled: children.canceled,
-            ev.ChildWorkflowExecutionTimedOut: children.timed_out,
-            ev.ChildWorkflowExecutionTerminated: children.terminated,
-            ev.ExternalWorkflowExecutionSignaled: external.succeeded,
-            ev.SignalExternalWorkflowExecutionFailed: external.failed,
-            ev.ExternalWorkflowExecutionCancelRequested: external.succeeded,
-            ev.RequestCancelExternalWorkflowExecutionFailed: external.failed,
-            # Ended from outside: nothing to be told to code that will not run again.
-            ev.WorkflowExecutionTerminated: _nothing,
-            ev.WorkflowExecutionTimedOut: _nothing,
-        }
 
     @property
     def last_event_id(self) -> int:
@@ -252,40 +229,39 @@ class Replay:
         """Tell the code what has come in, and run it until it waits again."""
         chapter.activated = True
         self._situation.now_ms, self._situation.size = now_ms, size
-        self._context.run(self._tell, chapter.incoming, updates)
-        chapter.incoming = []
-        self._run()
+        incoming, chapter.incoming = chapter.incoming, []
+        self._within(self._tell, incoming, updates)
 
     def _tell(
         self,
         incoming: Sequence[Event],
         updates: Sequence[UpdateRequest | WorkflowExecutionUpdateAccepted],
     ) -> None:
-        with self._loop.entered(), guard.engaged(self._definition.sandboxed):
-            others = deque(incoming)
-            begins = self._main is None and bool(others)
-            if begins:
-                self._begin(others.popleft())
-            # Before the main task begins, and before what it has waited for: as Temporal does.
-            for event in incoming:
-                if type(event) is ev.WorkflowExecutionSignaled:
-                    self._handlers.signal(event)
-            for update in updates:
-                self._handlers.update(update)
-            if begins and self._situation.closing is None:
-                self._main = self._spawn(self._run_main())
-            for event in others:
-                if type(event) is not ev.WorkflowExecutionSignaled:
-                    self._apply(event)
+        others = deque(incoming)
+        begins = self._main is None and bool(others)
+        if begins:
+            self._begin(others.popleft())
+        # Before the main task begins, and before what it has waited for: as Temporal does.
+        for event in incoming:
+            if type(event) is ev.WorkflowExecutionSignaled:
+                self._handlers.signal(event)
+        for update in updates:
+            self._handlers.update(update)
+        if begins and self._situation.closing is None:
+            self._main = self._spawn(self._run_main())
+        for event in others:
+            if type(event) is not ev.WorkflowExecutionSignaled:
+                self._apply(event)
+        self._loop.run(self._timers.wake)
 
     def _apply(self, event: Event) -> None:
         try:
-            apply = self._appliers[type(event)]
+            apply = _APPLIERS[type(event)]
         except KeyError:
             raise NondeterminismError(
                 f"event {event.event_id} of the history, {type(event).__name__}, has no place there"
             ) from None
-        apply(event)
+        apply(self, event)
 
     # --- the code ---------------------------------------------------------------------------------
 
@@ -433,8 +409,36 @@ def _stack(task: Task) -> list[str]:
     return traceback.StackSummary.extract((frame, frame.f_lineno) for frame in own).format()
 
 
-def _nothing(event: Event) -> None:
-    return None
+_APPLIERS: dict[type, Callable[[Replay, Any], None]] = {
+    ev.WorkflowExecutionCancelRequested: Replay._cancel,
+    ev.ActivityTaskStarted: lambda replay, event: replay._activities.started(event),
+    ev.ActivityTaskCompleted: lambda replay, event: replay._activities.completed(event),
+    ev.ActivityTaskFailed: lambda replay, event: replay._activities.failed(event),
+    ev.ActivityTaskTimedOut: lambda replay, event: replay._activities.timed_out(event),
+    ev.ActivityTaskCanceled: lambda replay, event: replay._activities.canceled(event),
+    ev.TimerFired: lambda replay, event: replay._timers.fired(event),
+    ev.StartChildWorkflowExecutionFailed: lambda replay, event: replay._children.start_failed(
+        event
+    ),
+    ev.ChildWorkflowExecutionStarted: lambda replay, event: replay._children.started(event),
+    ev.ChildWorkflowExecutionCompleted: lambda replay, event: replay._children.completed(event),
+    ev.ChildWorkflowExecutionFailed: lambda replay, event: replay._children.failed(event),
+    ev.ChildWorkflowExecutionCanceled: lambda replay, event: replay._children.canceled(event),
+    ev.ChildWorkflowExecutionTimedOut: lambda replay, event: replay._children.timed_out(event),
+    ev.ChildWorkflowExecutionTerminated: lambda replay, event: replay._children.terminated(event),
+    ev.ExternalWorkflowExecutionSignaled: lambda replay, event: replay._external.succeeded(event),
+    ev.SignalExternalWorkflowExecutionFailed: lambda replay, event: replay._external.failed(event),
+    ev.ExternalWorkflowExecutionCancelRequested: lambda replay, event: replay._external.succeeded(
+        event
+    ),
+    ev.RequestCancelExternalWorkflowExecutionFailed: lambda replay, event: replay._external.failed(
+        event
+    ),
+    # Ended from outside: nothing to be told to code that will not run again.
+    ev.WorkflowExecutionTerminated: lambda replay, event: None,
+    ev.WorkflowExecutionTimedOut: lambda replay, event: None,
+}
+"""What is told to the code, beside the first event, signals and updates; and how."""
 
 
 def _cause(error: BaseException) -> TaskFailedCause:
