@@ -697,3 +697,20 @@ def test_a_replay_works_within_another_running_loop() -> None:
 def test_turns_say_whether_two_are_the_same() -> None:
     assert seen(Run(Doubling, 1).task()) == seen(Run(Doubling, 1).task())
     assert seen(Run(Doubling, 1).task()) != seen(Run(Doubling, 2).task())
+
+
+def test_a_further_attempt_sees_the_history_as_its_replay_will() -> None:
+    run = Run(Info, memo={"a": b"1"})
+    run.add(ev.WorkflowTaskScheduled, task_queue="tq")
+    run.add(ev.WorkflowTaskStarted, scheduled_event_id=2)
+    run.add(ev.WorkflowTaskFailed, scheduled_event_id=2, started_event_id=3, cause="deadlock")
+    # The attempt that follows has no event yet, as long as it may fail.
+    turn = run.cached.activate(run.events, now_ms=1)
+    (command,) = turn.commands
+    scheduled = run.add(ev.WorkflowTaskScheduled, task_queue="tq", attempt=2)
+    run._write(scheduled, [command])
+    replay = run.replay()
+    replay.activate(run.events, now_ms=1, live=False)
+    live, replayed = run.cached._situation.size, replay._situation.size
+    assert live.events == replayed.events == 5
+    replay.close()

@@ -52,7 +52,15 @@ class Chronicle:
 
     def __init__(self) -> None:
         self.last_event_id = 0
+        self._scheduled = 0
         self.open = Chapter()
+
+    @property
+    def scheduled_event_id(self) -> int:
+        """Of the current task's WorkflowTaskScheduled. That of a further attempt is written only
+        when it has succeeded: then it is the event to come."""
+        last = self.last_event_id
+        return last if self._scheduled == last else last + 1
 
     def read(self, events: Iterable[Event]) -> list[Chapter]:
         """Take in the next events; returns the chapters that they complete.
@@ -70,8 +78,8 @@ class Chronicle:
 
     def _take(self, event: Event, chapters: list[Chapter]) -> None:
         if isinstance(event, WorkflowTaskScheduled):
-            return
-        if isinstance(event, WorkflowTaskStarted):
+            self._scheduled = event.event_id
+        elif isinstance(event, WorkflowTaskStarted):
             self.open.started = event
         elif isinstance(event, WorkflowTaskCompleted):
             self.open.completed = event

@@ -141,7 +141,8 @@ class Replay:
                 self._replay(chapter)
             if not live:
                 return Turn(commands=[], local_activities=[], canceled_local=[])
-            size = HistorySize(self.last_event_id, history_bytes, continue_as_new_suggested)
+            length = self._chronicle.scheduled_event_id
+            size = HistorySize(length, history_bytes, continue_as_new_suggested)
             self._play(self._chronicle.open, updates, now_ms, size)
             return self._turn()
         except BaseException as error:  # whatever user code, or its history, leads to
