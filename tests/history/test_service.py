@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,13 +12,8 @@ from tests.history.worlds import (
     NAMES,
     Faulty,
     World,
-    conflict,
-    lost_after,
-    lost_before,
-    unavailable,
 )
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.history import lane, machine
 from tq_broker.history.service import HistoryService
 from tq_broker.model import envelope, failure, requests
 from tq_broker.model.commands import CompleteWorkflow, ScheduleActivity, StartTimer
@@ -342,128 +336,6 @@ def test_a_letter_for_another_shard_is_parked(world: World) -> None:
     )
 
 
-def test_a_letter_that_the_machine_cannot_take_is_found_and_parked(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    handle = machine.handle
-
-    def raises(run: Any, message: Any, *others: Any) -> Any:
-        if isinstance(message, SignalWorkflow) and message.signal_name == "poison":
-            raise ZeroDivisionError("poisoned")
-        return handle(run, message, *others)
-
-    monkeypatch.setattr(machine, "handle", raises)
-    world.service()
-    world.start()
-    with caplog.at_level(logging.CRITICAL):
-        for name in ("a", "poison", "b", "c"):
-            signal = SignalWorkflow(workflow_id="w", signal_name=name)
-            world.request(signal, message_id=name)
-        parked = world.take_parked()
-    assert parked.message_id == "poison"
-    assert "ZeroDivisionError" in str(parked.headers["tq-parked-reason"])
-    world.complete(world.workflow_task())
-    task = world.workflow_task()
-    signals = [e.signal_name for e in task.events if isinstance(e, WorkflowExecutionSignaled)]
-    assert sorted(signals) == ["a", "b", "c"]
-
-
-def test_a_run_that_cannot_be_woken_does_not_stop_the_others(
-    timed: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tick = machine.tick
-
-    def raises(run: Any, now_ms: int) -> Any:
-        if run.workflow_id == "poison":
-            raise ZeroDivisionError("poisoned")
-        return tick(run, now_ms)
-
-    monkeypatch.setattr(machine, "tick", raises)
-    timed.service()
-    timer = StartTimer(timer_id="t", start_to_fire_ms=1_000)
-    with caplog.at_level(logging.CRITICAL):
-        for name in ("poison", "w"):
-            timed.start(name)
-            timed.complete(timed.workflow_task(), timer)
-        assert timed.workflow_task().run.workflow_id == "w"
-
-
-# --- the store -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [unavailable, unavailable],
-        [lost_before],
-        [lost_after],
-        [lost_after, lost_before, unavailable],
-        [conflict],
-        [conflict, conflict],
-    ],
-    ids=lambda faults: "-".join(fault.__name__ for fault in faults),
-)
-def test_whatever_the_store_does_each_thing_happens_once(
-    world: World, faults: list[Callable[[Callable[[], None]], None]]
-) -> None:
-    store = Faulty(world.store())
-
-    def fail_again() -> None:
-        world.eventually(lambda: not store.faults)
-        store.faults += faults
-
-    world.service(store)
-    fail_again()
-    started = world.start()
-    assert isinstance(started, Started)
-    task = world.workflow_task()
-    assert task.run.run_id == started.run_id
-    fail_again()
-    world.complete(task, ACTIVITY)
-    activity = world.activity_task()
-    fail_again()
-    world.report(activity, result=b"7")
-    task = world.workflow_task()
-    fail_again()
-    world.complete(task, DONE)
-    assert result_of(world).result == b"8"
-    world.eventually(lambda: not store.faults)
-    assert names_of(events_of(world)).count("ActivityTaskCompleted") == 1
-    assert isinstance(world.ask(Describe(workflow_id="w")), Description)
-
-
-def test_a_store_that_is_away_stops_the_service_and_not_for_good(world: World) -> None:
-    store = Faulty(world.store())
-    world.service(store)
-    world.start("before")
-    away = True
-
-    def gone(commit: Callable[[], None]) -> None:
-        if away:
-            store.faults.append(gone)
-            unavailable(commit)
-        commit()
-
-    store.faults.append(gone)
-    world.request(requests.StartWorkflow(workflow_id="w", workflow_type="T", task_queue="q"))
-    tries = store.commits
-    world.eventually(lambda: store.commits > tries + 2)
-    away = False
-    assert isinstance(world.ask(Describe(workflow_id="before")), Description)
-    world.eventually(lambda: world.ask(CountWorkflows()).count == 2)
-
-
-def test_what_waits_for_a_store_is_another_s_after_a_stop(world: World) -> None:
-    store = Faulty(world.store())
-    service = world.service(store)
-    store.faults += [unavailable] * 1000
-    world.request(requests.StartWorkflow(workflow_id="w", workflow_type="T", task_queue="q"))
-    world.eventually(lambda: len(store.faults) < 1000)
-    service.stop()
-    world.service()
-    assert world.workflow_task().run.workflow_id == "w"
-
-
 # --- one of many ---------------------------------------------------------------------------------
 
 
@@ -571,18 +443,3 @@ def test_as_a_context_manager(world: World) -> None:
         assert service.identity == "me"
         assert isinstance(world.start(), Started)
     assert service.shards == ()
-
-
-def test_more_than_fits_in_memory(world: World) -> None:
-    world.service(max_cached_runs=2)
-    for number in range(6):
-        world.start(f"w{number}")
-    tasks = [world.workflow_task() for _ in range(6)]
-    for task in tasks:
-        world.complete(task, DONE)
-    for number in range(6):
-        assert result_of(world, f"w{number}").status is Status.COMPLETED
-
-
-def test_lane_bounds_are_sane() -> None:
-    assert lane.LETTERS_MAX >= 100

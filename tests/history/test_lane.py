@@ -1,0 +1,209 @@
+"""What the lane makes of letters that cannot be taken, and of a store that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.history.test_service import ACTIVITY, DONE, events_of, names_of, result_of
+from tests.history.worlds import Faulty, World, conflict, lost_after, lost_before, unavailable
+from tq_broker.history import machine
+from tq_broker.model import requests
+from tq_broker.model.commands import StartTimer
+from tq_broker.model.events import WorkflowExecutionSignaled
+from tq_broker.model.requests import (
+    CountWorkflows,
+    Describe,
+    Description,
+    ListWorkflows,
+    SignalWorkflow,
+    Started,
+    Status,
+)
+from tq_broker.testing.manual_clock import ManualClock
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def timed() -> Iterator[World]:
+    """A world whose time passes only when it is told to."""
+    world = World(ManualClock())
+    yield world
+    world.close()
+
+
+# --- letters --------------------------------------------------------------------------------------
+
+
+def test_a_letter_that_the_machine_cannot_take_is_found_and_parked(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = machine.handle
+
+    def raises(run: Any, message: Any, *others: Any) -> Any:
+        if isinstance(message, SignalWorkflow) and message.signal_name == "poison":
+            raise ZeroDivisionError("poisoned")
+        return handle(run, message, *others)
+
+    monkeypatch.setattr(machine, "handle", raises)
+    world.service()
+    world.start()
+    with caplog.at_level(logging.CRITICAL):
+        for name in ("a", "poison", "b", "c"):
+            signal = SignalWorkflow(workflow_id="w", signal_name=name)
+            world.request(signal, message_id=name)
+        parked = world.take_parked()
+    assert parked.message_id == "poison"
+    assert "ZeroDivisionError" in str(parked.headers["tq-parked-reason"])
+    world.complete(world.workflow_task())
+    task = world.workflow_task()
+    signals = [e.signal_name for e in task.events if isinstance(e, WorkflowExecutionSignaled)]
+    assert sorted(signals) == ["a", "b", "c"]
+
+
+def test_a_run_that_cannot_be_woken_does_not_stop_the_others(
+    timed: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tick = machine.tick
+
+    def raises(run: Any, now_ms: int) -> Any:
+        if run.workflow_id == "poison":
+            raise ZeroDivisionError("poisoned")
+        return tick(run, now_ms)
+
+    monkeypatch.setattr(machine, "tick", raises)
+    timed.service()
+    timer = StartTimer(timer_id="t", start_to_fire_ms=1_000)
+    with caplog.at_level(logging.CRITICAL):
+        for name in ("poison", "w"):
+            timed.start(name)
+            timed.complete(timed.workflow_task(), timer)
+        assert timed.workflow_task().run.workflow_id == "w"
+
+
+def test_more_than_fits_in_memory(world: World) -> None:
+    world.service(max_cached_runs=2)
+    for number in range(6):
+        world.start(f"w{number}")
+    tasks = [world.workflow_task() for _ in range(6)]
+    for task in tasks:
+        world.complete(task, DONE)
+    for number in range(6):
+        assert result_of(world, f"w{number}").status is Status.COMPLETED
+
+
+def test_a_question_that_the_store_cannot_answer_is_parked(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Faulty):
+        def list(self, *_arguments: Any) -> Any:
+            raise ZeroDivisionError("broken")
+
+    world.service(Broken(world.store()))
+    with caplog.at_level(logging.CRITICAL):
+        world.request(ListWorkflows())
+        assert "ZeroDivisionError" in str(world.take_parked().headers["tq-parked-reason"])
+    assert isinstance(world.start(), Started)
+
+
+def test_a_defect_of_the_lane_itself_does_not_end_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Faulty):
+        def due(self, *arguments: Any) -> Any:
+            if self.faults:
+                self.faults.clear()
+                raise ZeroDivisionError("broken")
+            return self._store.due(*arguments)
+
+    store = Broken(world.store())
+    store.faults.append(unavailable)
+    with caplog.at_level(logging.CRITICAL):
+        service = world.service(store)
+        world.eventually(lambda: len(service.shards) == 16)
+    assert isinstance(world.start(), Started)
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [unavailable, unavailable],
+        [lost_before],
+        [lost_after],
+        [lost_after, lost_before, unavailable],
+        [conflict],
+        [conflict, conflict],
+    ],
+    ids=lambda faults: "-".join(fault.__name__ for fault in faults),
+)
+def test_whatever_the_store_does_each_thing_happens_once(
+    world: World, faults: list[Callable[[Callable[[], None]], None]]
+) -> None:
+    store = Faulty(world.store())
+
+    def fail_again() -> None:
+        world.eventually(lambda: not store.faults)
+        store.faults += faults
+
+    world.service(store)
+    fail_again()
+    started = world.start()
+    assert isinstance(started, Started)
+    task = world.workflow_task()
+    assert task.run.run_id == started.run_id
+    fail_again()
+    world.complete(task, ACTIVITY)
+    activity = world.activity_task()
+    fail_again()
+    world.report(activity, result=b"7")
+    task = world.workflow_task()
+    fail_again()
+    world.complete(task, DONE)
+    assert result_of(world).result == b"8"
+    world.eventually(lambda: not store.faults)
+    assert names_of(events_of(world)).count("ActivityTaskCompleted") == 1
+    assert isinstance(world.ask(Describe(workflow_id="w")), Description)
+
+
+def test_a_store_that_is_away_stops_the_service_and_not_for_good(world: World) -> None:
+    store = Faulty(world.store())
+    world.service(store)
+    world.start("before")
+    away = True
+
+    def gone(commit: Callable[[], None]) -> None:
+        if away:
+            store.faults.append(gone)
+            unavailable(commit)
+        commit()
+
+    store.faults.append(gone)
+    world.request(requests.StartWorkflow(workflow_id="w", workflow_type="T", task_queue="q"))
+    tries = store.commits
+    world.eventually(lambda: store.commits > tries + 2)
+    away = False
+    assert isinstance(world.ask(Describe(workflow_id="before")), Description)
+    world.eventually(lambda: world.ask(CountWorkflows()).count == 2)
+
+
+def test_what_waits_for_a_store_is_another_s_after_a_stop(world: World) -> None:
+    store = Faulty(world.store())
+    service = world.service(store)
+    store.faults += [unavailable] * 1000
+    world.request(requests.StartWorkflow(workflow_id="w", workflow_type="T", task_queue="q"))
+    world.eventually(lambda: len(store.faults) < 1000)
+    service.stop()
+    world.service()
+    assert world.workflow_task().run.workflow_id == "w"

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.history.runs import NOW_MS
+from tests.history.worlds import NAMES, World
+from tq_broker.exceptions import DeadlineExceeded
+from tq_broker.history import owner as owner_module
+from tq_broker.history import records
+from tq_broker.history.effects import ReplyTo
+from tq_broker.history.options import HistoryOptions
+from tq_broker.history.owner import Owner
+from tq_broker.history.patience import Patience
+from tq_broker.history.records import ReplyRecord
+from tq_broker.history.transaction import Sending
+from tq_broker.model.requests import Done
+from tq_broker.stores.store import Batch, Fenced, InboxRow, OutboxRow, RunRow
+from tq_broker.testing.manual_clock import ManualClock
+
+
+class Desk:
+    """An owner without a lane: the test is its thread."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.store = world.store()
+        self.ended: list[Any] = []
+        connection = world.connect("owner")
+        connection.sender.ensure((), world.soon())
+        patience = Patience(world.clock, threading.Event())
+        self.owner = Owner(
+            connection,
+            self.store,
+            HistoryOptions(identity="me"),
+            patience,
+            lambda consumer, deliveries: None,
+            lambda sending, error: self.ended.append((sending, error)),
+        )
+        self.reply = ReplyRecord(ReplyTo(str(world.reply_queue), "7"), Done(run_id="r"))
+
+    def settle(self, count: int = 1) -> list[Any]:
+        """Take note of so many ends; returns what runs have to be told."""
+        self.world.eventually(lambda: len(self.ended) >= count)
+        told = []
+        for ended in self.ended:
+            told += self.owner.ended(*ended)
+        del self.ended[:]
+        return told
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    world = World(ManualClock())
+    yield Desk(world)
+    world.close()
+
+
+def a_run(**fields: Any) -> RunRow:
+    values: dict[str, Any] = {
+        "run_id": "r",
+        "workflow_id": "w",
+        "shard": 3,
+        "version": 1,
+        "is_current": True,
+        "status": "running",
+        "workflow_type": "T",
+        "task_queue": "q",
+        "start_ms": NOW_MS,
+        "state": b"",
+    }
+    return RunRow(**values | fields)
+
+
+def test_what_was_stored_and_not_sent_is_sent_by_the_next_owner(desk: Desk) -> None:
+    (before,) = desk.store.acquire([3], "before", NOW_MS)
+    rows = [
+        OutboxRow(3, before.last_seq + 1, records.dump(desk.reply)),
+        OutboxRow(3, before.last_seq + 2, b"of a later release"),
+    ]
+    desk.store.commit(Batch({3: before.epoch}, outbox=rows))
+    desk.owner.acquire({3})
+    assert desk.owner.held == (3,)
+    assert desk.world.replies.get(timeout=20)[0] == "7"
+    desk.settle()
+    desk.world.clock.sleep(2)
+    desk.owner.flush_sent()
+    assert [row.seq for row in desk.store.outbox(3, 0, 9)] == [before.last_seq + 2]
+
+
+def test_what_is_being_sent_is_not_sent_again_after_a_new_epoch(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    seq = desk.owner.owned[3].seq + 1
+    row = OutboxRow(3, seq, records.dump(desk.reply))
+    desk.owner.commit(Batch({3: desk.owner.owned[3].epoch}, outbox=[row]))
+    desk.owner.send([Sending(desk.reply, 3, seq)])
+    desk.owner.acquire({3})
+    desk.settle()
+    desk.owner.acquire({3})
+    assert desk.world.replies.get(timeout=20)[0] == "7"
+    assert desk.world.replies.empty()
+    assert not desk.ended
+
+
+def test_who_was_replaced_loses_what_it_has(desk: Desk) -> None:
+    desk.owner.acquire({3, 4})
+    desk.store.acquire([3], "other", NOW_MS)
+    desk.world.clock.sleep(3)
+    with pytest.raises(Fenced):
+        desk.owner.commit(Batch({3: desk.owner.owned[3].epoch}))
+    desk.owner.lose({3})
+    assert desk.owner.held == (4,)
+    assert desk.owner.about(3).epoch == 0
+    assert desk.owner.about(4).owner == "me"
+
+
+def test_the_end_of_a_row_of_a_shard_that_was_lost_is_found_out(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    desk.owner.send([Sending(desk.reply, 3, desk.owner.owned[3].seq + 1)])
+    desk.settle()
+    desk.store.acquire([3], "other", NOW_MS)
+    desk.owner.flush_sent()
+    assert desk.owner.held == (3,), "rows are not removed at once"
+    desk.world.clock.sleep(2)
+    desk.owner.flush_sent()
+    assert desk.owner.held == ()
+
+
+def test_answers_are_given_without_asking_the_store_for_a_while(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    desk.store.acquire([3], "other", NOW_MS)
+    epochs = {3: desk.owner.owned[3].epoch}
+    desk.owner.commit(Batch(dict(epochs)))
+    desk.world.clock.sleep(3)
+    with pytest.raises(Fenced):
+        desk.owner.commit(Batch(dict(epochs)))
+
+
+def test_a_shard_is_given_up_when_nothing_is_being_sent(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    desk.owner.subscribe(3)
+    desk.owner.send([Sending(desk.reply, 3, desk.owner.owned[3].seq + 1)])
+    desk.owner.release({3})
+    desk.owner.finish_releases()
+    assert desk.owner.held == (3,)
+    assert not desk.owner.consumers
+    desk.settle()
+    desk.owner.finish_releases()
+    assert desk.owner.held == ()
+    assert not desk.store.outbox(3, 0, 9)
+
+
+def test_it_is_given_up_in_any_case_after_a_while(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    desk.owner.flights.begin(Sending(desk.reply, 3, 1), None)
+    desk.owner.release({3})
+    assert desk.owner.due_at() is not None
+    desk.world.clock.sleep(owner_module.RELEASE_WITHIN_S)
+    desk.owner.finish_releases()
+    assert desk.owner.held == ()
+
+
+def test_what_cannot_be_sent_is_sent_later(desk: Desk) -> None:
+    desk.owner.acquire({3})
+    sending = Sending(desk.reply, 3)
+    desk.owner.flights.begin(sending, None)
+    assert desk.owner.ended(sending, DeadlineExceeded("late")) == []
+    desk.owner.send_again()
+    assert desk.world.replies.empty()
+    desk.world.clock.sleep(owner_module.AGAIN_AFTER_S)
+    desk.owner.send_again()
+    desk.settle()
+    assert desk.world.replies.get(timeout=20)[0] == "7"
+    assert desk.owner.ended(sending, None) == [], "it has ended already"
+
+
+def test_who_is_to_be_woken_is_read_in_portions(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_module, "ROWS_MAX", 2)
+    (before,) = desk.store.acquire([3], "before", NOW_MS)
+    now_ms = desk.owner.now_ms()
+    rows = [
+        a_run(run_id=f"r{n}", workflow_id=f"w{n}", next_ms=now_ms + n * 1_000) for n in range(5)
+    ]
+    desk.store.commit(Batch({3: before.epoch}, runs=rows))
+    desk.owner.acquire({3})
+    found = []
+    for _ in range(60):
+        found += [run_id for _, run_id in desk.owner.take_due(10)]
+        for run_id in found:
+            version = desk.store.runs([run_id])[0].version
+            if version == 1:
+                row = a_run(
+                    run_id=run_id, workflow_id=run_id.replace("r", "w"), version=2, next_ms=None
+                )
+                desk.owner.commit(Batch({3: desk.owner.owned[3].epoch}, runs=[row]))
+        desk.world.clock.sleep(0.1)
+    assert found == [f"r{n}" for n in range(5)]
+
+
+def test_messages_that_came_before_are_known(desk: Desk) -> None:
+    from tq_broker.history.letters import Letter
+    from tq_broker.model.requests import SignalWorkflow
+
+    desk.owner.acquire({3})
+    row = InboxRow(3, "m", NOW_MS, b"answer")
+    desk.owner.commit(Batch({3: desk.owner.owned[3].epoch}, inbox=[row]))
+    content = SignalWorkflow(workflow_id="w", signal_name="s")
+    letters = [Letter(shard=3, message_id=one, content=content) for one in ("m", "new")]
+    desk.owner.look_up(letters)
+    assert dict(desk.owner.recent) == {(3, "m"): b"answer"}
+
+
+def test_a_consumer_that_was_closed_is_marked(desk: Desk) -> None:
+    desk.owner.subscribe(3)
+    consumer = desk.owner.consumers[3]
+    assert consumer.subscription is not None
+    assert consumer.subscription.queue == str(NAMES.history(3))
+    desk.owner.close([3])
+    assert not consumer.open
+    assert not desk.owner.consumers
