@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 OURS = "tq"
+OUR_WORKFLOWS = "tq_workflows"
 
 
 class Flow(enum.Enum):
@@ -22,6 +23,8 @@ class Flow(enum.Enum):
     PHASES = "phases"
     WORKFLOWS = "workflows"
     WORKFLOW_LATENCY = "workflow_latency"
+    LONG_RUN = "long_run"
+    OPEN_RUNS = "open_runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,23 @@ TABLES = {
         count=500,
         quick_count=100,
     ),
+    **{
+        f"workflow-events-{events}": Table(
+            flow=Flow.LONG_RUN,
+            title=f"Microseconds per event of one run of {events} events",
+            unit="us_per_event",
+            larger_is_better=False,
+            count=events,
+            quick_count=events,
+        )
+        for events in (1_000, 10_000)
+    },
+    "open-workflows": Table(
+        flow=Flow.OPEN_RUNS,
+        title="Workflows that are open and wait: started per second, memory of history",
+        count=100_000,
+        quick_count=2_000,
+    ),
     "many": Table(
         flow=Flow.PHASES,
         title="One worker that serves many task queues",
@@ -112,6 +132,7 @@ class Row:
         settings: how it was set up, for the readers.
         variant: the settings, for the peer.
         needs_redis: its results go through Redis.
+        needs_postgresql: as ``serves`` does.
         serves: operations of the peer that run in processes of their own before the client starts.
     """
 
@@ -121,6 +142,7 @@ class Row:
     settings: str
     variant: str = ""
     needs_redis: bool = False
+    needs_postgresql: bool = False
     serves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -135,7 +157,8 @@ _CELERY = "acks_late, prefetch 512, no gossip, no mingle"
 _DRAMATIQ = "prefetch 500"
 _TASKIQ = "quorum queue, qos 500, max_async_tasks 100, uvloop"
 _FASTSTREAM = "prefetch_count 500, uvloop"
-_SERVICES = ("history", "workflow_work")
+_PROCESSES = "1 history process, 1 worker process, quorum queues"
+_SERVICES = ("history", "work")
 _REPID = "AMQP 1.0, tasks_limit 500, durable, uvloop"
 
 ROWS = (
@@ -308,18 +331,18 @@ ROWS = (
             Row(
                 table=f"workflows-{steps}",
                 label="tq_broker",
-                peer=OURS,
+                peer=OUR_WORKFLOWS,
                 variant=steps,
                 serves=_SERVICES,
-                settings="PostgreSQL, 1 history process, 1 worker process, quorum queues",
+                settings=f"PostgreSQL, {_PROCESSES}",
             ),
             Row(
                 table=f"workflows-{steps}",
                 label="tq_broker-sqlite",
-                peer=OURS,
+                peer=OUR_WORKFLOWS,
                 variant=f"{steps},sqlite",
                 serves=_SERVICES,
-                settings="SQLite, 1 history process, 1 worker process, quorum queues",
+                settings=f"SQLite, {_PROCESSES}",
             ),
             Row(
                 table=f"workflows-{steps}",
@@ -332,9 +355,17 @@ ROWS = (
         )
     ),
     Row(
+        table="workflows-1",
+        label="tq_broker-two",
+        peer=OUR_WORKFLOWS,
+        variant="1",
+        serves=("history", *_SERVICES),
+        settings="PostgreSQL, 2 history processes, 1 worker process, quorum queues",
+    ),
+    Row(
         table="workflow-latency",
         label="tq_broker",
-        peer=OURS,
+        peer=OUR_WORKFLOWS,
         variant="1",
         serves=_SERVICES,
         settings="execute_workflow, one activity, PostgreSQL",
@@ -342,10 +373,10 @@ ROWS = (
     Row(
         table="workflow-latency",
         label="tq_broker-signal",
-        peer=OURS,
+        peer=OUR_WORKFLOWS,
         variant="signal",
         serves=_SERVICES,
-        settings="from a signal to its effect, seen by a second workflow task, PostgreSQL",
+        settings="a signal, then an update that ends when the signal has had its effect",
     ),
     Row(
         table="workflow-latency",
@@ -354,6 +385,30 @@ ROWS = (
         variant="1",
         serves=("work",),
         settings="enqueue and get_result, one step, PostgreSQL, default polling",
+    ),
+    *(
+        Row(
+            table=f"workflow-events-{events}",
+            label=label,
+            peer=OUR_WORKFLOWS,
+            variant=variant,
+            serves=_SERVICES,
+            settings=f"one run of activities in sequence, PostgreSQL{settings}",
+        )
+        for events in ("1000", "10000")
+        for label, variant, settings in (
+            ("tq_broker", "1", ""),
+            ("tq_broker-uncached", "1,uncached", ", max_cached_workflows=0"),
+        )
+        if (events, label) != ("10000", "tq_broker-uncached")
+    ),
+    Row(
+        table="open-workflows",
+        label="tq_broker",
+        peer=OUR_WORKFLOWS,
+        variant="1",
+        needs_postgresql=True,
+        settings=f"PostgreSQL, {_PROCESSES}",
     ),
     Row(table="many", label="tq_broker", peer=OURS, variant="many", settings="quorum queues"),
 )

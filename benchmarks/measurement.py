@@ -65,17 +65,19 @@ def measure(row: Row, servers: Servers, *, quick: bool) -> Sample:
     if row.needs_redis and not servers.redis_url:
         raise NotPossible("no redis-server on this machine")
     table = TABLES[row.table]
-    if row.serves and servers.postgresql is None:
-        raise NotPossible("no PostgreSQL on this machine")
-    number = next(_numbers)
+    database_url = ""
+    if row.serves or row.needs_postgresql:
+        if servers.postgresql is None:
+            raise NotPossible("no PostgreSQL on this machine")
+        database_url = servers.postgresql.create(f"bench_{next(_numbers)}")
     order = Order(
         url=servers.url,
         redis_url=servers.redis_url,
         # New in each measurement: no topology cached or declared before.
-        queue=f"bench-{os.getpid()}-{number}",
+        queue=f"bench-{os.getpid()}-{next(_numbers)}",
         count=table.quick_count if quick else table.count,
         variant=row.variant,
-        database_url=servers.postgresql.create(f"bench_{number}") if row.serves else "",
+        database_url=database_url,
     )
     return _FLOWS[table.flow](Setting(row=row, servers=servers, order=order))
 
@@ -121,7 +123,7 @@ def _workflows(setting: Setting) -> Sample:
         for operation in setting.row.serves:
             stack.enter_context(setting.process(operation)).wait_word(READY)
         operation = TABLES[setting.row.table].flow.value
-        client = stack.enter_context(setting.process(operation))
+        client = stack.enter_context(setting.process(operation, PHASES_TIMEOUT_S))
         sample = client.wait_sample()
     setting.clean(sample, drained=False)
     return sample
@@ -158,4 +160,6 @@ _FLOWS: Mapping[Flow, Callable[[Setting], Sample]] = {
     Flow.PHASES: _phases,
     Flow.WORKFLOWS: _workflows,
     Flow.WORKFLOW_LATENCY: _workflows,
+    Flow.LONG_RUN: _workflows,
+    Flow.OPEN_RUNS: _workflows,
 }

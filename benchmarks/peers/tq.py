@@ -5,9 +5,8 @@ plain function instead of a coroutine. All orders share one namespace and have a
 that a run leaves only what one namespace keeps.
 
 Beside the operations of every peer it has two for its own rows, which stop between phases so that
-the parent process can look at the broker: ``queues`` and ``many``. For workflows the variant says
-how many activities one has, in sequence, and ``sqlite`` which store; ``history``,
-``workflow_work`` and the client are a process each.
+the parent process can look at the broker: ``queues`` and ``many``. Its workflows are in
+`benchmarks.peers.tq_workflows`.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -15,8 +14,6 @@ how many activities one has, in sequence, and ``sqlite`` which store; ``history`
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,21 +24,17 @@ from typing import Any
 from amqp.exceptions import NotFound
 from kombu.connection import Connection
 
-from benchmarks.order import FILLED, READY, Order, Sample, pause, say, serve
+from benchmarks.order import FILLED, Order, Sample, pause, say, serve
 from benchmarks.tally import Tally, latencies, rate
-from tq_broker import activity, workflow
-from tq_broker.client import BlockingClient, Client
-from tq_broker.history.service import HistoryService
+from tq_broker import activity
+from tq_broker.client import BlockingClient
 from tq_broker.model.names import Names
 from tq_broker.queues.acks import AckLedger
-from tq_broker.stores.opening import open_store
 from tq_broker.worker import Worker
 
 NAMESPACE = "bench"
 CONCURRENCY = 100
 RESULT_TIMEOUT_S = 60.0
-OPEN_WORKFLOWS = 500
-"""At a time; a worker's cache has room for 1000."""
 QUEUES_PER_WORKER = 500
 RECLAIM_AFTER = timedelta(seconds=1)
 """The least there is: the row shows what reclaiming gives back, not how patient it is."""
@@ -81,124 +74,6 @@ def make_worker(client: BlockingClient, order: Order, noop: Any) -> Worker:
         activities=[noop],
         max_concurrent_activities=CONCURRENCY,
     )
-
-
-@activity.defn(name="echo")
-async def echo(n: int) -> int:
-    """The activity of the workflows."""
-    return n
-
-
-@workflow.defn(name="sequence")
-class Steps:
-    """Some activities, one after the other."""
-
-    @workflow.run
-    async def run(self, n: int, count: int) -> int:
-        for _ in range(count):
-            n = await workflow.execute_activity(
-                echo, n, start_to_close_timeout=timedelta(seconds=60)
-            )
-        return n
-
-
-@workflow.defn(name="echoing")
-class Echoing:
-    """Answers each signal by an update's end: the wait ends when the signal has had its effect."""
-
-    def __init__(self) -> None:
-        self.seen = -1
-
-    @workflow.run
-    async def run(self) -> None:
-        await workflow.wait_condition(lambda: False)
-
-    @workflow.signal
-    def put(self, n: int) -> None:
-        self.seen = n
-
-    @workflow.update
-    async def reached(self, n: int) -> None:
-        await workflow.wait_condition(lambda: self.seen >= n)
-
-
-def history(order: Order) -> Sample:
-    """The history process."""
-    namespace = f"{NAMESPACE}-{order.queue}"
-    with tempfile.TemporaryDirectory() as directory:
-        url = order.database_url
-        if "sqlite" in order.variant:
-            url = f"sqlite:///{directory}/history.db"
-        store = open_store(url, namespace, migrate=True)
-        client = BlockingClient.connect(order.url, namespace=namespace)
-        with HistoryService(client, store):
-            say(READY)
-            threading.Event().wait()
-    raise AssertionError("a service ends only with its process")
-
-
-def workflow_work(order: Order) -> Sample:
-    """The worker process."""
-    client = BlockingClient.connect(order.url, namespace=f"{NAMESPACE}-{order.queue}")
-    worker = Worker(
-        client, task_queue=order.queue, workflows=[Steps, Echoing], activities=[echo]
-    )
-    with worker:
-        say(READY)
-        threading.Event().wait()
-    raise AssertionError("a worker ends only with its process")
-
-
-def workflows(order: Order) -> Sample:
-    """Start all, read all results."""
-    return asyncio.run(_workflows(order))
-
-
-async def _workflows(order: Order) -> Sample:
-    client = await Client.connect(order.url, namespace=f"{NAMESPACE}-{order.queue}", timeout=60)
-    steps = int(order.variant.split(",")[0])
-
-    places = asyncio.Semaphore(OPEN_WORKFLOWS)
-
-    async def one(number: int) -> None:
-        async with places:
-            done = await client.execute_workflow(
-                Steps.run, args=[number, steps], id=f"w{number}", task_queue=order.queue
-            )
-        assert done == number
-
-    await one(-1)
-    start_s = time.perf_counter()
-    await asyncio.gather(*map(one, range(order.count)))
-    return rate(order.count, time.perf_counter() - start_s)
-
-
-def workflow_latency(order: Order) -> Sample:
-    with BlockingClient.connect(
-        order.url, namespace=f"{NAMESPACE}-{order.queue}", timeout=60
-    ) as client:
-        if order.variant == "signal":
-            return _signal_latency(client, order)
-
-        def ask(number: int) -> None:
-            client.execute_workflow(
-                Steps.run, args=[number, 1], id=f"w{time.time_ns()}", task_queue=order.queue
-            )
-
-        return latencies(ask, order.count)
-
-
-def _signal_latency(client: BlockingClient, order: Order) -> Sample:
-    """From a signal to the end of an update that waits for its effect, sent before it."""
-    handle = client.start_workflow(Echoing.run, id="echoing", task_queue=order.queue)
-    numbers = iter(range(10**9))
-
-    def ask(_: int) -> None:
-        number = next(numbers)
-        handle.signal(Echoing.put, number)
-        handle.execute_update(Echoing.reached, number)
-
-    return latencies(ask, order.count)
 
 
 def queue_of(task_queue: str) -> str:
@@ -339,10 +214,6 @@ if __name__ == "__main__":
             "work": work,
             "results": results,
             "latency": latency,
-            "history": history,
-            "workflow_work": workflow_work,
-            "workflows": workflows,
-            "workflow_latency": workflow_latency,
             "queues": queues,
             "many": many,
         }
