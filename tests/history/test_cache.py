@@ -67,5 +67,7 @@ def test_a_shard_takes_its_runs_along() -> None:
     cache = Cache(100, 1_000)
     cache.add(held("a", "a", 1))
     cache.add(held("b", "b", 2))
+    assert (cache.count(1), cache.count(9)) == (1, 0)
     cache.drop_shards({1})
+    assert cache.count(1) == 0
     assert [one.run.run_id for one in cache] == ["b"]

@@ -126,7 +126,6 @@ def test_a_workflow_with_one_activity(world: World) -> None:
 
 def test_a_sticky_worker_gets_only_what_is_new(world: World) -> None:
     world.service()
-    world.connection.sender.ensure((NAMES.history(0),), world.soon())
     world.start()
     task = world.workflow_task()
     world.listen(NAMES.sticky("w1"))

@@ -7,7 +7,7 @@ touches stays, however full it is.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator
 
 from tq_broker.history import describe
@@ -64,7 +64,7 @@ class Held:
 
 
 class Cache:
-    """Runs by id, and the current ones by workflow id. Not thread-safe."""
+    """Runs by id, and the current ones by workflow id. Not thread-safe, but where it says so."""
 
     def __init__(self, runs_max: int, bytes_max: int) -> None:
         self._runs_max = runs_max
@@ -72,12 +72,17 @@ class Cache:
         self._bytes = 0
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._current: dict[str, str] = {}
+        self._counts: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._held)
 
     def __iter__(self) -> Iterator[Held]:
         return iter(list(self._held.values()))
+
+    def count(self, shard: int) -> int:
+        """How many of a shard there are; from any thread."""
+        return self._counts[shard]
 
     def get(self, run_id: str) -> Held | None:
         """The run, used now; ``None`` if it is not in memory."""
@@ -96,6 +101,7 @@ class Cache:
         run = held.run
         self.drop(run.run_id)
         self._held[run.run_id] = held
+        self._counts[held.shard] += 1
         self._bytes += held.size
         if held.is_current:
             self._current[run.workflow_id] = run.run_id
@@ -131,6 +137,7 @@ class Cache:
         held = self._held.pop(run_id, None)
         if held is not None:
             self._bytes -= held.size
+            self._counts[held.shard] -= 1
             if self._current.get(held.run.workflow_id) == run_id:
                 del self._current[held.run.workflow_id]
 

@@ -42,7 +42,7 @@ from tq_broker.stores.store import Conflict, Fenced, OutcomeUnknown, Store
 
 log = logging.getLogger(__name__)
 
-LETTERS_MAX = 1_000
+LETTERS_MAX = 250
 """In one transaction, about: what it takes must stay well below what people notice."""
 AGAIN_AFTER_S = 1.0
 POISONED_MS = 30_000

@@ -104,13 +104,13 @@ class Owner:
         return epoch_ms(self._clock)
 
     def about(self, shard: int) -> ShardInfo:
-        """What is known here of a shard."""
+        """What is known here of a shard; from any thread."""
         ownership = self.owned.get(shard)
         return ShardInfo(
             shard=shard,
             owner=self._options.identity,
             epoch=0 if ownership is None else ownership.epoch,
-            cached_runs=sum(held.shard == shard for held in self.cache),
+            cached_runs=self.cache.count(shard),
         )
 
     # --- shards -----------------------------------------------------------------------------------
