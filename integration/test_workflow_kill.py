@@ -21,7 +21,14 @@ from typing import Any
 
 import pytest
 
-from integration.deployment import Deployment, RoleProcess, deployed, stored, wait_at_rest
+from integration.deployment import (
+    REST_WITHIN_S,
+    Deployment,
+    RoleProcess,
+    deployed,
+    stored,
+    wait_at_rest,
+)
 from integration.journey import PATIENCE_S, measured, wait_until
 from integration.ledger import SUCCESS, check
 from integration.load_workflows import TOLD, Long, Order, Part, Wait, keys, once_key
@@ -181,7 +188,7 @@ def check_store(deployment: Deployment, orders: list[str]) -> None:
 
 
 def check_queues(node: LocalRabbitMQ, namespace: str) -> None:
-    """Every message has been dealt with, and the workers' sticky queues are gone with them."""
+    """Every message has been dealt with."""
     names = Names(namespace)
     ours = f"tq.{namespace}."
     # The log is kept, and clients hear of each other.
@@ -193,11 +200,10 @@ def check_queues(node: LocalRabbitMQ, namespace: str) -> None:
         return {
             name: count
             for name, count in counts.items()
-            if name.startswith(ours) and not name.startswith(others)
-            if count or name.startswith(f"{ours}sticky.")
+            if count and name.startswith(ours) and not name.startswith(others)
         }
 
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + REST_WITHIN_S
     while found := left():
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
