@@ -228,7 +228,7 @@ class WorkflowContinuedAsNewError(TqBrokerError):
     """The run has continued as new, and its caller did not want to follow it."""
 
     def __init__(self, workflow_id: str, new_execution_run_id: str) -> None:
-        super().__init__(f"Workflow {workflow_id!r} continued as new, in run {new_execution_run_id}")
+        super().__init__(f"Workflow {workflow_id!r} continued as new: run {new_execution_run_id}")
         self.workflow_id = workflow_id
         self.new_execution_run_id = new_execution_run_id
 

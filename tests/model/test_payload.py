@@ -1,4 +1,4 @@
-"""User values as opaque bytes: what comes out is what went in, and what codecs hide stays hidden."""
+"""User values as opaque bytes: what comes out is what went in; what codecs hide stays hidden."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ def test_a_payload_is_bounded_and_a_large_one_is_logged(caplog: pytest.LogCaptur
     assert not caplog.records
     payload.check_size(b"x" * payload.BYTES_MAX, "the memo")
     assert "the memo is 2097152 bytes long" in caplog.text
-    with pytest.raises(PayloadTooLarge, match="the memo is 2097153 bytes long .* is 2097152"):
+    with pytest.raises(PayloadTooLarge, match=r"the memo is 2097153 bytes long .* is 2097152"):
         payload.check_size(b"x" * (payload.BYTES_MAX + 1), "the memo")

@@ -278,7 +278,7 @@ class TimerCanceled(Base, frozen=True, tag="TimerCanceled"):
 class MarkerRecorded(Base, frozen=True, tag="MarkerRecorded"):
     """A fact that the worker found out and that replay must see again.
 
-    ``core_patch`` (details ``id``, ``deprecated``), ``core_local_activity`` (details ``activity_id``,
+    ``core_patch`` (details ``id``, ``deprecated``), ``core_local_activity`` (``activity_id``,
     ``activity_type``, ``attempt``, ``result``): see `tq_broker.model.commands.RecordMarker`.
     """
 
@@ -288,7 +288,7 @@ class MarkerRecorded(Base, frozen=True, tag="MarkerRecorded"):
     workflow_task_completed_event_id: int = 0
 
 
-# --- children and other workflows -------------------------------------------------------------------
+# --- children and other workflows -----------------------------------------------------------------
 
 
 class StartChildWorkflowExecutionInitiated(

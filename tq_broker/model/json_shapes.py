@@ -403,11 +403,9 @@ def write_failure(failure: Failure) -> dict[str, Any]:
 
 def read_failure(shape: Any) -> Failure:
     """The inverse of `write_failure`."""
-    for kind, (key, table) in _BY_KIND.items():
-        if key in shape:
-            break
-    else:
-        kind, key, table = FailureKind.APPLICATION, "applicationFailureInfo", {}
+    known = [kind for kind, (key, _) in _BY_KIND.items() if key in shape]
+    kind = known[0] if known else FailureKind.APPLICATION
+    key, table = _BY_KIND[kind]
     info, ours = shape.get(key, {}), dict(shape.get(OURS, {}))
     about = {**_collect(_ABOUT.get(kind, {}), info), **ours.pop("about", {})}
     told = {"message": "", **_collect(_FAILURE, shape), **_collect(table, info), **ours}

@@ -447,8 +447,8 @@ class Count(Base, frozen=True, tag="count-is"):
 
 
 class ShardInfo(Base, frozen=True, tag="shard-info"):
-    """``timers_due`` and ``outbox`` are rows; ``lag_ms`` is the age of the oldest message in the last
-    batch when it was committed; ``owner`` is the identity of the process."""
+    """``timers_due`` and ``outbox`` are rows; ``owner`` is the identity of the process;
+    ``lag_ms`` is the age of the oldest message of the last batch when it was committed."""
 
     shard: int
     owner: str

@@ -1,9 +1,9 @@
 """The wills of a worker: who empties the queues that are its own when it is gone.
 
-For each host's, process's and sticky queue that it serves, a worker holds a message unacknowledged, on a queue of its
-own whose messages live for a second only. When the worker dies RabbitMQ gives the message back,
-finds it expired, and dead-letters it: within milliseconds another worker of the namespace has it
-(`tq_broker.worker.rerouting`), and sees to the tasks that were left.
+For each host's, process's and sticky queue that it serves, a worker holds a message unacknowledged,
+on a queue of its own whose messages live for a second only. When the worker dies RabbitMQ gives the
+message back, finds it expired, and dead-letters it: within milliseconds another worker of the
+namespace has it (`tq_broker.worker.rerouting`), and sees to the tasks that were left.
 """
 
 from __future__ import annotations
