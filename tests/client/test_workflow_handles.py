@@ -221,7 +221,7 @@ def test_runs_are_followed_unless_told_not_to(side: Side) -> None:
     )
     handle = handle_of(side)
     assert side.do(handle.result()) == 2
-    with pytest.raises(WorkflowContinuedAsNewError, match="in run r2") as raised:
+    with pytest.raises(WorkflowContinuedAsNewError, match="run r2") as raised:
         side.do(handle.result(follow_runs=False))
     assert raised.value.new_execution_run_id == "r2"
 
