@@ -20,7 +20,8 @@ from tq_broker.clock import SystemClock
 from tq_broker.model.names import Names
 from tq_broker.testing.embedded import EmbeddedSystem
 
-MOVED_WITHIN_S = 1.0
+MOVED_WITHIN_S = 5.0
+"""It takes well under a second where there is a core to spare; the sticky queue would take 10 s."""
 RUNS = 20
 
 
@@ -115,7 +116,7 @@ def test_a_workflow_runs_in_a_process_of_its_own(site: Site) -> None:
     assert site.client.execute_workflow(Double.run, 21, id="d", task_queue="q") == 42
 
 
-def test_workflows_of_a_worker_that_stops_move_in_less_than_a_second(site: Site) -> None:
+def test_workflows_of_a_worker_that_stops_move_at_once(site: Site) -> None:
     first = site.worker("first")
     handles = site.carts()
     wait_until(lambda: site.cached(first) == RUNS, "all in the cache")
@@ -131,7 +132,7 @@ def test_workflows_of_a_worker_that_stops_move_in_less_than_a_second(site: Site)
     assert site.sticky_is_gone(first)
 
 
-def test_workflows_of_a_killed_worker_move_in_less_than_a_second(site: Site) -> None:
+def test_workflows_of_a_killed_worker_move_at_once(site: Site) -> None:
     first = site.worker("first")
     handles = site.carts()
     wait_until(lambda: site.cached(first) == RUNS, "all in the cache")

@@ -216,6 +216,26 @@ def test_a_run_that_has_left_its_cache_goes_to_the_task_queue(message: object) -
     assert stage.dispatched().sticky == ""
 
 
+def test_a_task_that_is_out_goes_elsewhere_when_its_worker_is_gone() -> None:
+    stage = Stage()
+    stage.answer(sticky=True)
+    stage.tell(a_signal())
+    assert stage.dispatched().sticky == WORKER
+    stage.tell(w.StickyGone(worker_id=WORKER), None)
+    again = stage.dispatched()
+    assert (again.sticky, again.first_event_id, again.attempt) == ("", 1, 1)
+    stage.tell(w.StickyGone(worker_id=WORKER), None)
+    assert not stage.last.changed
+
+
+def test_a_task_that_is_out_stays_there_when_its_run_was_only_evicted() -> None:
+    stage = Stage()
+    stage.answer(sticky=True)
+    stage.tell(a_signal())
+    stage.tell(w.StickyEvicted(run=KEY, worker_id=WORKER), None)
+    assert not stage.last.effects
+
+
 def test_another_worker_has_no_say() -> None:
     stage = Stage()
     stage.answer(sticky=True)

@@ -352,10 +352,18 @@ def forget(run: Execution) -> None:
 
 
 def left(turn: Turn, message: StickyEvicted | StickyGone) -> None:
-    """A worker has the run no more. A task that is on its way there comes back by itself."""
-    if message.worker_id and message.worker_id == turn.run.sticky_worker:
-        forget(turn.run)
-        turn.changed = True
+    """A worker has the run no more.
+
+    A worker that is gone takes its sticky queue with it, and perhaps a task that has just got
+    there; one that has only let go of the run takes the task, and asks for the history.
+    """
+    run = turn.run
+    if not message.worker_id or message.worker_id != run.sticky_worker:
+        return
+    forget(run)
+    turn.changed = True
+    if isinstance(message, StickyGone) and run.task is not None and not run.task.dispatch_ms:
+        _redirect(turn, run.task)
 
 
 def abandoned(turn: Turn, message: WorkflowTask) -> None:
@@ -371,13 +379,18 @@ def abandoned(turn: Turn, message: WorkflowTask) -> None:
         and not task.dispatch_ms
         and task.scheduled_event_id == message.scheduled_event_id
         and task.attempt == message.attempt
-        and task.sticky
     ):
+        _redirect(turn, task)
+    for query in message.queries:
+        wait(run, query)
+
+
+def _redirect(turn: Turn, task: Task) -> None:
+    """Put a task that is out on the workflow task queue, if it was put on a sticky one."""
+    if task.sticky:
         task.sticky = ""
         task.deadline_ms = 0
         turn.changed = turn.publishes = True
-    for query in message.queries:
-        wait(run, query)
 
 
 def wait(run: Execution, query: QueryRequest) -> None:

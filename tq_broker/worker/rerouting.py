@@ -37,7 +37,7 @@ INHERITED = (*PRIVATE, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
 SOON_S = 0.05
-LOOKS_S = (0.05, 0.2, 1.0)
+LOOKS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before somebody who was there is looked for again: then he lives."""
 
 
@@ -137,6 +137,7 @@ class Rerouter:
         publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, message)
 
         def asked(error: TqBrokerError | None) -> None:
+            log.debug("will about %s, look %d: %s", queue, found, error or "somebody is there")
             if error is None and found == len(LOOKS_S):
                 will.ack()  # somebody serves the queue, and has made a will of its own now
             elif error is None:
