@@ -274,12 +274,40 @@ def test_a_refused_login_is_told_at_once(
     assert "check the user, the password" in answers.wait()[0].reason
 
 
+@pytest.mark.parametrize(
+    "say_why",
+    [True, False],
+    ids=["told that it goes down", "cut off"],
+)
+def test_a_broker_that_goes_down_during_the_login_refuses_nothing(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float], say_why: bool
+) -> None:
+    tries = []
+
+    def end(session: Session, _channel: int, _method: Any) -> bool:
+        tries.append(session)
+        if len(tries) > 1:
+            return False
+        if say_why:
+            session.send(0, spec.Connection.Close(320, "CONNECTION_FORCED - shutdown", 0, 0))
+        else:
+            server.cut()
+        return True
+
+    server.rules[spec.Connection.StartOk] = end
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    assert len(tries) == 2
+
+
 def test_the_cause_is_dug_out_of_what_pika_wraps_it_in() -> None:
     cause = ConnectionRefusedError(111, "Connection refused")
     wrapped = pika.exceptions.AMQPConnectionError(cause)
     assert cause_of(wrapped) is cause
     assert explain(ValueError("two\nlines")) == "two lines"
     assert explain(ValueError()) == "ValueError"
-    assert is_refusal(pika.exceptions.ProbableAuthenticationError("x"))
+    closed = pika.exceptions.ConnectionClosedByBroker(403, "ACCESS_REFUSED")
+    assert is_refusal(pika.exceptions.ProbableAuthenticationError(repr(closed)))
     assert is_refusal(pika.exceptions.ConnectionClosedByBroker(530, "vhost"))
     assert not is_refusal(pika.exceptions.ConnectionClosedByBroker(320, "shutdown"))

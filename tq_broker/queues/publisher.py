@@ -73,6 +73,11 @@ _LONE = -1
 _CLOSED = "the broker object was closed before an answer came"
 _PROTOCOL_ERRORS = {501, 502, 503, 505}
 """Codes with which RabbitMQ closes the whole connection because of what one frame said."""
+_REFUSALS = (403, 530)
+_PROBABLE = (
+    pika.exceptions.ProbableAuthenticationError,
+    pika.exceptions.ProbableAccessDeniedError,
+)
 
 
 class Publisher:
@@ -544,14 +549,11 @@ def _end(outgoing: Outgoing, receipt: Receipt) -> None:
 def is_refusal(error: BaseException) -> bool:
     """The broker knows who we are and says no: login (403) or vhost (530)."""
     code = getattr(error, "reply_code", None)
-    return code in (403, 530) or isinstance(
-        error,
-        (
-            pika.exceptions.ProbableAuthenticationError,
-            pika.exceptions.ProbableAccessDeniedError,
-            pika.exceptions.AuthenticationError,
-        ),
-    )
+    if code is None and isinstance(error, _PROBABLE):
+        # pika guesses from the moment when the connection ended; so it does when a broker that is
+        # going down cuts us off. What that was stands in the text: RabbitMQ says why it refuses.
+        return any(f"({refusal})" in str(error) for refusal in _REFUSALS)
+    return code in _REFUSALS or isinstance(error, pika.exceptions.AuthenticationError)
 
 
 def cause_of(error: BaseException) -> BaseException:
