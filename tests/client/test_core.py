@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from datetime import timedelta
@@ -35,6 +36,7 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
+from tq_broker.queues.sender import Nacked
 from tq_broker.testing.manual_clock import ManualClock
 
 NAMES = Names("n")
@@ -397,6 +399,22 @@ def test_completing_for_a_worker_that_is_gone_says_so(world: World) -> None:
     completing = world.core.complete(token, control.CompleteAttempt("x", 1))
     with pytest.raises(NotFound, match="worker 'gone' is gone"):
         completing.result(SOON_S)
+
+
+def test_a_ping_while_a_worker_leaves_hears_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = threading.Event()
+
+    def send(publication: Any, needs: Any, deadline: float, done: Any) -> None:
+        done(Nacked("the queue of one of them has just ended"))
+        sent.set()
+
+    monkeypatch.setattr(world.core.sender, "send", send)
+    ping = world.core.ping(1.0)
+    assert sent.wait(SOON_S)
+    world.clock.advance(1.0)
+    assert ping.result(SOON_S) == []
 
 
 def test_a_ping_that_nobody_answers_ends_at_once_and_empty(world: World) -> None:

@@ -40,7 +40,7 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.ids import IdSource
-from tq_broker.queues.sender import NoRoute
+from tq_broker.queues.sender import Nacked, NoRoute
 
 log = logging.getLogger(__name__)
 
@@ -501,10 +501,11 @@ class ClientCore:
         def on_sent(error: TqBrokerError | None) -> None:
             if isinstance(error, NoRoute):
                 finish()
-            elif error is not None:
-                _end(collected, error, None)
-            else:
+            elif error is None or isinstance(error, Nacked):
+                # RabbitMQ 4.3 says no for the queue of one that is just leaving; others have it.
                 self.clock.call_at(self.clock.monotonic() + wait_s, finish)
+            else:
+                _end(collected, error, None)
 
         self._call(control.EVERY_WORKER, control.Ping(), deadline, on_reply, on_sent)
         return collected
