@@ -296,7 +296,14 @@ ROWS = (
         table="latency",
         label="kombu",
         peer="kombu",
-        settings="request and reply by hand, confirms, no task library",
+        settings="request and reply by hand, classic queue, confirms, no task library",
+    ),
+    Row(
+        table="latency",
+        label="kombu-quorum",
+        peer="kombu",
+        variant="quorum",
+        settings="the same with the request queue a quorum queue, as ours",
     ),
     *(
         Row(
