@@ -31,7 +31,7 @@ def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
 
 def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, worker: Worker) -> None:
     answer = invoke("task-queue", "list", *QUICK)
-    assert answer.stdout == "idle\t2\t0\t0\t\nmath\t0\t1\t0\tw1@here\n"
+    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\n"
     first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)
     assert (first["task_queue"], first["backlog"], first["workers"]) == ("idle", 2, [])
     assert (second["task_queue"], second["workers"]) == ("math", ["w1@here"])

@@ -11,7 +11,7 @@ from tq_broker.model.names import Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
-from tq_broker.worker.windows import Close, Grow, Windows
+from tq_broker.worker.windows import Change, Close, Grow, Windows
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,18 @@ class Poller:
     """The consumers of a worker. Thread-safe."""
 
     def __init__(
-        self, broker: Broker, sender: Sender, slots: int, on_deliveries: OnDeliveries
+        self,
+        broker: Broker,
+        sender: Sender,
+        slots: int,
+        on_deliveries: OnDeliveries,
+        is_paused: Callable[[QueueName], object] = lambda queue: None,
     ) -> None:
+        """``is_paused`` is asked at each `adjust`: nothing is consumed of what is."""
         self._broker = broker
         self._sender = sender
         self._on_deliveries = on_deliveries
+        self._is_paused = is_paused
         self._lock = threading.Lock()
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
@@ -81,6 +88,10 @@ class Poller:
             self._queues.setdefault(str(queue), queue)
             self._windows.add(str(queue))
 
+    def serves(self, queue: QueueName) -> bool:
+        """Whether ``queue`` is consumed, or would be if it were not paused."""
+        return str(queue) in self._queues
+
     def adjust(self, occupied: int) -> None:
         """Open and close consumers as it is fit now.
 
@@ -90,11 +101,16 @@ class Poller:
         with self._lock:
             if self._stopped:
                 return
-            for change in self._windows.plan(occupied):
-                if isinstance(change, Grow):
-                    self._open(change.queue, change.by)
-                else:
-                    self._close(change)
+            for name, queue in self._queues.items():
+                self._make(self._windows.pause(name, bool(self._is_paused(queue))))
+            self._make(self._windows.plan(occupied))
+
+    def _make(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change, Grow):
+                self._open(change.queue, change.by)
+            else:
+                self._close(change)
 
     def _open(self, queue: str, prefetch: int) -> None:
         consumer = Consumer(self._queues[queue], self)
