@@ -135,7 +135,7 @@ def _consumer(
         delivery = HostedDelivery(message, source.name, lock)
         # What may have begun elsewhere is not sent anew: its attempt is lost, paused or not.
         if is_paused(source.queue) and not delivery.redelivered:
-            _put_off(delivery, source.queue, sender)
+            put_off(delivery, source.queue, sender)
         else:
             on_deliveries(source, [delivery])
 
@@ -154,7 +154,7 @@ def _consumer(
     )
 
 
-def _put_off(delivery: HostedDelivery, queue: QueueName, sender: Sender) -> None:
+def put_off(delivery: HostedDelivery, queue: QueueName, sender: Sender) -> None:
     """Put a fresh copy of it on its queue a moment later."""
     names = sender.names
     message = envelope.forwarded(delivery.message)
