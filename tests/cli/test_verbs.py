@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Invoke
-from tq_broker.client import BlockingClient
+from tq_broker.client import BlockingClient, transfer
+from tq_broker.client.transfer import Transfer
 
 QUICK = ("--wait", "50ms")
 
@@ -69,3 +73,22 @@ def test_a_copy_can_be_continued(invoke: Invoke, waiting: str) -> None:
         ["idle", "activity", "2"],
         ["other", "activity", "2"],
     ]
+
+
+@pytest.mark.usefixtures("signals_kept")
+def test_an_interruption_ends_it_where_nothing_is_in_hand(
+    invoke: Invoke, client: BlockingClient, waiting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BATCH", 1)
+    publish = Transfer._publish
+
+    def interrupted(self: Transfer, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(Transfer, "_publish", interrupted)
+    answer = invoke("task-queue", "move", waiting, "other", "--create", "-y")
+    assert (answer.exit_code, answer.stderr) == (130, "tq-broker: interrupted\n")
+    for task_queue in (waiting, "other"):
+        (left,) = client.peek_tasks(task_queue)
+        assert not left.redelivered

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,8 +12,9 @@ import msgspec
 
 from tq_broker.cli.commands import Command, shared
 from tq_broker.cli.session import Session, session_of
+from tq_broker.cli.signals import STOPPING, Events
 from tq_broker.cli.task_queue import SIDE, confirm, pause_line
-from tq_broker.client.transfer import Transferred
+from tq_broker.client.transfer import OnProgress, Transferred
 from tq_broker.model.settings import SIDES
 
 BOTH = "both"
@@ -88,8 +90,8 @@ def move(ctx: click.Context, /, source: str, target: str, yes: bool, **options: 
     session = session_of(ctx)
     with session.client() as client:
         _ask(f"Move tasks from task queue {source!r} to {target!r}?", yes, options)
-        progress = _progress(session, "moved")
-        told = client.verbs.move(source, target, on_progress=progress, **options)
+        with _progress(session, "moved") as progress:
+            told = client.verbs.move(source, target, on_progress=progress, **options)
     _tell(session, "moved", source, target, told)
 
 
@@ -108,8 +110,8 @@ def copy(ctx: click.Context, /, source: str, target: str, yes: bool, **options: 
         if not options["job"] and not options["dry_run"]:
             options["job"] = client.core.new_id()
             click.echo(f"tq-broker: if interrupted, continue with --job {options['job']}", err=True)
-        progress = _progress(session, "copied")
-        told = client.verbs.copy(source, target, on_progress=progress, **options)
+        with _progress(session, "copied") as progress:
+            told = client.verbs.copy(source, target, on_progress=progress, **options)
     _tell(session, "copied", source, target, told)
 
 
@@ -118,17 +120,24 @@ def _ask(question: str, yes: bool, options: dict[str, Any]) -> None:
         confirm(question, yes)
 
 
-def _progress(session: Session, verb: str) -> Callable[[Transferred], None] | None:
-    """Tell on stderr how far it is, where somebody looks."""
-    if not session.output.is_terminal:
-        return None
+@contextlib.contextmanager
+def _progress(session: Session, verb: str) -> Iterator[OnProgress]:
+    """Tell on stderr how far it is, where somebody looks; and heed signals, which end the job only
+    where it has nothing in hand."""
+    events = Events()
 
     def show(told: Transferred) -> None:
-        click.echo(f"\r{told.done} {verb}, {told.seen} of {told.waiting} seen", nl=False, err=True)
-        if told.seen >= told.waiting:
-            click.echo("", err=True)
+        if session.output.is_terminal:
+            line = f"\r{told.done} {verb}, {told.seen} of {told.waiting} seen"
+            click.echo(line, nl=told.seen >= told.waiting, err=True)
+        if events.next(0) is not None:
+            raise KeyboardInterrupt
 
-    return show
+    events.listen(STOPPING)
+    try:
+        yield show
+    finally:
+        events.unlisten()
 
 
 def _tell(session: Session, verb: str, source: str, target: str, told: Transferred) -> None:

@@ -129,7 +129,8 @@ class Verbs:
             side: ``activity`` or ``workflow``.
             create: ``target`` need not exist.
             dry_run: Only count. With ``types`` all tasks are read for it, and go round once.
-            on_progress: Called every hundred tasks.
+            on_progress: Called every hundred tasks, when none is in hand; what it raises ends the
+                move there.
 
         Raises:
             NotFound: there is no such task queue.
