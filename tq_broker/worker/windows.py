@@ -86,7 +86,7 @@ class Windows:
         """Serve ``queue`` from the next `plan` on."""
         self._windows.setdefault(queue, Window())
 
-    def pause(self, queue: str, paused: bool) -> list[Change]:
+    def pause(self, queue: str, paused: bool) -> list[Close]:
         """Whether ``queue`` is paused from now on; what to close is taken as closed."""
         if not paused:
             self._paused.discard(queue)
