@@ -16,6 +16,7 @@ from kombu import Connection
 
 from integration.journey import wait_until
 from tq_broker import ActivityError, BlockingClient, RetryPolicy, kombu_queue
+from tq_broker.exceptions import DeadlineExceeded
 from tq_broker.model.names import Names
 from tq_broker.queues.topology import QueueType
 
@@ -152,6 +153,29 @@ def test_a_kombu_program_hosts_a_worker(
     assert answer == "Hello, Ada!"
     assert answers == [f"Hello, {i}!" for i in range(500)]
     assert news == "news: rain\n"
+
+
+def test_what_a_paused_task_queue_gives_a_hosted_worker_goes_round_until_it_is_resumed(
+    broker_url: str, namespace: str, client: BlockingClient
+) -> None:
+    with example("kombu_host.py", broker_url, namespace, "greetings"):
+        wait_until(lambda: consumed(client, "greetings"), "the program consumes")
+        client.pause_task_queue("greetings")
+        wait_until(
+            lambda: client.describe_task_queue("greetings").workers[0].paused, "it has heard of it"
+        )
+        handles = client.start_activities(
+            "greet",
+            [(str(i),) for i in range(20)],
+            task_queue="greetings",
+            start_to_close_timeout=SOON,
+        )
+        with pytest.raises(DeadlineExceeded):
+            handles[0].result(2.5)
+        client.resume_task_queue("greetings")
+        answers = [handle.result(30) for handle in handles]
+
+    assert answers == [f"Hello, {i}!" for i in range(20)]
 
 
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])

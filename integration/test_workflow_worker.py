@@ -181,3 +181,35 @@ def test_workers_that_are_killed_again_and_again_lose_no_workflow(site: Site) ->
         workers.append(site.worker(f"w{number}"))
     assert [handle.result(timeout=PATIENCE_S) for handle in handles] == [2 * n for n in range(300)]
     site.finish(carts)
+
+
+def test_a_pause_holds_the_workflow_tasks_of_cached_runs_until_it_is_over(site: Site) -> None:
+    first = site.worker("first")
+    handles = site.carts()
+    wait_until(lambda: site.cached(first) == RUNS, "all in the cache")
+    queue = str(site.names.workflow("q"))
+    broker = site.client.connection.broker
+
+    def waiting() -> int:
+        stats = broker.stats(queue, time.monotonic() + 10)
+        return -1 if stats is None or stats.consumers else stats.ready
+
+    site.client.pause_task_queue("q", "upgrade", side="workflow")
+    took_s = wait_until(lambda: waiting() == 0, "nobody consumes")
+    measured("s from a recorded pause to no consumers of idle workers", took_s)
+    assert took_s < MOVED_WITHIN_S
+    for handle in handles:
+        handle.signal(Cart.add, "b")
+        handle.signal(Cart.close)
+    wait_until(lambda: waiting() == RUNS, "one task of each run waits")
+    # Who was there dies, and another worker finds the pause.
+    first.close()
+    site.worker("second")
+    assert waiting() == RUNS
+    # They are moved, so that workers of another task queue do them, and then it is over.
+    told = site.client.move_tasks("q", "r", side="workflow", create=True, limit=RUNS // 2)
+    assert (told.done, told.types) == (RUNS // 2, {"Cart": RUNS // 2})
+    site.client.move_tasks("r", "q", side="workflow")
+    site.client.resume_task_queue("q", side="workflow")
+    results = [handle.result(timeout=PATIENCE_S) for handle in handles]
+    assert results == [["a", "b"]] * RUNS

@@ -31,7 +31,7 @@ def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
 
 def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, worker: Worker) -> None:
     answer = invoke("task-queue", "list", *QUICK)
-    assert answer.stdout == "idle\t2\t0\t0\t\nmath\t0\t1\t0\tw1@here\n"
+    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\n"
     first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)
     assert (first["task_queue"], first["backlog"], first["workers"]) == ("idle", 2, [])
     assert (second["task_queue"], second["workers"]) == ("math", ["w1@here"])
@@ -75,3 +75,22 @@ def test_reclaim_removes_what_is_idle(invoke: Invoke, waiting: str, worker: Work
     assert invoke("task-queue", "reclaim", "--grace", "10ms").stdout == "idle\n"
     assert invoke("task-queue", "describe", waiting).exit_code == 5
     assert invoke("task-queue", "describe", "math", *QUICK).exit_code == 0
+
+
+def test_workflow_sides_are_listed_and_described(
+    invoke: Invoke, client: BlockingClient, waiting: str
+) -> None:
+    core = client.core
+    core.sender.ensure([core.names.workflow("orders")], core.deadline())
+    listed = invoke("task-queue", "list", *QUICK).stdout.splitlines()
+    assert listed[1] == "orders\tworkflow\t0\t0\t0\t\t"
+    shown = invoke("task-queue", "describe", "orders", *QUICK).stdout
+    assert "workflow tasks\t0\nworkflow consumers\t0\nworkflow workers\tnone answered" in shown
+    told = json.loads(invoke("task-queue", "describe", "orders", "--json", *QUICK).stdout)
+    assert (told["exists"], told["workflow"]["exists"], told["workflow"]["side"]) == (
+        False,
+        True,
+        "workflow",
+    )
+    assert invoke("task-queue", "peek", "orders", "--side", "workflow").exit_code == 0
+    assert invoke("task-queue", "reclaim", "--grace", "10ms").stdout == "orders\n"

@@ -9,21 +9,31 @@ from hypothesis import strategies as st
 from tq_broker.exceptions import Malformed
 from tq_broker.model import settings
 from tq_broker.model.message import Message
+from tq_broker.model.names import Kind, Names
 from tq_broker.model.settings import (
+    SIDES,
     ActivityCanceled,
     Record,
     Settings,
     TaskQueueDeclared,
+    TaskQueuePaused,
     TaskQueueReclaimed,
+    TaskQueueResumed,
     read_record,
     record_message,
 )
 
 names = st.sampled_from("abc")
 times = st.integers(0, 10**13)
+sides = st.sampled_from(SIDES)
+either = st.sampled_from(["", *SIDES])
+pauses = st.builds(TaskQueuePaused, names, times, st.just("me"), st.text("xyz"), either)
+resumes = st.builds(TaskQueueResumed, names, times, st.just("me"), st.text("xyz"), either)
 records = (
-    st.builds(TaskQueueDeclared, names, times)
-    | st.builds(TaskQueueReclaimed, names, times)
+    st.builds(TaskQueueDeclared, names, times, st.just("me"), sides)
+    | st.builds(TaskQueueReclaimed, names, times, st.just(""), sides)
+    | pauses
+    | resumes
     | st.builds(ActivityCanceled, names, times, st.text("xyz"), st.text("xyz"))
 )
 
@@ -45,9 +55,39 @@ def test_a_record_comes_back_as_it_went(record: Record) -> None:
 @given(st.lists(records))
 def test_the_last_word_on_a_task_queue_counts(log: list[Record]) -> None:
     state = folded(log)
-    last = {r.task_queue: r for r in log if not isinstance(r, ActivityCanceled)}
-    expected = {q: r.at_ms for q, r in last.items() if isinstance(r, TaskQueueDeclared)}
-    assert state.task_queues == expected
+    for side in SIDES:
+        about = (TaskQueueDeclared, TaskQueueReclaimed)
+        last = {r.task_queue: r for r in log if isinstance(r, about) and r.side == side}
+        expected = {q: r.at_ms for q, r in last.items() if isinstance(r, TaskQueueDeclared)}
+        assert state.existing(side) == expected
+
+
+@given(st.lists(records))
+def test_a_queue_is_paused_by_the_last_word_on_its_side(log: list[Record]) -> None:
+    state = folded(log)
+    names = Names("n")
+    for side in SIDES:
+        about = (TaskQueuePaused, TaskQueueResumed)
+        last = {r.task_queue: r for r in log if isinstance(r, about) and r.side in ("", side)}
+        for name in "abc":
+            word = last.get(name)
+            expected = word if isinstance(word, TaskQueuePaused) else None
+            assert state.pause_of(names.queue(Kind(side), name)) == expected
+
+
+def test_private_queues_are_paused_with_the_activities_and_sticky_ones_never() -> None:
+    names = Names("n")
+    state = folded([TaskQueuePaused("a", 1, side="activity")])
+    assert state.pause_of(names.queue(Kind.HOST, "h", "a"))
+    assert state.pause_of(names.queue(Kind.PROCESS, "w", "a"))
+    assert not state.pause_of(names.workflow("a"))
+    assert not state.pause_of(names.sticky("a"))
+
+
+def test_a_record_of_before_there_were_sides_is_about_activities() -> None:
+    body = b'{"type":"task-queue-declared","task_queue":"a","at_ms":1,"by":"me"}'
+    message = Message(body=body, message_id="1", headers={"tq-protocol": 1})
+    assert read_record(message) == TaskQueueDeclared("a", 1, "me", "activity")
 
 
 @given(st.lists(records))

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from tq_broker.clock import SystemClock
 from tq_broker.model.names import Kind, Names
-from tq_broker.worker.hosting import HostedDelivery, HostedSource
+from tq_broker.queues.memory import MemoryBroker, MemoryServer
+from tq_broker.queues.sender import Sender
+from tq_broker.worker.hosting import PUT_OFF_MS, HostedDelivery, HostedSource, put_off
 
 NAMES = Names("default")
+clock = SystemClock()
 
 
 class FakeClient:
@@ -87,3 +91,24 @@ def test_only_queues_of_task_queues_are_hosted():
     assert HostedSource(NAMES.activity("q")).task_queue == "q"
     with pytest.raises(AssertionError):
         HostedSource(NAMES.queue(Kind.PARKED))
+
+
+def test_a_task_of_a_paused_task_queue_goes_round_by_the_delay_ladder():
+    broker = MemoryBroker(MemoryServer(), clock)
+    sender = Sender(broker, NAMES, clock, identity="test")
+    channel = FakeChannel()
+    acknowledged = threading.Event()
+    channel.basic_ack = lambda tag: acknowledged.set()  # type: ignore[method-assign]
+
+    put_off(delivery(FakeKombuMessage(channel)), NAMES.activity("q"), sender)
+    assert acknowledged.wait(20), "only when its copy is safe"
+
+    def waiting() -> int:
+        levels = [str(NAMES.queue(Kind.DELAY, str(level))) for level in range(8)]
+        found = [broker.stats(level, clock.monotonic() + 10) for level in levels]
+        return sum(one.ready for one in found if one is not None)
+
+    assert PUT_OFF_MS >= 1000, "or it would go round too fast"
+    assert waiting() == 1
+    sender.close()
+    broker.close(clock.monotonic() + 10)

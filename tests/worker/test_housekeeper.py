@@ -15,11 +15,12 @@ async def noop() -> None: ...
 def test_a_queue_is_due_once_it_was_idle_at_every_look_for_long_enough():
     idleness = Idleness(after_s=10)
 
-    assert idleness.observe(["a", "b"], now=0) == []
-    assert idleness.observe(["a"], now=5) == []
-    assert idleness.observe(["a", "b"], now=10) == ["a"]
-    assert idleness.observe(["b"], now=19) == []
-    assert idleness.observe(["b"], now=20) == ["b"]
+    a, b = ("activity", "q"), ("workflow", "q")
+    assert idleness.observe([a, b], now=0) == []
+    assert idleness.observe([a], now=5) == []
+    assert idleness.observe([a, b], now=10) == [a]
+    assert idleness.observe([b], now=19) == []
+    assert idleness.observe([b], now=20) == [b]
 
 
 def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
@@ -34,9 +35,29 @@ def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
 
     removed = keeper.look(Idleness(after_s=0))
 
-    assert removed == ["idle"]
+    assert removed == [("activity", "idle")]
     assert core.broker.stats(str(Names("default").activity("idle")), core.deadline()) is None
     stats = core.broker.stats(str(Names("default").activity("used")), core.deadline())
     assert stats is not None
     assert stats.ready == 1
+    client.close()
+
+
+def test_workflow_task_queues_go_too_and_what_is_paused_stays():
+    client = BlockingClient.connect("memory://housekeeper-sides")
+    core, names = client.core, Names("default")
+    log = SettingsLog(core.broker, names, core.clock)
+    queues = [names.workflow("idle"), names.workflow("paused"), names.activity("paused")]
+    core.sender.ensure(queues, core.deadline())
+    client.pause_task_queue("paused", "maintenance", side="workflow")
+    core.broker.wait_subscribed([log.follow()], core.deadline())
+    assert log.wait_read(4, core.deadline())
+
+    removed = Housekeeper(client.connection, log, 60.0).look(Idleness(after_s=0))
+
+    assert removed == [("activity", "paused"), ("workflow", "idle")]
+    stats = [core.broker.stats(str(queue), core.deadline()) for queue in queues]
+    assert [one is not None for one in stats] == [False, True, False]
+    assert log.wait_read(6, core.deadline())
+    assert (log.task_queues("workflow").keys(), log.task_queues()) == ({"paused"}, {})
     client.close()

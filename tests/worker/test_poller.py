@@ -9,7 +9,7 @@ import pytest
 
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
 from tq_broker.model.message import Message
-from tq_broker.model.names import Kind
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.queues.broker import Delivery
 from tq_broker.worker.poller import Poller, Source
 
@@ -24,8 +24,13 @@ class Bench:
         self.broker = world.broker_of(client)
         client.connection.sender.ensure((), world.soon())
         self.poller = Poller(
-            client.connection.broker, client.connection.sender, slots, self.on_deliveries
+            client.connection.broker,
+            client.connection.sender,
+            slots,
+            self.on_deliveries,
+            lambda queue: queue in self.paused,
         )
+        self.paused: set[QueueName] = set()
 
     def on_deliveries(self, source: Source, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -141,3 +146,23 @@ def test_only_queues_of_task_queues_are_polled(bench: Bench) -> None:
     bench.poller.serve(NAMES.queue(Kind.PARKED))
     with pytest.raises(AssertionError, match="only queues of task queues"):
         bench.poller.adjust(0)
+
+
+def test_a_paused_queue_is_not_consumed_and_what_is_in_hand_can_end(bench: Bench) -> None:
+    bench.poller.serve(QUEUE)
+    bench.poller.serve(OTHER)
+    bench.poller.adjust(0)
+    bench.publish()
+    source, delivery = bench.next()
+    bench.paused.add(QUEUE)
+    bench.poller.adjust(0)
+    assert [s.queue for s in bench.poller.subscriptions()] == [str(OTHER)]
+    assert bench.poller.serves(QUEUE)
+    delivery.ack()
+    source.released()
+    bench.publish(2)
+    bench.broker.wait_quiet(bench.world.soon())
+    assert (bench.taken.empty(), bench.world.count()) == (True, 2)
+    bench.paused.clear()
+    bench.poller.adjust(0)
+    assert {bench.next()[1].message.message_id for _ in range(2)} == {"0", "1"}

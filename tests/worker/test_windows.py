@@ -24,6 +24,7 @@ class Load:
         self.draining: dict[str, int] = {}  # through closed ones
         self.occupied = 0
         self.last_capacity = slots
+        self.paused: set[str] = set()
         for _ in range(queues):
             self.add()
 
@@ -53,14 +54,25 @@ class Load:
 
     def plan(self) -> list[Grow | Close]:
         changes = self.windows.plan(self.occupied)
+        self._make(changes)
+        self.last_capacity = max(0, self.slots - self.occupied)
+        return changes
+
+    def pause(self, queue: str, paused: bool) -> None:
+        if paused:
+            self.paused.add(queue)
+        else:
+            self.paused.discard(queue)
+        self._make(self.windows.pause(queue, paused))
+
+    def _make(self, changes: list[Grow | Close]) -> None:
         for change in changes:
             if isinstance(change, Close):
                 self.draining[change.queue] += self.held[change.queue]
                 self.held[change.queue] = 0
             else:
                 assert change.by > 0
-        self.last_capacity = max(0, self.slots - self.occupied)
-        return changes
+                assert change.queue not in self.paused
 
     @property
     def in_hand(self) -> int:
@@ -115,6 +127,16 @@ class AnyLoad(RuleBasedStateMachine):
     def leased_ends(self) -> None:
         self.load.occupied -= 1
 
+    @precondition(lambda self: self.load.backlog)
+    @rule(number=st.integers(0, 9), paused=st.booleans())
+    def pause(self, number: int, paused: bool) -> None:
+        self.load.pause(self.pick(number), paused)
+        self.was_planned = False
+
+    @invariant()
+    def what_is_paused_has_no_window(self) -> None:
+        assert not any(self.load.size(queue) for queue in self.load.paused)
+
     @rule()
     def plan(self) -> None:
         self.load.plan()
@@ -135,7 +157,7 @@ class AnyLoad(RuleBasedStateMachine):
         if not self.was_planned or not load.backlog:
             return
         capacity = load.last_capacity
-        windows = [load.windows[queue] for queue in load.backlog]
+        windows = [load.windows[queue] for queue in load.backlog if queue not in load.paused]
         if len(windows) > capacity:
             assert all(window.size <= 1 for window in windows)
             return
@@ -155,7 +177,7 @@ class AnyLoad(RuleBasedStateMachine):
         self.was_planned = True
         free = load.slots - load.occupied - load.in_hand
         for queue, backlog in load.backlog.items():
-            if backlog and free > 0:
+            if backlog and free > 0 and queue not in load.paused:
                 assert load.size(queue) > 0, "idle slots, and nobody takes the backlog"
 
 
@@ -204,6 +226,24 @@ def test_a_hungry_queue_alone_gets_what_the_others_do_not_use(
         load.deliver(busy)
     # Each idle queue keeps one.
     assert load.held[busy] + load.draining[busy] == slots - (queues - 1)
+
+
+def test_the_slots_of_a_paused_queue_go_to_the_others_until_it_is_resumed() -> None:
+    load = Load(10, 2)
+    load.plan()
+    load.backlog.update(q0=100, q1=100)
+    load.deliver("q0")
+    load.pause("q0", True)
+    assert load.windows["q0"].draining == 5
+    while load.end("q0"):
+        load.plan()
+        load.deliver("q1")
+    assert load.held["q1"] + load.draining["q1"] == 10
+    load.pause("q0", False)
+    load.plan()
+    load.end("q1")
+    load.plan()
+    assert load.size("q0") > 0
 
 
 @given(slots=st.integers(2, 60), first=st.integers(0, 60))

@@ -437,3 +437,29 @@ def test_a_worker_that_stops_leaves_its_local_activities_to_another(world: Durab
 def test_what_a_worker_must_have(world: Durable, workflows: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Worker(world.client, task_queue="q", workflows=workflows)
+
+
+# --- pauses ---------------------------------------------------------------------------------------
+
+
+def test_a_paused_task_queue_makes_sticky_runs_wait_too(world: Durable) -> None:
+    world.worker(workflows=[Sum])
+    handle = world.begin(Sum)
+    handle.signal(Sum.add, 1)
+    world.eventually(lambda: handle.query(Sum.so_far) == 1)
+    # Given a run in the cache of a worker, and a pause
+    world.client.pause_task_queue("q", "upgrade", side="workflow")
+    queue = NAMES.workflow("q")
+
+    def consumers() -> int:
+        stats = world.broker.stats(str(queue), world.soon())
+        return 0 if stats is None else stats.consumers
+
+    world.eventually(lambda: consumers() == 0)
+    # When it is signalled, then its task waits on the workflow task queue
+    handle.signal(Sum.add, 2)
+    handle.signal(Sum.end)
+    world.eventually(lambda: world.count(queue) == 1)
+    # Until the task queue is resumed
+    world.client.resume_task_queue("q")
+    assert handle.result(timeout=SOON_S) == 3

@@ -12,6 +12,7 @@ import click
 
 from tq_broker.cli import commands, exits
 from tq_broker.cli.activity import activity
+from tq_broker.cli.broadcast import broadcast
 from tq_broker.cli.demo import demo
 from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
@@ -20,6 +21,7 @@ from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
 from tq_broker.cli.passwords import without_password
 from tq_broker.cli.task_queue import task_queue
+from tq_broker.cli.verbs import VERBS
 from tq_broker.cli.worker import worker
 from tq_broker.cli.workflow import workflow
 from tq_broker.exceptions import TqBrokerError
@@ -84,6 +86,9 @@ def cli() -> None:
 
 for command in (worker, activity, workflow, task_queue, history, parked, doctor, demo, dev):
     cli.add_command(command)
+activity.add_command(broadcast)
+for verb in VERBS:
+    task_queue.add_command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import click
+import msgspec
 
 from tq_broker.cli.commands import Group
 from tq_broker.cli.output import age
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.values import DURATION
-from tq_broker.client.operations import Operations, TaskQueueDescription, TaskQueueSummary
+from tq_broker.client.operations import (
+    Operations,
+    TaskQueueDescription,
+    TaskQueueSummary,
+    WorkflowSideDescription,
+)
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, TaskQueuePaused
 
 WAIT = click.option(
     "--wait",
@@ -22,6 +30,13 @@ WAIT = click.option(
     default="1s",
     show_default=True,
     help="How long workers may take to answer.",
+)
+SIDE = click.option(
+    "--side",
+    type=click.Choice(SIDES),
+    default=ACTIVITY_SIDE,
+    show_default=True,
+    help="Whose tasks: those of activities or of workflows.",
 )
 
 
@@ -33,6 +48,8 @@ def task_queue() -> None:
     Examples:
       tq-broker task-queue list
       tq-broker task-queue describe mail
+      tq-broker task-queue pause mail --reason 'the server is down'
+      tq-broker task-queue move mail mail-eu --type 'Send*' --dry-run
       tq-broker task-queue reclaim
     """
 
@@ -41,15 +58,26 @@ def task_queue() -> None:
 @WAIT
 @click.pass_context
 def list_(ctx: click.Context, wait: timedelta) -> None:
-    """List task queues: backlog, consumers, tasks in flight, workers."""
+    """List task queues: backlog, consumers, tasks in flight, workers, pauses.
+
+    The activity and the workflow side of a task queue have a line each.
+    """
     session = session_of(ctx)
     with session.operations() as operations:
         note_if_unused(session, operations)
         found = operations.task_queues(wait.total_seconds())
     session.output.rows(
-        ("TASK QUEUE", "BACKLOG", "CONSUMERS", "IN FLIGHT", "WORKERS"),
+        ("TASK QUEUE", "SIDE", "BACKLOG", "CONSUMERS", "IN FLIGHT", "WORKERS", "PAUSED"),
         [
-            (one.task_queue, one.backlog, one.consumers, one.in_flight, ",".join(one.workers))
+            (
+                one.task_queue,
+                one.side,
+                one.backlog,
+                one.consumers,
+                one.in_flight,
+                ",".join(one.workers),
+                "" if one.pause is None else pause_line(one.pause),
+            )
             for one in found
         ],
         data=[_summary(one) for one in found],
@@ -80,8 +108,10 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         session.output.json(_description(told))
         return
     one = told.summary
-    fields: list[tuple[str, object]] = [
-        ("task queue", one.task_queue),
+    fields: list[tuple[str, object]] = [("task queue", one.task_queue)]
+    if one.pause is not None:
+        fields.append(("PAUSED", pause_line(one.pause)))
+    fields += [
         ("backlog", one.backlog),
         ("oldest age", _oldest(told)),
         ("consumers", one.consumers),
@@ -103,14 +133,17 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("MISMATCH", f"{type_} is not registered on {', '.join(who)}")
         for type_, who in told.mismatches
     ]
+    if told.workflow is not None:
+        fields += _workflow_fields(told.workflow)
     session.output.record(fields, data={})
 
 
 @task_queue.command()
 @click.argument("name")
 @click.option("-n", "--count", type=click.IntRange(1, 1000), default=10, show_default=True)
+@SIDE
 @click.pass_context
-def peek(ctx: click.Context, name: str, count: int) -> None:
+def peek(ctx: click.Context, name: str, count: int, side: str) -> None:
     """Show the first tasks that wait in the task queue NAME.
 
     They go to the BACK of the queue: RabbitMQ marks a message that was looked at as redelivered,
@@ -119,7 +152,7 @@ def peek(ctx: click.Context, name: str, count: int) -> None:
     """
     session = session_of(ctx)
     with session.operations() as operations:
-        tasks = operations.peek(name, count)
+        tasks = operations.peek(name, count, side=side)
     session.output.rows(
         ("TYPE", "ID", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
         [
@@ -200,6 +233,31 @@ def confirm(question: str, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
+def pause_line(pause: TaskQueuePaused) -> str:
+    """Who paused it, when and why."""
+    at = datetime.fromtimestamp(pause.at_ms / 1000, timezone.utc).isoformat(timespec="seconds")
+    why = f": {pause.reason}" if pause.reason else ""
+    return f"by {pause.by} at {at}{why}"
+
+
+def _workflow_fields(told: WorkflowSideDescription) -> list[tuple[str, object]]:
+    one = told.summary
+    fields: list[tuple[str, object]] = []
+    if one.pause is not None:
+        fields.append(("workflows PAUSED", pause_line(one.pause)))
+    fields += [
+        ("workflow tasks", one.backlog),
+        ("workflow consumers", one.consumers),
+        ("workflow workers", ", ".join(one.workers) or "none answered"),
+        ("workflows", ", ".join(told.workflows) or "-"),
+    ]
+    fields += [
+        ("MISMATCH", f"workflow {type_} is not registered on {', '.join(who)}")
+        for type_, who in told.mismatches
+    ]
+    return fields
+
+
 def _oldest(told: TaskQueueDescription) -> str:
     if not told.summary.backlog:
         return "-"
@@ -209,7 +267,12 @@ def _oldest(told: TaskQueueDescription) -> str:
 
 
 def _summary(one: TaskQueueSummary) -> dict[str, Any]:
-    return dataclasses.asdict(one)
+    pause = None if one.pause is None else msgspec.to_builtins(one.pause)
+    return {**dataclasses.asdict(dataclasses.replace(one, pause=None)), "pause": pause}
+
+
+def _mismatches(found: Iterable[tuple[str, tuple[str, ...]]]) -> list[dict[str, Any]]:
+    return [{"type": name, "missing_on": list(who)} for name, who in found]
 
 
 def _description(told: TaskQueueDescription) -> dict[str, Any]:
@@ -228,5 +291,12 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
             for w in told.workers
         ],
         "activities": list(told.activities),
-        "mismatches": [{"type": name, "missing_on": list(who)} for name, who in told.mismatches],
+        "mismatches": _mismatches(told.mismatches),
+        "workflow": None
+        if told.workflow is None
+        else {
+            **_summary(told.workflow.summary),
+            "workflows": list(told.workflow.workflows),
+            "mismatches": _mismatches(told.workflow.mismatches),
+        },
     }

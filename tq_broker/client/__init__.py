@@ -7,6 +7,7 @@ history service through the broker, and is asked again until it is answered
 (`tq_broker.client.calls`), so that a wait for a result survives restarts of both.
 """
 
+from tq_broker.client.broadcast import WorkerResult
 from tq_broker.client.execution import (
     PendingActivity,
     PendingChild,
@@ -24,6 +25,12 @@ from tq_broker.client.faces import (
     BlockingClient,
     Client,
 )
+from tq_broker.client.operations import (
+    PeekedTask,
+    TaskQueueDescription,
+    TaskQueueSummary,
+)
+from tq_broker.client.transfer import Transferred
 from tq_broker.client.workflow_faces import (
     BlockingWithStartWorkflowOperation,
     WithStartWorkflowOperation,
@@ -55,12 +62,17 @@ __all__ = [
     "BlockingWorkflowHandle",
     "BlockingWorkflowUpdateHandle",
     "Client",
+    "PeekedTask",
     "PendingActivity",
     "PendingChild",
     "PendingWorkflowTask",
     "QueryRejectCondition",
     "StartWorkflowOptions",
+    "TaskQueueDescription",
+    "TaskQueueSummary",
+    "Transferred",
     "WithStartWorkflowOperation",
+    "WorkerResult",
     "WorkflowContinuedAsNewError",
     "WorkflowExecution",
     "WorkflowExecutionCount",

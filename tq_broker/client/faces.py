@@ -11,14 +11,13 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from tq_broker.client.core import ClientCore, Pending
-from tq_broker.client.operations import Operations
 from tq_broker.client.request import make_start
+from tq_broker.client.verb_faces import AsyncVerbs, BlockingVerbs
 from tq_broker.client.waiting import UNSET, Timeout, awaited, one_or_many, to_seconds, waited
 from tq_broker.client.workflow_faces import AsyncWorkflows, BlockingWorkflows
 from tq_broker.clock import SystemClock
@@ -179,11 +178,6 @@ class _Face:
         """What a worker made with this client shares with it."""
         return self.core.connection
 
-    @cached_property
-    def operations(self) -> Operations:
-        """What an operator does: look at, purge and reclaim task queues, parked messages."""
-        return Operations(self.core)
-
     @property
     def namespace(self) -> str:
         """The namespace that this client works in."""
@@ -223,7 +217,7 @@ class _Face:
         return ClientCore(connection, timeout_s=seconds)
 
 
-class Client(AsyncWorkflows, _Face):
+class Client(AsyncWorkflows, AsyncVerbs, _Face):
     """Starts activities and workflows, for ``asyncio``.
 
     Made by `connect`; safe to use after a fork.
@@ -334,7 +328,7 @@ class Client(AsyncWorkflows, _Face):
         await self.close()
 
 
-class BlockingClient(BlockingWorkflows, _Face):
+class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
     """Starts activities and workflows, for programs without ``asyncio``.
 
     See `Client` for the arguments.

@@ -31,9 +31,17 @@ from tq_broker.client.parked import (
 )
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, Malformed, NotFound, TqBrokerError
-from tq_broker.model import control, envelope
+from tq_broker.model import control, envelope, workflow_tasks
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
+from tq_broker.model.registrations import compare, serving
+from tq_broker.model.settings import (
+    ACTIVITY_SIDE,
+    SIDES,
+    WORKFLOW_SIDE,
+    TaskQueuePaused,
+    side_of,
+)
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.broker import Delivery, QueueStats
 from tq_broker.queues.settings_log import SettingsLog
@@ -64,6 +72,8 @@ class TaskQueueSummary:
         in_flight: Tasks that the workers that answered have in hand.
         workers: Identities of those workers.
         exists: False when workers say they serve it, but its queue is not there now.
+        side: ``activity`` or ``workflow``.
+        pause: Who paused it, when and why; ``None`` if it is not paused.
     """
 
     task_queue: str
@@ -72,6 +82,8 @@ class TaskQueueSummary:
     in_flight: int
     workers: tuple[str, ...]
     exists: bool = True
+    side: str = ACTIVITY_SIDE
+    pause: TaskQueuePaused | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +105,7 @@ class TaskQueueDescription:
         activities: Types that every one of its workers has.
         mismatches: Types that only some of its workers have, with the identities of those that
             lack them.
+        workflow: The same of its workflow side; ``None`` if it has none.
     """
 
     summary: TaskQueueSummary
@@ -100,6 +113,18 @@ class TaskQueueDescription:
     private: tuple[PrivateBacklog, ...]
     workers: tuple[control.WorkerInfo, ...]
     activities: tuple[str, ...]
+    mismatches: tuple[tuple[str, tuple[str, ...]], ...]
+    workflow: WorkflowSideDescription | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowSideDescription:
+    """The workflow side of a task queue. ``workflows`` are the types that all its workers have;
+    ``mismatches`` those that some lack."""
+
+    summary: TaskQueueSummary
+    workers: tuple[control.WorkerInfo, ...]
+    workflows: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -141,18 +166,36 @@ class Operations:
         return self._waited(self._pinged(wait_s), self._core.deadline(), wait_s)
 
     def task_queues(self, wait_s: float = PING_WAIT_S) -> list[TaskQueueSummary]:
-        """The task queues that exist, by name: all that the settings log and workers know of."""
+        """The task queues that exist, by name, each side for itself: all that the settings log and
+        workers know of."""
         if not self.exists():
             return []
         deadline = self._core.deadline()
         ping = self._pinged(wait_s)
-        names = set(self._logged(deadline))
+        logged = self._logged(deadline)
         workers = self._waited(ping, deadline, wait_s)
-        names.update(name for worker in workers for name in worker.task_queues)
-        deadline = self._core.deadline() + len(names) / QUEUES_PER_S
-        summaries = [self._summary(name, workers, deadline) for name in sorted(names)]
-        # Known to the log but gone, and served by nobody: it was deleted behind our back.
-        return [one for one in summaries if one.exists or one.workers]
+        found = {(name, side) for side in SIDES for name in logged.task_queues(side)}
+        found |= {(name, side) for side, name in logged.pauses()}
+        found |= {
+            (name, side)
+            for side in SIDES
+            for worker in workers
+            for name in worker.task_queues
+            if serving((worker,), name, side)
+        }
+        deadline = self._core.deadline() + len(found) / QUEUES_PER_S
+        summaries = [
+            self._summary(self._names.queue(Kind(side), name), workers, logged, deadline)
+            for name, side in sorted(found)
+        ]
+        # Known to the log but gone, and served by nobody: it was deleted behind our back, or it is
+        # the side that a pause of both means, too.
+        there = {one.task_queue for one in summaries if one.exists or one.workers}
+        return [
+            one
+            for one in summaries
+            if one.exists or one.workers or (one.pause and one.task_queue not in there)
+        ]
 
     def describe(
         self, task_queue: str, *, read_head: bool = False, wait_s: float = PING_WAIT_S
@@ -166,28 +209,61 @@ class Operations:
         Raises:
             NotFound: there is no such task queue.
         """
-        queue = self._existing(task_queue)
+        check_task_queue(task_queue)
+        sides = [side for side in SIDES if self._is_there(task_queue, side)]
+        if not sides:
+            self._existing(task_queue)
         deadline = self._core.deadline()
-        found = self._waited(self._pinged(wait_s), deadline, wait_s)
-        serving = tuple(worker for worker in found if task_queue in worker.task_queues)
-        summary = self._summary(task_queue, serving, deadline)
+        ping = self._pinged(wait_s)
+        logged = self._logged(deadline)
+        found = self._waited(ping, deadline, wait_s)
+        workers = serving(found, task_queue, ACTIVITY_SIDE)
+        queue = self._queue(task_queue)
+        summary = self._summary(queue, workers, logged, deadline)
         age_s: float | None = None
         if not summary.backlog:
             age_s = 0.0
         elif read_head:
             heads = self._peeked(queue, 1, deadline)
             age_s = heads[0].age_s if heads else 0.0
-        everywhere, mismatches = _compared(serving)
+        compared = compare(workers, ACTIVITY_SIDE)
         return TaskQueueDescription(
             summary=summary,
             oldest_age_s=age_s,
-            private=self._private(task_queue, serving, deadline),
-            workers=serving,
-            activities=everywhere,
-            mismatches=mismatches,
+            private=self._private(task_queue, workers, deadline),
+            workers=workers,
+            activities=compared.everywhere,
+            mismatches=compared.mismatches,
+            workflow=(
+                self._workflow_side(task_queue, found, logged, deadline)
+                if WORKFLOW_SIDE in sides
+                else None
+            ),
         )
 
-    def peek(self, task_queue: str, count: int = 10) -> list[PeekedTask]:
+    def _workflow_side(
+        self,
+        task_queue: str,
+        found: Sequence[control.WorkerInfo],
+        logged: SettingsLog,
+        deadline: float,
+    ) -> WorkflowSideDescription:
+        workers = serving(found, task_queue, WORKFLOW_SIDE)
+        compared = compare(workers, WORKFLOW_SIDE)
+        return WorkflowSideDescription(
+            summary=self._summary(self._names.workflow(task_queue), workers, logged, deadline),
+            workers=workers,
+            workflows=compared.everywhere,
+            mismatches=compared.mismatches,
+        )
+
+    def settings(self) -> SettingsLog:
+        """The settings of the namespace, read as far as they go now; not followed any more."""
+        return self._logged(self._core.deadline())
+
+    def peek(
+        self, task_queue: str, count: int = 10, *, side: str = ACTIVITY_SIDE
+    ) -> list[PeekedTask]:
         """The first ``count`` tasks that wait, in order.
 
         They go to the back of the queue (see the rules of this file), as fresh copies which no
@@ -202,7 +278,7 @@ class Operations:
         """
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
             raise InvalidArgument(f"count is {count!r}; it must be from 1 to {PEEK_MAX}")
-        return self._peeked(self._existing(task_queue), count, self._core.deadline())
+        return self._peeked(self._existing(task_queue, side), count, self._core.deadline())
 
     def parked(self, limit: int = 1_000) -> list[ParkedMessage]:
         """The parked messages, oldest first, ``limit`` at most. They stay where they are.
@@ -248,7 +324,7 @@ class Operations:
             task_queues = [
                 one.task_queue
                 for one in self.task_queues()
-                if one.exists and not (one.backlog or one.consumers or one.workers)
+                if one.exists and not (one.backlog or one.consumers or one.workers or one.pause)
             ]
         for name in task_queues:
             check_task_queue(name)
@@ -256,8 +332,15 @@ class Operations:
             return []
         # A worker that shuts down consumes no more, but may still have tasks in hand.
         served = {name for worker in self.workers() for name in worker.task_queues}
-        task_queues = [name for name in task_queues if name not in served]
-        return self._core.connection.reclaimer.reclaim(task_queues, grace_s=grace_s)
+        task_queues = [name for name in dict.fromkeys(task_queues) if name not in served]
+        reclaimer = self._core.connection.reclaimer
+        removed = {
+            name
+            for side in SIDES
+            if (there := [name for name in task_queues if self._is_there(name, side)])
+            for name in reclaimer.reclaim(there, grace_s=grace_s, side=side)
+        }
+        return [name for name in task_queues if name in removed]
 
     def replay(
         self, keys: Iterable[str] | None, *, task_queue: str | None = None
@@ -286,8 +369,14 @@ class Operations:
     def _queue(self, task_queue: str) -> QueueName:
         return self._names.activity(check_task_queue(task_queue))
 
-    def _existing(self, task_queue: str) -> QueueName:
-        queue = self._queue(task_queue)
+    def _is_there(self, task_queue: str, side: str) -> bool:
+        queue = self._names.queue(Kind(side), task_queue)
+        return self._stats(queue, self._core.deadline()) is not None
+
+    def _existing(self, task_queue: str, side: str = ACTIVITY_SIDE) -> QueueName:
+        if side not in SIDES:
+            raise InvalidArgument(f"side is {side!r}; it must be one of {', '.join(SIDES)}")
+        queue = self._names.queue(Kind(side), check_task_queue(task_queue))
         if self._stats(queue, self._core.deadline()) is None:
             raise NotFound(
                 f"there is no task queue {task_queue!r} in namespace"
@@ -310,32 +399,43 @@ class Operations:
     ) -> list[control.WorkerInfo]:
         return ping.result(remaining(self._core.clock, deadline) + wait_s)
 
-    def _logged(self, deadline: float) -> Iterable[str]:
-        """The task queues that the settings log knows, read as far as it goes now."""
+    def _logged(self, deadline: float) -> SettingsLog:
+        """The settings log, read as far as it goes now."""
         core, queue = self._core, self._names.queue(Kind.SETTINGS)
-        stats = self._stats(queue, deadline)
-        if stats is None:
-            return ()
         follower = SettingsLog(core.broker, self._names, core.clock)
+        if self._stats(queue, deadline) is None:
+            return follower
         core.broker.wait_subscribed([follower.follow()], deadline)
         try:
             follower.catch_up(deadline)
-            return follower.task_queues()
         finally:
             follower.stop()
+        return follower
 
     def _summary(
-        self, task_queue: str, workers: Iterable[control.WorkerInfo], deadline: float
+        self,
+        queue: QueueName,
+        workers: Iterable[control.WorkerInfo],
+        logged: SettingsLog,
+        deadline: float,
     ) -> TaskQueueSummary:
-        stats = self._stats(self._queue(task_queue), deadline)
-        serving = [worker for worker in workers if task_queue in worker.task_queues]
+        stats = self._stats(queue, deadline)
+        name, side = queue.parts[0], side_of(queue)
+        served_by = serving(workers, name, side)
         return TaskQueueSummary(
-            task_queue=task_queue,
+            task_queue=name,
             backlog=stats.ready if stats else 0,
             consumers=stats.consumers if stats else 0,
-            in_flight=sum(worker.held.get(task_queue, 0) for worker in serving),
-            workers=tuple(worker.identity for worker in serving),
+            # Of workflow tasks a worker does not tell of which task queue they are.
+            in_flight=(
+                sum(worker.held.get(name, 0) for worker in served_by)
+                if side == ACTIVITY_SIDE
+                else sum(worker.workflow_tasks for worker in served_by)
+            ),
+            workers=tuple(worker.identity for worker in served_by),
             exists=stats is not None,
+            side=side,
+            pause=logged.pause_of(queue),
         )
 
     def _private(
@@ -410,6 +510,8 @@ class Operations:
 
     def _task(self, delivery: Delivery, queue: QueueName, now_ms: int) -> PeekedTask:
         message = delivery.message
+        if queue.kind is Kind.WORKFLOW:
+            return _workflow_task(delivery, now_ms)
         try:
             task = envelope.read_task(message, queue.parts[0])
         except Malformed as error:
@@ -518,6 +620,29 @@ class Operations:
         sent.result()
 
 
+def _workflow_task(delivery: Delivery, now_ms: int) -> PeekedTask:
+    message = delivery.message
+    type_, attempt, age_s, told = message.kind or "?", 1, None, ""
+    try:
+        task = workflow_tasks.read_task(message)
+    except Malformed as error:
+        told = f"unreadable: {error.reason}"
+    else:
+        type_, attempt = task.workflow_type, task.attempt
+        if task.scheduled_ms:
+            age_s = max(0, now_ms - task.scheduled_ms) / 1000
+        told = f"workflow {task.run.workflow_id} run {task.run.run_id}"
+    return PeekedTask(
+        type=type_,
+        id=message.message_id,
+        attempt=attempt,
+        age_s=age_s,
+        size_bytes=len(message.body),
+        arguments=told,
+        redelivered=delivery.redelivered,
+    )
+
+
 def _looks(message: Message) -> int:
     count = message.headers.get(DELIVERY_COUNT, 0)
     return count if isinstance(count, int) else 0
@@ -533,15 +658,3 @@ def _end(future: Future[None], error: BaseException | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
-
-
-def _compared(
-    workers: Sequence[control.WorkerInfo],
-) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
-    """Activity types that all workers have, and those that some lack."""
-    types = sorted({name for worker in workers for name in worker.activities})
-    lacking = {
-        name: tuple(w.identity for w in workers if name not in w.activities) for name in types
-    }
-    everywhere = tuple(name for name in types if not lacking[name])
-    return everywhere, tuple((name, who) for name, who in lacking.items() if who)

@@ -87,6 +87,24 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     sticky_hits: int = 0
     """Tasks sent to this worker because of its cache, whose run was there."""
     sticky_misses: int = 0
+    only_local: bool = False
+    """Its activities are local ones of its workflows: it takes no activity tasks."""
+    any_activity: bool = False
+    """It serves activity types beside those that it names."""
+    paused: list[str] = []
+    """Those of its task queues from which it takes no activities because they are paused."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A worker has started; those that are there answer it with `Present`."""
+
+    info: WorkerInfo
+
+
+class Present(msgspec.Struct, frozen=True, tag="present"):
+    """The answer to `Hello`, sent to the control key of the worker that said it."""
+
+    info: WorkerInfo
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -96,7 +114,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     cancel_requested: bool = False
 
 
-Request = Ping | Probe | Serve | CompleteAttempt
+Request = Ping | Probe | Serve | CompleteAttempt | Hello | Present
 Reply = WorkerInfo | Answer
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -28,6 +28,8 @@ CONTROL = "control"
 SETTING = "setting"
 
 RESENT = "tq-resent"
+HANDED_OUT = "tq-handed-out"
+"""The task was put elsewhere as a fresh copy, but had been redelivered before."""
 HEARTBEAT = "tq-heartbeat"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096

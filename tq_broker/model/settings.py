@@ -4,8 +4,8 @@ Rules of this file: a record is a fact with its time and author; `Settings.apply
 in log order into a state, and every process that has read as far has the same state. A record
 that cannot be read is skipped and reported, and the last good state stays.
 
-Today the log tells which task queues exist and which activities are cancelled. Limits, rules,
-versions and pauses are further records of the same log.
+The log tells which task queues exist, which are paused, and which activities are cancelled. Limits,
+rules and versions are further records of the same log.
 """
 
 from __future__ import annotations
@@ -17,25 +17,58 @@ import msgspec
 from tq_broker.exceptions import Malformed
 from tq_broker.model import envelope
 from tq_broker.model.message import Message
+from tq_broker.model.names import Kind, QueueName
 
 CANCELLED_MAX = 100_000
 """Cancelled ids remembered; the oldest is forgotten first, so memory has a bound."""
 
 
-class TaskQueueDeclared(msgspec.Struct, frozen=True, tag="task-queue-declared"):
+ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
+SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
+"""A task queue has two sides, each with a shared queue of its own."""
+
+
+class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-declared"):
     """Somebody declared the shared queue of a task queue."""
 
     task_queue: str
     at_ms: int
     by: str = ""
+    side: str = ACTIVITY_SIDE
 
 
-class TaskQueueReclaimed(msgspec.Struct, frozen=True, tag="task-queue-reclaimed"):
+class TaskQueueReclaimed(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-reclaimed"
+):
     """The shared queue of a task queue was idle and empty, and was removed."""
 
     task_queue: str
     at_ms: int
     by: str = ""
+    side: str = ACTIVITY_SIDE
+
+
+class TaskQueuePaused(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-paused"):
+    """Workers take no more tasks of the task queue, until it is resumed: they wait.
+
+    ``side`` is one of `SIDES`, or empty for both.
+    """
+
+    task_queue: str
+    at_ms: int
+    by: str = ""
+    reason: str = ""
+    side: str = ""
+
+
+class TaskQueueResumed(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-resumed"):
+    """Workers take tasks of the task queue again. ``side`` as in `TaskQueuePaused`."""
+
+    task_queue: str
+    at_ms: int
+    by: str = ""
+    reason: str = ""
+    side: str = ""
 
 
 class ActivityCanceled(msgspec.Struct, frozen=True, tag="activity-canceled"):
@@ -47,7 +80,9 @@ class ActivityCanceled(msgspec.Struct, frozen=True, tag="activity-canceled"):
     reason: str = ""
 
 
-Record = TaskQueueDeclared | TaskQueueReclaimed | ActivityCanceled
+Record = (
+    TaskQueueDeclared | TaskQueueReclaimed | TaskQueuePaused | TaskQueueResumed | ActivityCanceled
+)
 
 _decoder = msgspec.json.Decoder(Record)
 
@@ -78,17 +113,47 @@ class Settings:
 
     def __init__(self) -> None:
         self.task_queues: dict[str, int] = {}
-        """Task queues that exist, with the time (epoch ms) of their last declaration."""
+        """Activity task queues that exist, with the time (epoch ms) of their last declaration."""
+        self.workflow_task_queues: dict[str, int] = {}
+        """The same of workflow task queues."""
+        self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
+        """What is paused, by side and task queue."""
         self.cancelled: OrderedDict[str, ActivityCanceled] = OrderedDict()
 
     def apply(self, record: Record) -> None:
         """Take one record into account."""
         match record:
             case TaskQueueDeclared():
-                self.task_queues[record.task_queue] = record.at_ms
+                self.existing(record.side)[record.task_queue] = record.at_ms
             case TaskQueueReclaimed():
-                self.task_queues.pop(record.task_queue, None)
+                self.existing(record.side).pop(record.task_queue, None)
+            case TaskQueuePaused():
+                for side in sides_of(record.side):
+                    self.paused[side, record.task_queue] = record
+            case TaskQueueResumed():
+                for side in sides_of(record.side):
+                    self.paused.pop((side, record.task_queue), None)
             case ActivityCanceled():
                 self.cancelled[record.activity_id] = record
                 if len(self.cancelled) > CANCELLED_MAX:
                     self.cancelled.popitem(last=False)
+
+    def existing(self, side: str) -> dict[str, int]:
+        """The task queues that exist on one side."""
+        return self.workflow_task_queues if side == WORKFLOW_SIDE else self.task_queues
+
+    def pause_of(self, queue: QueueName) -> TaskQueuePaused | None:
+        """The pause that ``queue`` is under: also that of a host or process."""
+        if queue.task_queue is None:
+            return None
+        return self.paused.get((side_of(queue), queue.task_queue))
+
+
+def sides_of(side: str) -> tuple[str, ...]:
+    """The sides that ``side`` of a record means."""
+    return (side,) if side else SIDES
+
+
+def side_of(queue: QueueName) -> str:
+    """The side of a task queue that ``queue`` belongs to."""
+    return WORKFLOW_SIDE if queue.kind is Kind.WORKFLOW else ACTIVITY_SIDE

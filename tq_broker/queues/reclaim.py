@@ -46,7 +46,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import envelope
 from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
-from tq_broker.model.settings import TaskQueueReclaimed
+from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, Receipt, Verdict
 from tq_broker.queues.sender import Sender, lock_name
@@ -82,7 +82,9 @@ class Reclaimer:
         self._clock = clock
         self._busy = threading.Lock()
 
-    def idle(self, candidates: Iterable[str], deadline: float) -> list[str]:
+    def idle(
+        self, candidates: Iterable[str], deadline: float, *, side: str = ACTIVITY_SIDE
+    ) -> list[str]:
         """Those of the task queues ``candidates`` that are empty and without consumers now.
 
         Queues that do not exist are among them: `reclaim` takes them off the list of those
@@ -91,9 +93,14 @@ class Reclaimer:
         Raises:
             BrokerUnavailable, DeadlineExceeded: there was no answer.
         """
-        return [name for name in candidates if self._is_idle(self._names.activity(name), deadline)]
+        kind = Kind(side)
+        return [
+            name for name in candidates if self._is_idle(self._names.queue(kind, name), deadline)
+        ]
 
-    def reclaim(self, task_queues: Sequence[str], *, grace_s: float = 1.0) -> list[str]:
+    def reclaim(
+        self, task_queues: Sequence[str], *, grace_s: float = 1.0, side: str = ACTIVITY_SIDE
+    ) -> list[str]:
         """Remove those of ``task_queues`` that are idle; returns the names of the removed.
 
         A queue that somebody declares at the same time, that has messages or consumers, or
@@ -106,6 +113,7 @@ class Reclaimer:
         Args:
             grace_s: How long a message may be on its way from its routing to its queue, inside
                 RabbitMQ; 0 to 60 seconds.
+            side: Which queue of the task queues: one of `tq_broker.model.settings.SIDES`.
 
         Raises:
             InvalidArgument: a name or ``grace_s`` is wrong; nothing was done.
@@ -113,7 +121,8 @@ class Reclaimer:
         """
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
-        left = deque(self._names.activity(name) for name in dict.fromkeys(task_queues))
+        kind = Kind(side)
+        left = deque(self._names.queue(kind, name) for name in dict.fromkeys(task_queues))
         removed: list[str] = []
         with self._busy:
             if left:
@@ -222,7 +231,9 @@ class Reclaimer:
         deadline = self._clock.monotonic() + RECORD_S
         ended = _Ended(len(removed))
         for one in removed:
-            record = TaskQueueReclaimed(one.queue.parts[0], epoch_ms(self._clock))
+            record = TaskQueueReclaimed(
+                one.queue.parts[0], epoch_ms(self._clock), side=side_of(one.queue)
+            )
             self._sender.append(record, deadline, ended.record)
         if removed and not ended.wait(remaining(self._clock, deadline)):
             log.warning("reclaim: %d queues are gone, but the log may not say so", len(removed))

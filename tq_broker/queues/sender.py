@@ -115,8 +115,8 @@ class Sender:
                 continue
             self.broker.apply(self.plan(need), deadline)
             self._present.add(need)
-            if isinstance(need, QueueName) and need.kind is Kind.ACTIVITY:
-                self._announce(need.parts[0])
+            if isinstance(need, QueueName) and need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+                self._announce(need)
 
     def declared(self, need: Need) -> None:
         """``need`` was declared by somebody else in this process."""
@@ -126,8 +126,10 @@ class Sender:
         """``need`` may not exist any more."""
         self._present.discard(need)
 
-    def _announce(self, task_queue: str) -> None:
-        record = settings.TaskQueueDeclared(task_queue, epoch_ms(self.clock), self._identity)
+    def _announce(self, queue: QueueName) -> None:
+        side = settings.side_of(queue)
+        at_ms = epoch_ms(self.clock)
+        record = settings.TaskQueueDeclared(queue.parts[0], at_ms, self._identity, side)
         self.append(record, self.clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
 
     def append(self, record: settings.Record, deadline: float, done: Done) -> None:

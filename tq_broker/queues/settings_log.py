@@ -12,8 +12,14 @@ from collections.abc import Callable, Sequence
 
 from tq_broker.clock import Clock, remaining
 from tq_broker.exceptions import Malformed
-from tq_broker.model.names import Kind, Names
-from tq_broker.model.settings import Record, Settings, read_record
+from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.settings import (
+    ACTIVITY_SIDE,
+    Record,
+    Settings,
+    TaskQueuePaused,
+    read_record,
+)
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 
@@ -95,10 +101,20 @@ class SettingsLog:
         record = self._settings.cancelled.get(activity_id)
         return record is not None and scheduled_ms <= record.at_ms
 
-    def task_queues(self) -> dict[str, int]:
+    def task_queues(self, side: str = ACTIVITY_SIDE) -> dict[str, int]:
         """Task queues known to exist, with the time (epoch ms) of their last declaration."""
         with self._lock:
-            return dict(self._settings.task_queues)
+            return dict(self._settings.existing(side))
+
+    def pause_of(self, queue: QueueName) -> TaskQueuePaused | None:
+        """Who paused the task queue of ``queue``, when and why; ``None`` if it is not paused."""
+        # As above: one look-up.
+        return self._settings.pause_of(queue)
+
+    def pauses(self) -> dict[tuple[str, str], TaskQueuePaused]:
+        """What is paused, by side and task queue."""
+        with self._lock:
+            return dict(self._settings.paused)
 
     def _read(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -131,7 +131,9 @@ class Handler:
             task,
             Situation(
                 now_ms=now_ms,
-                redelivered=delivery.redelivered,
+                redelivered=(
+                    delivery.redelivered or envelope.HANDED_OUT in delivery.message.headers
+                ),
                 known=self._known(task),
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
                 serves=registered is not None,

@@ -3,7 +3,8 @@
 The program's loop delivers on its own thread. Acknowledgements are written from the worker's
 threads as attempts end: py-amqp serialises writes (since 5.4.2), and an acknowledgement reads
 nothing. The windows are fixed: the slots, shared evenly among the task queues; what comes beyond
-the free slots is given back.
+the free slots is given back. Only the program could close its consumers: while a task queue is
+paused what comes from it goes round by the delay ladder.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from typing import Any
 
 from kombu import messaging
 
-from tq_broker.model.message import Message
-from tq_broker.model.names import QueueName
+from tq_broker.exceptions import TqBrokerError
+from tq_broker.model import envelope
+from tq_broker.model.message import Message, Publication
+from tq_broker.model.names import Exchange, QueueName
 from tq_broker.queues.broker import Delivery
+from tq_broker.queues.delay import delayed
 from tq_broker.queues.kombu_queue import kombu_queue
-from tq_broker.queues.sender import Sender
+from tq_broker.queues.sender import LADDER, Sender
 from tq_broker.worker.poller import Source
 
 log = logging.getLogger(__name__)
 
 DECLARE_WITHIN_S = 30.0
+PUT_OFF_MS = 1000
 
 
 class HostedSource:
@@ -94,6 +99,7 @@ def hosted_consumers(
     sender: Sender,
     slots: int,
     on_deliveries: Callable[[Source, Sequence[Delivery]], None],
+    is_paused: Callable[[QueueName], object],
 ) -> list[messaging.Consumer]:
     """One Kombu consumer per queue, each on a channel of its own beside ``channel``."""
     deadline = sender.clock.monotonic() + DECLARE_WITHIN_S
@@ -109,6 +115,7 @@ def hosted_consumers(
             sender,
             prefetch,
             on_deliveries,
+            is_paused,
         )
         for queue in queues
     ]
@@ -120,11 +127,17 @@ def _consumer(
     sender: Sender,
     prefetch: int,
     on_deliveries: Callable[[Source, Sequence[Delivery]], None],
+    is_paused: Callable[[QueueName], object],
 ) -> messaging.Consumer:
     lock = threading.Lock()
 
     def on_message(message: Any) -> None:
-        on_deliveries(source, [HostedDelivery(message, source.name, lock)])
+        delivery = HostedDelivery(message, source.name, lock)
+        # What may have begun elsewhere is not sent anew: its attempt is lost, paused or not.
+        if is_paused(source.queue) and not delivery.redelivered:
+            put_off(delivery, source.queue, sender)
+        else:
+            on_deliveries(source, [delivery])
 
     queue = kombu_queue(
         source.task_queue, namespace=sender.names.namespace, queue_type=sender.queue_type.value
@@ -138,4 +151,25 @@ def _consumer(
         auto_declare=False,
         # The handler judges content types itself, and parks what it does not know.
         accept=None,
+    )
+
+
+def put_off(delivery: HostedDelivery, queue: QueueName, sender: Sender) -> None:
+    """Put a fresh copy of it on its queue a moment later."""
+    names = sender.names
+    message = envelope.forwarded(delivery.message)
+    publication = Publication(names.exchange(Exchange.TASKS), queue.key, message)
+
+    def ended(error: TqBrokerError | None) -> None:
+        if error is None:
+            delivery.ack()
+        else:
+            log.warning("a task of a paused task queue not put off: %s", error)
+            delivery.reject(requeue=True)
+
+    sender.send(
+        delayed(publication, names, PUT_OFF_MS),
+        (queue, LADDER),
+        sender.clock.monotonic() + DECLARE_WITHIN_S,
+        ended,
     )

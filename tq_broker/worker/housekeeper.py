@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
 from tq_broker.model.names import Kind
+from tq_broker.model.settings import SIDES
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
@@ -22,14 +23,18 @@ ELECT_WITHIN_S = 1.0
 LOOK_WITHIN_S = 60.0
 
 
+TaskQueue = tuple[str, str]
+"""A side, and the name of a task queue."""
+
+
 class Idleness:
     """Since when each task queue has been found idle at every look. Pure."""
 
     def __init__(self, after_s: float) -> None:
         self._after_s = after_s
-        self._since: dict[str, float] = {}
+        self._since: dict[TaskQueue, float] = {}
 
-    def observe(self, idle: Iterable[str], now: float) -> list[str]:
+    def observe(self, idle: Iterable[TaskQueue], now: float) -> list[TaskQueue]:
         """These are idle now, and no others: which have been for long enough?"""
         self._since = {name: self._since.get(name, now) for name in idle}
         return [name for name, since in self._since.items() if now - since >= self._after_s]
@@ -74,13 +79,26 @@ class Housekeeper:
             if self._stop.wait(self._after_s / ROUNDS):
                 return
 
-    def look(self, idleness: Idleness) -> list[str]:
-        """Take one look, and remove what has been idle for long enough; returns the removed."""
+    def look(self, idleness: Idleness) -> list[TaskQueue]:
+        """Take one look, and remove what has been idle for long enough; returns the removed.
+
+        What is paused has no consumers although somebody serves it, so it stays.
+        """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
-        idle = self._reclaimer.idle(self._settings.task_queues(), deadline)
+        paused = self._settings.pauses()
+        idle = [
+            (side, name)
+            for side in SIDES
+            for name in self._reclaimer.idle(self._settings.task_queues(side), deadline, side=side)
+            if (side, name) not in paused
+        ]
         due = idleness.observe(idle, self._clock.monotonic())
-        if not due:
-            return []
-        removed = self._reclaimer.reclaim(due)
-        log.info("removed %d idle task queues", len(removed))
+        removed = [
+            (side, name)
+            for side in SIDES
+            if (names := [name for of, name in due if of == side])
+            for name in self._reclaimer.reclaim(names, side=side)
+        ]
+        if due:
+            log.info("removed %d idle task queues", len(removed))
         return removed

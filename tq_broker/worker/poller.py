@@ -7,13 +7,19 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
-from tq_broker.worker.windows import Close, Grow, Windows
+from tq_broker.worker.windows import Change, Close, Grow, Windows
 
 log = logging.getLogger(__name__)
+
+LINGER_S = 0.5
+"""How long the consumers of a queue that is paused may take to fill up, see
+`tq_broker.queues.subscriber`: a task may be on its way, and would count as lost."""
+END_WITHIN_S = 10.0
 
 
 class Source(Protocol):
@@ -57,11 +63,18 @@ class Poller:
     """The consumers of a worker. Thread-safe."""
 
     def __init__(
-        self, broker: Broker, sender: Sender, slots: int, on_deliveries: OnDeliveries
+        self,
+        broker: Broker,
+        sender: Sender,
+        slots: int,
+        on_deliveries: OnDeliveries,
+        is_paused: Callable[[QueueName], object] = lambda queue: None,
     ) -> None:
+        """``is_paused`` is asked at each `adjust`: nothing is consumed of what is."""
         self._broker = broker
         self._sender = sender
         self._on_deliveries = on_deliveries
+        self._is_paused = is_paused
         self._lock = threading.Lock()
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
@@ -81,6 +94,10 @@ class Poller:
             self._queues.setdefault(str(queue), queue)
             self._windows.add(str(queue))
 
+    def serves(self, queue: QueueName) -> bool:
+        """Whether ``queue`` is consumed, or would be if it were not paused."""
+        return str(queue) in self._queues
+
     def adjust(self, occupied: int) -> None:
         """Open and close consumers as it is fit now.
 
@@ -90,11 +107,17 @@ class Poller:
         with self._lock:
             if self._stopped:
                 return
-            for change in self._windows.plan(occupied):
-                if isinstance(change, Grow):
-                    self._open(change.queue, change.by)
-                else:
-                    self._close(change)
+            for name, queue in self._queues.items():
+                for change in self._windows.pause(name, bool(self._is_paused(queue))):
+                    self._end_soon(self._close(change))
+            self._make(self._windows.plan(occupied))
+
+    def _make(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change, Grow):
+                self._open(change.queue, change.by)
+            else:
+                self._close(change)
 
     def _open(self, queue: str, prefetch: int) -> None:
         consumer = Consumer(self._queues[queue], self)
@@ -108,11 +131,27 @@ class Poller:
         )
         self._consumers.setdefault(queue, []).append(consumer)
 
-    def _close(self, change: Close) -> None:
+    def _close(self, change: Close) -> list[Subscription]:
+        subscriptions = []
         for consumer in self._consumers.pop(change.queue, []):
             consumer.open = False
             if consumer.subscription is not None:
                 consumer.subscription.cancel_nowait()
+                subscriptions.append(consumer.subscription)
+        return subscriptions
+
+    def _end_soon(self, subscriptions: Sequence[Subscription]) -> None:
+        """Do not let them linger for as long as a cancel may that nobody waits for."""
+        clock = self._sender.clock
+
+        def end() -> None:
+            for subscription in subscriptions:
+                try:
+                    subscription.cancel(clock.monotonic() + END_WITHIN_S)
+                except TqBrokerError as error:
+                    log.debug("consumer of a paused queue not closed in time: %s", error)
+
+        clock.call_at(clock.monotonic() + LINGER_S, lambda: self._sender.in_background(end))
 
     def _taken(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
         with self._lock:

@@ -65,6 +65,11 @@ class Registry:
         """The activity that serves ``activity_type``, if one does."""
         return self._by_type.get(activity_type, self._dynamic)
 
+    @property
+    def has_dynamic(self) -> bool:
+        """Whether it serves every type."""
+        return self._dynamic is not None
+
     def definitions(self) -> list[ActivityDefinition]:
         """All definitions, the dynamic one included."""
         found = [registered.definition for registered in self._by_type.values()]

@@ -15,7 +15,8 @@ Rules of this file:
   and the others when they are: to close an empty one may cost an attempt (see
   `tq_broker.queues.subscriber`), and it can take only one message before it is full;
 * else a window only shrinks when another queue wants what it does not use, and by more than a
-  little, unless the other has nothing.
+  little, unless the other has nothing;
+* a queue that is paused has no window: only what is still in hand from it counts.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Windows:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._windows: dict[str, Window] = {}
+        self._paused: set[str] = set()
 
     def __getitem__(self, queue: str) -> Window:
         return self._windows[queue]
@@ -83,6 +85,14 @@ class Windows:
     def add(self, queue: str) -> None:
         """Serve ``queue`` from the next `plan` on."""
         self._windows.setdefault(queue, Window())
+
+    def pause(self, queue: str, paused: bool) -> list[Close]:
+        """Whether ``queue`` is paused from now on; what to close is taken as closed."""
+        if not paused:
+            self._paused.discard(queue)
+            return []
+        self._paused.add(queue)
+        return [self._close(queue)] if self._windows[queue].size else []
 
     def taken(self, queue: str, count: int, *, drained: bool) -> None:
         """``count`` messages of ``queue`` have arrived; ``drained``: by a closed consumer."""
@@ -116,28 +126,33 @@ class Windows:
                 moved to the lease queue, or acknowledged while their code still runs).
         """
         capacity = max(0, self.capacity - occupied)
-        if not self._windows:
+        windows = self._open()
+        if not windows:
             return []
-        changes = (
-            self._crowded(capacity) if len(self._windows) > capacity else self._roomy(capacity)
-        )
+        changes = self._crowded(capacity) if len(windows) > capacity else self._roomy(capacity)
         for window in self._windows.values():
             window.peak = window.in_hand
         return changes
+
+    def _open(self) -> dict[str, Window]:
+        """The windows of queues that are not paused."""
+        if not self._paused:
+            return self._windows
+        return {q: w for q, w in self._windows.items() if q not in self._paused}
 
     def _crowded(self, capacity: int) -> list[Change]:
         is_free = self._in_hand() < capacity
         changes: list[Change] = [
             self._close(queue)
-            for queue, w in self._windows.items()
+            for queue, w in self._open().items()
             if w.size > 1 or (not is_free and w.size and w.in_hand)
         ]
         if is_free:
-            changes += [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
+            changes += [self._grow(queue, 1) for queue, w in self._open().items() if not w.size]
         return changes
 
     def _roomy(self, capacity: int) -> list[Change]:
-        hungry = {q for q, w in self._windows.items() if w.peak >= w.size}
+        hungry = {q for q, w in self._open().items() if w.peak >= w.size}
         if not hungry and self.used() <= capacity:
             return []
         changes = self._take_back(capacity, hungry)
@@ -150,13 +165,13 @@ class Windows:
                 changes.append(self._grow(queue, share))
                 free -= share
         if self._in_hand() < capacity:
-            changes += [self._grow(queue, 1) for queue, w in self._windows.items() if not w.size]
+            changes += [self._grow(queue, 1) for queue, w in self._open().items() if not w.size]
         return changes
 
     def _take_back(self, capacity: int, hungry: set[str]) -> list[Change]:
         """Close what is wider than it needs to be, if somebody else wants it."""
         changes: list[Change] = []
-        by_spare = sorted(self._windows.items(), key=lambda item: item[1].in_hand - item[1].size)
+        by_spare = sorted(self._open().items(), key=lambda item: item[1].in_hand - item[1].size)
         for queue, window in by_spare:
             peak = window.peak
             if not window.size or not self._is_too_wide(queue, capacity, hungry):
@@ -179,7 +194,7 @@ class Windows:
         if free >= max(1, starving) or not others:
             return False
         if queue in hungry:
-            fair = capacity // len(self._windows)
+            fair = capacity // len(self._open())
             return window.size > fair and self._is_any_below(fair, others)
         # Not for a little, lest it goes to and fro; but who needs nothing gives up everything.
         needs = max(1, window.peak)

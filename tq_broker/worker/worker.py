@@ -15,13 +15,22 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
-from tq_broker.model.names import QueueName, check_task_queue
-from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared
+from tq_broker.model.names import Kind, QueueName, check_task_queue
+from tq_broker.model.settings import (
+    ACTIVITY_SIDE,
+    WORKFLOW_SIDE,
+    ActivityCanceled,
+    Record,
+    TaskQueueDeclared,
+    TaskQueuePaused,
+    TaskQueueResumed,
+)
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import watch
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.colleagues import Colleagues
 from tq_broker.worker.desk import Desk, private_queues
 from tq_broker.worker.executors import AsyncExecutor, Executor, Owner, ThreadExecutor
 from tq_broker.worker.handler import Handler
@@ -52,6 +61,8 @@ START_WITHIN_S = 60.0
 SETTINGS_WITHIN_S = 5.0
 """How long a starting worker waits until it has read what was cancelled before."""
 REPORT_WITHIN_S = 10.0
+KEEP_EVERY_S = 60.0
+"""How often private queues that are paused are declared, which expire without a consumer."""
 LEASES_WITHIN_S = 2.0
 
 
@@ -103,6 +114,7 @@ class Worker:
         self._table = Table()
         self._build()
         self._started_ms = 0
+        self._keep_at = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._halted = threading.Event()
@@ -119,17 +131,18 @@ class Worker:
             options.default_heartbeat_throttle_interval, options.max_heartbeat_throttle_interval
         )
         self._reporter = Reporter(connection.dispatcher, names, place)
+        self._settings = SettingsLog(broker, names, self._clock, self._on_record)
         self._handler = handler = Handler(
             self._registry, table, self._reporter, sender, place, slots
         )
-        self._poller = Poller(broker, sender, slots, handler.on_deliveries)
+        self._poller = Poller(broker, sender, slots, handler.on_deliveries, self._settings.pause_of)
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
             broker, sender, names, place, table, throttle, lease_after_s
         )
         self._notices = handler.notices = Notices(self._reporter, place, throttle)
         self._inquiries = handler.inquiries = Inquiries(sender, place)
-        self._settings = handler.settings = SettingsLog(broker, names, self._clock, self._on_record)
+        handler.settings = self._settings
         self._executors = handler.executors = self._make_executors(handler, slots)
         self._private = {
             str(queue): queue
@@ -148,12 +161,14 @@ class Worker:
                 self._registry,
                 self._reporter,
                 self._inquiries,
+                self._settings,
             )
             self._local_executors = self._make_executors(
                 side.local, options.max_concurrent_local_activities
             )
             own += [] if side.sticky is None else [side.sticky]
         self._desk = Desk(broker, sender, names, place, own, self._on_request)
+        self._colleagues = Colleagues(sender, self._clock)
         self._rerouter = Rerouter(sender, place, self._reporter)
         self._wills = Wills(sender, place, self._on_will)
         after = options.reclaim_after
@@ -236,6 +251,13 @@ class Worker:
             running=self._table.running(),
             held=self._table.in_hand(),
             shutting_down=self._stopping.is_set(),
+            only_local=not self._runs_activities,
+            any_activity=self._registry.has_dynamic,
+            paused=sorted(
+                queue.parts[0]
+                for task_queue in self.task_queues
+                if self._settings.pause_of(queue := self._connection.names.activity(task_queue))
+            ),
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -286,6 +308,7 @@ class Worker:
             self._connection.sender,
             self.options.max_concurrent_activities,
             self._handler.on_deliveries,
+            self._settings.pause_of,
         )
 
     @property
@@ -322,13 +345,25 @@ class Worker:
 
     def _announce(self) -> None:
         """Tell the settings log of task queues that it does not know."""
-        known = self._settings.task_queues()
-        for task_queue in self.task_queues if self._runs_activities else ():
-            self._connection.sender.declared(self._connection.names.activity(task_queue))
-            if task_queue not in known:
-                record = TaskQueueDeclared(task_queue, epoch_ms(self._clock), self.identity)
-                deadline = self._clock.monotonic() + REPORT_WITHIN_S
-                self._connection.sender.append(record, deadline, _ignore)
+        names, sender = self._connection.names, self._connection.sender
+        deadline = self._clock.monotonic() + REPORT_WITHIN_S
+        for side in self._sides:
+            known = self._settings.task_queues(side)
+            for task_queue in self.task_queues:
+                sender.declared(names.queue(Kind(side), task_queue))
+                if task_queue not in known:
+                    now_ms = epoch_ms(self._clock)
+                    record = TaskQueueDeclared(task_queue, now_ms, self.identity, side)
+                    sender.append(record, deadline, _ignore)
+        self._colleagues.greet(self.info(), deadline)
+
+    @property
+    def _sides(self) -> tuple[str, ...]:
+        """The sides of its task queues that it serves."""
+        return (
+            *((ACTIVITY_SIDE,) if self._runs_activities else ()),
+            *(() if self._side is None else (WORKFLOW_SIDE,)),
+        )
 
     def stop(self, *, cold: bool = False) -> None:
         """Shut down: take nothing more, let running activities end, report, close.
@@ -459,6 +494,9 @@ class Worker:
                 elif self._side is not None and queue == str(self._side.sticky):
                     self._wills.make(queue)
                 return None
+            case control.Hello() | control.Present():
+                self._colleagues.met(request, self.info())
+                return None
             case control.Probe():
                 return None
             case control.CompleteAttempt():
@@ -473,9 +511,27 @@ class Worker:
     def _ready(self, queue: QueueName) -> None:
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
         try:
+            if self._settings.pause_of(queue):
+                self._declare(queue, deadline)
             self._desk.ready(queue, deadline)
         except TqBrokerError as error:
             log.warning("%s is served, but nobody knows: %s", queue, error)
+
+    def _declare(self, queue: QueueName, deadline: float) -> None:
+        """Declare a private queue that is paused: no consumer does it, or keeps it from expiring;
+        blocks."""
+        connection = self._connection
+        connection.broker.apply(connection.sender.plan(queue), deadline)
+
+    def _keep_paused(self) -> None:
+        """Declare what is paused again, and so put off its expiry; blocks."""
+        for queue in self._private.values():
+            if self._settings.pause_of(queue) and self._poller.serves(queue):
+                deadline = self._clock.monotonic() + REPORT_WITHIN_S
+                try:
+                    self._declare(queue, deadline)
+                except TqBrokerError as error:
+                    log.warning("%s is paused and may expire: %s", queue, error)
 
     def _on_completion(self, request: control.CompleteAttempt) -> control.Answer:
         for attempt in self._table.with_id(request.activity_id):
@@ -493,6 +549,16 @@ class Worker:
     def _on_record(self, record: Record) -> None:
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
+        elif isinstance(record, (TaskQueuePaused, TaskQueueResumed)):
+            self._on_pause(record)
+
+    def _on_pause(self, record: TaskQueuePaused | TaskQueueResumed) -> None:
+        """The next tick heeds it; this is for who reads the log and wonders why tasks wait."""
+        if record.task_queue in self.task_queues:
+            verb = "paused" if isinstance(record, TaskQueuePaused) else "resumed"
+            log.info(
+                "task queue %s %s by %s: %s", record.task_queue, verb, record.by, record.reason
+            )
 
     # --- supervision ----------------------------------------------------------------------------
 
@@ -519,6 +585,10 @@ class Worker:
         self._keeper.tick(attempts, now)
         self._notices.tick(attempts, now)
         self._poller.adjust(self._table.occupied())
+        if now >= self._keep_at:
+            self._keep_at = now + KEEP_EVERY_S
+            if any(map(self._settings.pause_of, self._private.values())):
+                self._connection.sender.in_background(self._keep_paused)
         if self._side is not None:
             self._side.tick(now)
 

@@ -66,7 +66,13 @@ REPLAY_S_PER_EVENT = 0.001
 
 
 class WorkflowHandler:
-    """Handles the workflow tasks of one worker. Thread-safe."""
+    """Handles the workflow tasks of one worker. Thread-safe.
+
+    Attributes:
+        is_paused: Whether a task queue is paused.
+    """
+
+    is_paused: Callable[[str], bool] = staticmethod(lambda task_queue: False)
 
     def __init__(
         self,
@@ -146,10 +152,19 @@ class WorkflowHandler:
 
     def _begin(self, held: InHand, seat: Seat) -> None:
         """No other task of its run is at work."""
-        if self._closing:
+        if self._closing or self._must_wait(held):
             self._give_back(held)
         else:
             self._step(held, self._find, seat)
+
+    def _must_wait(self, held: InHand) -> bool:
+        """A task of the sticky queue, which serves all task queues, is of one that is paused.
+
+        History then puts it on the workflow task queue, where it waits.
+        """
+        task = held.the_task
+        is_sticky = held.source.queue.kind is Kind.STICKY
+        return is_sticky and bool(task.scheduled_event_id) and self.is_paused(task.task_queue)
 
     def _step(self, held: InHand, step: Callable[[InHand, Seat], None], seat: Seat) -> None:
         if held.ended:

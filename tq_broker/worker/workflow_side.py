@@ -10,6 +10,7 @@ from tq_broker.model.names import QueueName
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connection
+from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.executors import Executor
@@ -47,6 +48,7 @@ class WorkflowSide:
         activities: Registry,
         returns: Reporter,
         inquiries: Inquiries,
+        settings: SettingsLog,
     ) -> None:
         sender, clock = connection.sender, connection.clock
         slots = options.max_concurrent_workflow_tasks
@@ -70,7 +72,12 @@ class WorkflowSide:
             place,
             options,
         )
-        self._poller = Poller(connection.broker, sender, slots, self._handler.on_deliveries)
+        self._handler.is_paused = lambda task_queue: bool(
+            settings.pause_of(connection.names.workflow(task_queue))
+        )
+        self._poller = Poller(
+            connection.broker, sender, slots, self._handler.on_deliveries, settings.pause_of
+        )
 
     # --- facts ------------------------------------------------------------------------------------
 

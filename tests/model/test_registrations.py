@@ -1,0 +1,73 @@
+"""Workers of a task queue, compared by what they have registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tq_broker.model.control import WorkerInfo
+from tq_broker.model.registrations import compare, serves, serving
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, WORKFLOW_SIDE
+
+
+def info(name: str, **fields: Any) -> WorkerInfo:
+    given = {"task_queues": ["q"], "activities": [], "slots": 1, "running": 0} | fields
+    return WorkerInfo(worker_id=name, identity=name, host="h", pid=1, started_ms=0, **given)
+
+
+types = st.lists(st.sampled_from("abc"), unique=True)
+infos = st.lists(
+    st.builds(
+        lambda activities, workflows, any_, local: info(
+            "w", activities=activities, workflows=workflows, any_activity=any_, only_local=local
+        ),
+        types,
+        types,
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=4,
+)
+
+
+def test_each_side_is_compared_for_itself() -> None:
+    both = info("both", activities=["send"], workflows=["Order", "Ship"])
+    acts = info("acts", activities=["send", "print"])
+    flows = info("flows", workflows=["Order"])
+    workers = (both, acts, flows)
+    on_activities = serving(workers, "q", ACTIVITY_SIDE)
+    assert on_activities == (both, acts)
+    assert compare(on_activities, ACTIVITY_SIDE).mismatches == (("print", ("both",)),)
+    on_workflows = serving(workers, "q", WORKFLOW_SIDE)
+    assert on_workflows == (both, flows)
+    assert compare(on_workflows, WORKFLOW_SIDE).everywhere == ("Order",)
+    assert compare(on_workflows, WORKFLOW_SIDE).mismatches == (("Ship", ("flows",)),)
+    assert serving(workers, "other", ACTIVITY_SIDE) == ()
+
+
+def test_local_activities_are_not_taken_from_the_task_queue() -> None:
+    local = info("local", activities=["send"], workflows=["Order"], only_local=True)
+    assert serving((local,), "q", ACTIVITY_SIDE) == ()
+    assert not serves(local, "send")
+    assert serving((local,), "q", WORKFLOW_SIDE) == (local,)
+
+
+def test_who_serves_every_type_lacks_none() -> None:
+    every, one = info("every", any_activity=True), info("one", activities=["send"])
+    assert serves(every, "whatever")
+    assert compare((every, one), ACTIVITY_SIDE).mismatches == ()
+
+
+@given(infos, st.sampled_from(SIDES))
+def test_every_type_is_either_everywhere_or_lacks_somewhere(
+    workers: list[WorkerInfo], side: str
+) -> None:
+    there = serving(workers, "q", side)
+    found = compare(there, side)
+    named = {name for name, _ in found.mismatches}
+    assert not named & set(found.everywhere)
+    if side == ACTIVITY_SIDE:
+        assert named | set(found.everywhere) == {t for w in there for t in w.activities}
+    assert all(who for _, who in found.mismatches)

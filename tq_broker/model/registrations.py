@@ -1,0 +1,70 @@
+"""Who has registered what: the types of a task queue's workers, compared. Pure.
+
+All workers of a task queue should have the same types, because a task goes to any of them. During
+an upgrade they differ for a while, which is shown and tolerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tq_broker.model.control import WorkerInfo
+from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The types of one side of a task queue.
+
+    Attributes:
+        everywhere: Types that all of its workers have.
+        mismatches: Types that only some have, with the identities of those that lack them.
+    """
+
+    everywhere: tuple[str, ...]
+    mismatches: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def serving(workers: Iterable[WorkerInfo], task_queue: str, side: str) -> tuple[WorkerInfo, ...]:
+    """Those that take tasks of one side of ``task_queue``."""
+    return tuple(
+        worker
+        for worker in workers
+        if task_queue in worker.task_queues and (types(worker, side) or _any(worker, side))
+    )
+
+
+def types(worker: WorkerInfo, side: str) -> tuple[str, ...]:
+    """The types that ``worker`` takes tasks of, on one side."""
+    if side == WORKFLOW_SIDE:
+        return tuple(worker.workflows)
+    return () if worker.only_local else tuple(worker.activities)
+
+
+def _any(worker: WorkerInfo, side: str) -> bool:
+    return side == ACTIVITY_SIDE and worker.any_activity and not worker.only_local
+
+
+def serves(worker: WorkerInfo, activity_type: str) -> bool:
+    """Whether ``worker`` can run activities of that type."""
+    return activity_type in types(worker, ACTIVITY_SIDE) or _any(worker, ACTIVITY_SIDE)
+
+
+def compare(workers: Sequence[WorkerInfo], side: str) -> Comparison:
+    """Compare the workers of one side of a task queue.
+
+    One that serves every type lacks none.
+    """
+    lacking = {
+        name: tuple(
+            worker.identity
+            for worker in workers
+            if name not in types(worker, side) and not _any(worker, side)
+        )
+        for name in sorted({name for worker in workers for name in types(worker, side)})
+    }
+    return Comparison(
+        tuple(name for name, who in lacking.items() if not who),
+        tuple((name, who) for name, who in lacking.items() if who),
+    )
