@@ -172,6 +172,34 @@ def test_while_a_cancel_is_under_way_nothing_makes_room_for_more(
     assert settling == [spec.Basic.Cancel, spec.Basic.Cancel, spec.Basic.Ack]
 
 
+@pytest.mark.usefixtures("brisk")
+def test_what_is_given_back_while_the_reader_is_busy_does_not_come_again_and_again(
+    server: AmqpServer, broker: AmqpBroker
+) -> None:
+    """RabbitMQ counts how often it has delivered a message, and takes it for poison."""
+
+    def give_back(deliveries: Sequence[Delivery]) -> None:
+        wish.cancel_nowait()
+        for delivery in deliveries:
+            delivery.reject(requeue=True)
+
+    wish = broker.subscribe("q", give_back, SubscribeOptions(prefetch=7))
+    _, channel, _ = server.wait_for(spec.Basic.Consume)
+
+    def deliver_meanwhile(session: Session, other: int, _method: Any) -> bool:
+        session.deliver(channel, 1)
+        # A question that keeps the reader longer than the callback.
+        threading.Timer(0.1, session.send, (other, spec.Queue.DeclareOk("q", 0, 0))).start()
+        return True
+
+    server.rules[spec.Queue.Declare] = deliver_meanwhile
+    broker.subscribe("other", Inbox(), SubscribeOptions(prefetch=7, plan=PLAN))
+    kinds: list[type] = []
+    while spec.Basic.Nack not in kinds:
+        kinds.append(type(server.seen.get(timeout=PATIENCE_S)[2]))
+    assert spec.Basic.Cancel in kinds
+
+
 def test_a_consumer_lingers_until_it_is_full_or_somebody_waits(
     server: AmqpServer,
     broker: AmqpBroker,

@@ -84,6 +84,8 @@ class AmqpSubscription:
         wanted: Nobody has cancelled it.
         over: RabbitMQ has said that nothing more will come.
         silent: Its callback must not be called any more.
+        leaving: It is to be cancelled, which the reader need not have heard yet.
+        source: The feed that is, or is about to be: known before anything comes on it.
         cancel_at: When RabbitMQ is told that nobody wants it; ``None``: not wanted to, or told.
         feed: Where its deliveries come from; ``None`` while it is missing.
         error: Why it is missing, as far as known.
@@ -105,7 +107,9 @@ class AmqpSubscription:
         self.wanted = True
         self.over = False
         self.silent = False
+        self.leaving = False
         self.cancel_at: float | None = None
+        self.source: Feed | None = None
         self.feed: Feed | None = None
         self.error: TqBrokerError | None = None
         self.retry_at = 0.0
@@ -170,6 +174,7 @@ class Subscriber:
     def cancel(self, subscription: AmqpSubscription, deadline: float) -> None:
         """See `tq_broker.queues.broker.Subscription.cancel`."""
         call = self._reader.call
+        self._leave(subscription)
         try:
             call(lambda _: self._cancel_soon(subscription), deadline, offline=True)
             with self._changed:
@@ -187,8 +192,21 @@ class Subscriber:
 
     def cancel_nowait(self, subscription: AmqpSubscription) -> None:
         """See `tq_broker.queues.broker.Subscription.cancel_nowait`."""
+        self._leave(subscription)
         if not self._reader.closing:
             self._reader.post(lambda _: self._cancel_nowait(subscription))
+
+    def _leave(self, subscription: AmqpSubscription) -> None:
+        """From now on nothing that is given back may come again before RabbitMQ has been told.
+
+        The reader, which tells it, may be busy for long with other subscriptions; each time that a
+        message came back would be counted, until RabbitMQ took it for poison.
+        """
+        with self._changed:
+            is_first = not subscription.leaving
+            subscription.leaving = True
+            if is_first and subscription.source is not None and subscription.options.prefetch:
+                subscription.source.paused = True
 
     def notify(self) -> None:
         """From any thread: something changed for those who wait."""
@@ -308,6 +326,9 @@ class Subscriber:
     def _consume(self, subscription: AmqpSubscription, deadline: float) -> None:
         reader = self._reader
         feed = reader.open_feed(subscription.queue, deadline, subscription)
+        with self._changed:
+            subscription.source = feed
+            feed.paused = subscription.leaving and bool(subscription.options.prefetch)
         channel: Channel = feed.channel
         channel.on_ended = functools.partial(self._on_ended, feed)
         channel.on_cancel_ok = functools.partial(self._on_cancel_ok, feed)
