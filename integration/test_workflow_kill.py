@@ -282,6 +282,7 @@ def suffer(
     deployment.end(kills.workers)
     check_queues(node, deployment.namespace)
     deployment.end(kills.histories)
+    measured("moves of shards", len(deployment.said("gives up shards")))
     assert not deployment.said("internal error")
     assert not deployment.said("parked")
 

@@ -117,6 +117,20 @@ def test_who_was_replaced_loses_what_it_has(desk: Desk) -> None:
     assert desk.owner.about(4).owner == "me"
 
 
+def test_who_was_replaced_stays_for_the_case_that_the_other_leaves(desk: Desk) -> None:
+    desk.owner.subscribe(3)
+    consumer = desk.owner.consumers[3]
+    desk.owner.acquire({3})
+    desk.owner.forget({3})
+    assert desk.owner.held == ()
+    assert consumer.open
+    desk.owner.acquire({3})
+    assert desk.owner.held == (3,)
+    desk.owner.lose({3})
+    assert desk.owner.held == ()
+    assert not consumer.open
+
+
 def test_the_end_of_a_row_of_a_shard_that_was_lost_is_found_out(desk: Desk) -> None:
     desk.owner.acquire({3})
     desk.owner.send([Sending(desk.reply, 3, desk.owner.owned[3].seq + 1)])

@@ -310,7 +310,7 @@ class Lane:
         except Fenced as error:
             log.warning("history: %s", error)
             self._undo()
-            owner.lose(error.shards)
+            owner.forget(error.shards)
             self._process_ours(parcels, wakes, conflicts)
         except OutcomeUnknown as error:
             log.warning("history: whether it was stored is not known: %s", error)

@@ -190,9 +190,18 @@ class Owner:
             self.lose(done)
 
     def lose(self, shards: Collection[int]) -> None:
-        """``shards`` are not ours any more: forget all about them."""
+        """``shards`` are not ours any more: consume them no more, and forget all about them."""
+        self.close(self.consumers.keys() & shards)
+        self.forget(shards)
+
+    def forget(self, shards: Collection[int]) -> None:
+        """``shards`` are another's: forget all about them, but stay where we consume them.
+
+        Who has them may be about to give them up, to us. If RabbitMQ has made us the active
+        consumer, the next message makes us the owner again; if we left, it would make him the
+        active one, who would give them up again, and so on for as long as messages come.
+        """
         lost = frozenset(shards)
-        self.close(self.consumers.keys() & lost)
         for shard in lost:
             self.owned.pop(shard, None)
             self.releasing.pop(shard, None)
@@ -355,7 +364,7 @@ class Owner:
             try:
                 self.commit(Batch({}))
             except Fenced as error:
-                self.lose(error.shards)
+                self.forget(error.shards)
             except TqBrokerError as error:
                 log.warning("history: outbox rows not removed: %s", error)
 
