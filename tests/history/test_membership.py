@@ -54,7 +54,7 @@ def test_everybody_makes_the_same_plan() -> None:
 def test_a_lone_member_takes_everything() -> None:
     mine = Membership("a")
     living = mine.observe([member("a")], 0.0, 0)
-    wishes = mine.wishes(living, ())
+    wishes = mine.wishes(living, (), 0.0)
     assert wishes.serve == wishes.take == ALL
     assert not wishes.release
 
@@ -62,13 +62,26 @@ def test_a_lone_member_takes_everything() -> None:
 def test_what_another_who_lives_owns_is_waited_for_and_released_by_that() -> None:
     new, old = Membership("new"), Membership("old")
     rows = [member("old", shards=tuple(ALL)), member("new")]
-    waits = new.wishes(new.observe(rows, 0.0, 0), ())
+    old.wishes(old.observe(rows[:1], -1.0, -1), ALL, -1.0)
+    waits = new.wishes(new.observe(rows, 0.0, 0), (), 0.0)
     assert not waits.take
     assert waits.serve == ALL  # first of some, second of the others
-    gives = old.wishes(old.observe(rows, 0.0, 0), ALL)
+    gives = old.wishes(old.observe(rows, 0.0, 0), ALL, 0.0)
     assert len(gives.release) == SHARDS // 2
     rows[0] = member("old", 1, tuple(ALL - gives.release))
-    assert new.wishes(new.observe(rows, 1.0, 1), ()).take == gives.release
+    assert new.wishes(new.observe(rows, 1.0, 1), (), 1.0).take == gives.release
+
+
+def test_what_came_to_us_is_not_given_to_who_may_be_dead() -> None:
+    mine = Membership("a")
+    rows = [member("a"), member("b", shards=tuple(ALL))]
+    mine.wishes(mine.observe(rows, 0.0, 0), (), 0.0)
+    # RabbitMQ has made us the active consumer of all, as if nobody else were there.
+    for second in range(1, int(DEAD_AFTER_S)):
+        assert not mine.wishes(mine.observe(rows, second, second), ALL, second).release
+    rows[1] = member("b", 1)
+    given = mine.wishes(mine.observe(rows, DEAD_AFTER_S, 0), ALL, DEAD_AFTER_S).release
+    assert len(given) == SHARDS // 2
 
 
 def test_who_is_silent_for_too_long_is_dead() -> None:

@@ -78,7 +78,7 @@ class Wishes:
         serve: Shards to consume: those that it is first or second of, and those it may not leave
             yet because nobody else is there to take them.
         take: Shards that nobody who lives owns: their timers must not wait for a first message.
-        release: Shards it owns that are another's, who lives.
+        release: Shards it owns that are another's, who has been heard of since it owns them.
     """
 
     serve: frozenset[int]
@@ -92,6 +92,7 @@ class Membership:
     def __init__(self, member_id: str) -> None:
         self._me = member_id
         self._beats: dict[str, tuple[int, float]] = {}
+        self._held_since: dict[int, float] = {}
         self._plan: tuple[tuple[str, ...], tuple[Places, ...]] = ((), ())
 
     def observe(self, members: Iterable[Member], now_s: float, now_ms: int) -> Mapping[str, Member]:
@@ -125,8 +126,9 @@ class Membership:
             if member_id != self._me and now_s - beat_s >= FORGET_AFTER_S
         ]
 
-    def wishes(self, living: Mapping[str, Member], owned: Collection[int]) -> Wishes:
+    def wishes(self, living: Mapping[str, Member], owned: Collection[int], now_s: float) -> Wishes:
         """What to do, ``living`` being who lives and ``owned`` what this member owns."""
+        self._held_since = {shard: self._held_since.get(shard, now_s) for shard in owned}
         ids = tuple(sorted({*living, self._me}))
         if self._plan[0] != ids:
             self._plan = (ids, places(ids))
@@ -142,5 +144,17 @@ class Membership:
         return Wishes(
             serve=frozenset(first | second),
             take=frozenset(first - owners - set(owned)),
-            release=frozenset(set(owned) - first),
+            release=frozenset(
+                shard
+                for shard in owned
+                if shard not in first and self._is_there(plan[shard].first, shard)
+            ),
         )
+
+    def _is_there(self, member_id: str, shard: int) -> bool:
+        """Whether the first of ``shard`` has said that it lives since the shard is ours.
+
+        It became ours because RabbitMQ knows nobody who comes before us: if the first died a moment
+        ago, giving the shard up would bring it back to us, and stop it for a second each time.
+        """
+        return self._beats[member_id][1] > self._held_since[shard]

@@ -153,7 +153,7 @@ class HistoryService:
         me = Member(self.member_id, self.identity, self._joined_ms, now_ms, held)
         members = self._store.beat(me)
         living = self._membership.observe(members, now_s, now_ms)
-        self._lane.wish(self._membership.wishes(living, held))
+        self._lane.wish(self._membership.wishes(living, held, now_s))
         for member_id in self._membership.forgotten(now_s):
             self._store.leave(member_id)
 
