@@ -93,7 +93,7 @@ class Load:
         """Make no more; returns the orders when all have their results."""
         self._enough.set()
         for client in self._clients:
-            client.result()
+            client.result(RESULT_WITHIN_S)
         self._pool.shutdown()
         return list(self._results)
 
