@@ -287,7 +287,8 @@ def test_while_the_broker_has_no_memory_starts_are_refused_in_time_and_outcomes_
     site.worker().ready()
     with BlockingClient.connect(node.url, namespace=namespace, timeout=2) as client:
         client.execute_activity(tell, task_queue="q")
-        handles = site.load(linger_once, [site.key() for _ in range(10)], 1.5)
+        # Longer than it takes to set the watermark, on a busy machine too.
+        handles = site.load(linger_once, [site.key() for _ in range(10)], 8.0)
         wait_until(lambda: site.ledger.count("start") == 10, "all run")
         node.ctl("set_vm_memory_high_watermark", "0")
         try:
