@@ -187,8 +187,8 @@ def check_store(deployment: Deployment, orders: list[str]) -> None:
     asyncio.run(replayer.replay_workflows(histories))
 
 
-def check_queues(node: LocalRabbitMQ, namespace: str) -> None:
-    """Every message has been dealt with."""
+def check_queues(node: LocalRabbitMQ, namespace: str, only: str | None = None) -> None:
+    """Every message has been dealt with; ``only`` those of one queue are looked at."""
     names = Names(namespace)
     ours = f"tq.{namespace}."
     # The log is kept, and clients hear of each other.
@@ -200,7 +200,7 @@ def check_queues(node: LocalRabbitMQ, namespace: str) -> None:
         return {
             name: count
             for name, count in counts.items()
-            if count and name.startswith(ours) and not name.startswith(others)
+            if count and name.startswith(only or ours) and not name.startswith(others)
         }
 
     deadline = time.monotonic() + REST_WITHIN_S
@@ -279,6 +279,8 @@ def suffer(
     measured("orders", len(orders))
     load.check()
     check_store(deployment, orders)
+    # A will of a killed worker that is being executed would wait there for the next worker.
+    check_queues(node, deployment.namespace, f"tq.{deployment.namespace}.unrouted")
     deployment.end(kills.workers)
     check_queues(node, deployment.namespace)
     deployment.end(kills.histories)
