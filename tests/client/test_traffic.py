@@ -264,7 +264,7 @@ def test_a_look_at_a_namespace_that_nobody_uses_leaves_no_trace(world: World) ->
 def test_a_target_that_is_paused_takes_nothing_and_tasks_come_home(world: World) -> None:
     home, laptop = servers(world)
     in_force(world, rule(take_within_ms=1_000), home, laptop)
-    world.client.operations.pause("laptop")
+    world.client.pause_task_queue("laptop")
     queue = NAMES.activity("laptop")
     world.eventually(lambda: laptop._settings.pause_of(queue) is not None)
     assert world.run(where)["worker"] == "home"
