@@ -18,6 +18,7 @@ from tq_broker.common import (
     Route,
     TargetKind,
     check_duration,
+    inherited_headers,
     options_from,
     to_ms,
 )
@@ -100,9 +101,25 @@ def test_a_wrong_route_is_refused(arguments: Any, message: str) -> None:
         Route(*arguments)
 
 
+def test_headers_of_the_call_are_laid_over_those_of_the_decorator() -> None:
+    call = ActivityOptions(headers={"a": "1", "b": "2"})
+    assert call.over(ActivityOptions(headers={"b": "0", "c": "3"})).headers == {
+        "a": "1", "b": "2", "c": "3"
+    }  # fmt: skip
+    assert ActivityOptions().over(call).headers == call.headers
+    assert inherited_headers({"a": "0", "d": "4"}, call.headers) == {"a": "1", "b": "2", "d": "4"}
+    assert inherited_headers({}, None) == {}
+
+
+@pytest.mark.parametrize("headers", [{"a": 1}, {1: "a"}, {"": "a"}, "a=b", {"a": "x" * 4_000}])
+def test_headers_are_short_texts_by_name(headers: Any) -> None:
+    with pytest.raises(InvalidArgument, match="headers"):
+        ActivityOptions(headers=headers)
+
+
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        InvalidArgument, match=r"option 'timeout'; known are: heartbeat_timeout, .*"
+        InvalidArgument, match=r"option 'timeout'; known are: headers, heartbeat_timeout, .*"
     ):
         options_from({"timeout": 3})
 

@@ -19,7 +19,7 @@ import threading
 import typing
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar, overload
@@ -256,7 +256,8 @@ class Info:
 
     ``host``, ``worker_id`` name the place it runs at, for `Route.host` and `Route.process`.
     Times are aware, in UTC. ``None`` durations are not set. The three ``workflow_`` facts are
-    ``None`` for an activity that no workflow has started.
+    ``None`` for an activity that no workflow has started. ``traffic_rule`` is the id of the rule
+    that has brought it here from its ``task_queue``, if one has.
     """
 
     activity_id: str
@@ -282,6 +283,8 @@ class Info:
     workflow_id: str | None = None
     workflow_run_id: str | None = None
     workflow_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    traffic_rule: str | None = None
 
     @property
     def in_workflow(self) -> bool:

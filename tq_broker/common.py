@@ -7,8 +7,9 @@ where the concept is the same.
 from __future__ import annotations
 
 import enum
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -19,6 +20,8 @@ DURATION_MAX = timedelta(days=3650)
 """The longest duration accepted anywhere: ten years, well inside every integer on the wire."""
 
 PRIORITY_FIRST, PRIORITY_LAST = 1, 5
+HEADERS_CHARS_MAX = 4_000
+"""Bound of all headers of a task together, as JSON."""
 
 
 def check_duration(
@@ -36,6 +39,45 @@ def check_duration(
             f"{argument} is {value}; it must be at least {minimum} and at most {DURATION_MAX}"
         )
     return value
+
+
+def check_headers(argument: str, value: object) -> Mapping[str, str]:
+    """Return ``value`` if it maps names to texts and is not too long.
+
+    Raises:
+        InvalidArgument: names ``argument`` and what is wrong.
+    """
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) and name and isinstance(text, str) for name, text in value.items()
+    ):
+        raise InvalidArgument(f"{argument} must be strings by name")
+    if not value:
+        return value
+    text = json.dumps(dict(value), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{argument} must be Unicode") from None
+    if len(text) > HEADERS_CHARS_MAX:
+        raise InvalidArgument(
+            f"{argument} are {len(text)} characters long; the bound is {HEADERS_CHARS_MAX}"
+        )
+    return value
+
+
+def inherited_headers(
+    inherited: Mapping[str, str], said: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The headers of what a workflow starts: its own, and over them those of the call.
+
+    Raises:
+        InvalidArgument: together they are too long.
+    """
+    if not inherited and not said:
+        return {}
+    headers = {**inherited, **(said or {})}
+    check_headers("headers, with those of the workflow,", headers)
+    return headers
 
 
 def to_ms(value: timedelta) -> int:
@@ -207,6 +249,8 @@ class ActivityOptions:
         schedule_to_start_timeout: Bound of the wait in the queue, per attempt; never retried.
         schedule_to_close_timeout: Bound of everything, retries included; never retried.
         heartbeat_timeout: Longest silence between heartbeats of a running attempt.
+        headers: Texts that travel with it, for traffic rules and the activity's code. An activity
+            of a workflow has the workflow's as well; the same name counts at the call first.
     """
 
     task_queue: str | None = None
@@ -217,6 +261,7 @@ class ActivityOptions:
     schedule_to_start_timeout: timedelta | None = None
     schedule_to_close_timeout: timedelta | None = None
     heartbeat_timeout: timedelta | None = None
+    headers: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -234,6 +279,8 @@ class ActivityOptions:
             raise InvalidArgument("route must be a Route")
         if self.task_queue is not None and not isinstance(self.task_queue, str):
             raise InvalidArgument("task_queue must be a string")
+        if self.headers is not None:
+            check_headers("headers", self.headers)
         priority = self.priority
         if priority is not None and (
             isinstance(priority, bool)
@@ -248,6 +295,8 @@ class ActivityOptions:
     def over(self, defaults: ActivityOptions) -> ActivityOptions:
         """These options, completed by ``defaults`` where they say nothing."""
         said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        if self.headers and defaults.headers:
+            said["headers"] = {**defaults.headers, **self.headers}
         return replace(defaults, **said)
 
 
@@ -262,6 +311,7 @@ class ActivityOptionsDict(TypedDict, total=False):
     schedule_to_start_timeout: timedelta | None
     schedule_to_close_timeout: timedelta | None
     heartbeat_timeout: timedelta | None
+    headers: Mapping[str, str] | None
 
 
 def options_from(keywords: Any) -> ActivityOptions:

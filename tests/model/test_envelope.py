@@ -56,6 +56,8 @@ task_values = st.builds(
     start_token=texts,
     resent=numbers,
     lease=texts,
+    headers=st.dictionaries(names, texts, max_size=3),
+    fell_back=texts,
 )
 
 
@@ -150,6 +152,9 @@ TEXTS = [
     "tq-lease",
     "tq-codecs",
     "tq-workflow",
+    "tq-headers",
+    "tq-rule",
+    "tq-fell-back",
 ]
 NO_NUMBERS = [-1, 2**53 + 1, 10**400, True, None, "1", 1.0, b"1", [1], {}, float("nan")]
 NO_TEXTS = ["", "x" * 4097, 1, None, b"bytes", ["t"], {"a": 1}, True, "\ud800"]

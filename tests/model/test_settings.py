@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from tq_broker.exceptions import Malformed
 from tq_broker.model import settings
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names
+from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
     SIDES,
     ActivityCanceled,
@@ -19,6 +21,8 @@ from tq_broker.model.settings import (
     TaskQueuePaused,
     TaskQueueReclaimed,
     TaskQueueResumed,
+    TrafficRuleRemoved,
+    TrafficRuleSet,
     read_record,
     record_message,
 )
@@ -128,3 +132,44 @@ def test_a_record_of_another_protocol_is_refused(headers: dict[str, object]) -> 
     body = record_message(TaskQueueDeclared("a", 1), "1").body
     with pytest.raises(Malformed, match="protocol"):
         read_record(Message(body=body, message_id="1", headers=headers))
+
+
+def a_rule(id: str = "r", **fields: object) -> TrafficRule:
+    return TrafficRule(**{"id": id, "to_task_queue": "there"} | fields)  # type: ignore[arg-type]
+
+
+def test_a_rule_is_in_force_until_it_is_removed() -> None:
+    first, again = a_rule(), a_rule(percent=5.0, at_ms=1)
+    removed = TrafficRuleRemoved("r", 2, "ann", "enough")
+    assert folded([TrafficRuleSet(first)]).rules == {"r": first}
+    state = folded([TrafficRuleSet(first), TrafficRuleSet(again)])
+    assert state.rules == {"r": again}
+    state.apply(removed)
+    state.apply(removed)
+    assert state.rules == {}
+    assert list(state.rule_changes) == [TrafficRuleSet(first), TrafficRuleSet(again), removed]
+
+
+def test_a_rule_that_ran_out_is_forgotten_when_another_is_set() -> None:
+    over = a_rule("over", expires_ms=10)
+    assert set(folded([TrafficRuleSet(over), TrafficRuleSet(a_rule(at_ms=9))]).rules) == {
+        "over", "r"
+    }  # fmt: skip
+    assert set(folded([TrafficRuleSet(over), TrafficRuleSet(a_rule(at_ms=10))]).rules) == {"r"}
+
+
+def test_rules_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "RULES_MAX", 2)
+    state = folded([TrafficRuleSet(a_rule(id)) for id in "abc"])
+    assert set(state.rules) == {"a", "b"}
+    state.apply(TrafficRuleSet(a_rule("a", percent=1.0)))
+    assert state.rules["a"].percent == 1.0
+
+
+@pytest.mark.parametrize("percent", ["0", "500", '"x"', "null"])
+def test_a_broken_rule_is_malformed_and_not_in_force(percent: str) -> None:
+    message = record_message(TrafficRuleSet(a_rule(percent=5.0)), "1")
+    broken = message.body.replace(b'"percent":5.0', f'"percent":{percent}'.encode())
+    assert broken != message.body
+    with pytest.raises(Malformed, match="setting: "):
+        read_record(msgspec.structs.replace(message, body=broken))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from queue import Queue
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,16 @@ from tq_broker.common import OnGone, Route
 from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
 from tq_broker.model import control, envelope
 from tq_broker.model.control import Probe, Serve
+from tq_broker.model.detours import Detour
+from tq_broker.model.message import Message
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.rule_table import RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.tasks import ActivityTask
-from tq_broker.queues import topology
+from tq_broker.queues import dispatcher, topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions
-from tq_broker.queues.dispatcher import ALIVE_FOR_S, READY_STEP_S, Dispatcher
+from tq_broker.queues.delay import destination_key
+from tq_broker.queues.dispatcher import ALIVE_FOR_S, GONE_FOR_S, READY_STEP_S, Dispatcher
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.routing import WAIT_STEP_MS
 from tq_broker.queues.sender import Sender
@@ -252,3 +258,100 @@ def test_time_of_the_machine_will_do() -> None:
     assert broker.get(str(NAMES.activity("q")), SystemClock().monotonic() + SOON_S) is not None
     sender.close()
     broker.close(SystemClock().monotonic() + SOON_S)
+
+
+# --- traffic rules --------------------------------------------------------------------------------
+
+DETOUR = Detour(TaskKind.ACTIVITY, "there", "", "q", 10_000)
+AWAY = DETOUR.queue(NAMES)
+HOME = NAMES.activity("q")
+
+
+class Followed:
+    """A settings log that was read."""
+
+    def __init__(self, *rules: TrafficRule) -> None:
+        self.rules = RuleTable(rules)
+
+
+def with_rule(world: World, **fields: Any) -> None:
+    rule = TrafficRule(**{"id": "r", "to_task_queue": "there"} | fields)
+    world.dispatcher.traffic.attach(Followed(rule))  # type: ignore[arg-type]
+
+
+def target(world: World, *, ready: bool = True) -> None:
+    """A worker that can serve the detour comes."""
+    world.worker = MemoryBroker(world.server, world.clock)
+    keys = (DETOUR.ask_key, control.ready_key(AWAY.key)) if ready else (DETOUR.ask_key,)
+    plan = topology.namespace(NAMES) + topology.control_queue(NAMES, DESK, keys)
+    plan += topology.detour_queue(NAMES, DETOUR)
+    subscription = world.worker.subscribe(
+        str(DESK), world.on_requests, SubscribeOptions(prefetch=10, plan=plan)
+    )
+    world.worker.wait_subscribed([subscription], world.soon())
+
+
+def message_at(world: World, queue: QueueName) -> Message:
+    delivery = world.broker.get(str(queue), world.soon())
+    assert delivery is not None
+    return delivery.message
+
+
+def test_a_rule_lends_a_task_to_its_target(world: World) -> None:
+    with_rule(world)
+    target(world)
+    assert world.dispatch() is None
+    message = message_at(world, AWAY)
+    assert (message.headers[envelope.RULE], envelope.home(message)) == ("r", "q")
+    assert envelope.read_task(message, "").task_queue == "q"
+
+
+def test_a_target_that_is_not_there_costs_one_question_in_a_while(world: World) -> None:
+    with_rule(world)
+    for _ in range(2):
+        assert world.dispatch() is None
+    message = message_at(world, HOME)
+    assert message.headers[envelope.FELL_BACK] == "r"
+    assert envelope.RULE not in message.headers
+    target(world)
+    assert world.dispatch() is None
+    assert world.asked.empty()
+    world.clock.advance(GONE_FOR_S)
+    assert world.dispatch() is None
+    assert world.next() == Probe()
+    assert world.count(AWAY) == 1
+
+
+def test_a_target_that_never_gets_ready_does_not_hold_a_task_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "READY_WITHIN_S", 1.5 * READY_STEP_S)
+    with_rule(world)
+    target(world, ready=False)
+    dispatching = world.dispatching()
+    assert world.next() == Serve(str(AWAY), DETOUR)
+    world.until_booked()
+    assert dispatching.result(SOON_S) is None
+    assert world.count(HOME) == 1
+
+
+def test_without_fallback_a_task_waits_on_the_targets_own_queue(world: World) -> None:
+    with_rule(world, fallback=False)
+    assert world.dispatch() is None
+    assert envelope.home(message_at(world, NAMES.activity("there"))) == "q"
+
+
+def test_what_has_a_route_is_not_moved(world: World) -> None:
+    with_rule(world)
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    assert world.count(HOST) == 1
+
+
+def test_a_delayed_task_of_a_rule_is_looked_at_again_when_it_is_due(world: World) -> None:
+    with_rule(world)
+    assert world.dispatch(delay_ms=100) is None
+    world.clock.advance(0.2)
+    delivery = world.broker.get(str(NAMES.queue(Kind.UNROUTED)), world.soon())
+    assert delivery is not None
+    assert destination_key(delivery.routing_key) == AWAY.key

@@ -9,15 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tq_broker.common import OnGone, Route
+from tq_broker.common import OnGone, RetryPolicy, Route
+from tq_broker.model.detours import Detour
 from tq_broker.model.names import Names
+from tq_broker.model.rule_table import Facts, RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
     Destination,
     Fail,
     LookAgain,
+    by_rule,
     destination,
+    explain,
+    facts,
+    may_be_moved,
     when_gone,
 )
 
@@ -78,3 +85,70 @@ def test_waiting_looks_again_until_the_wait_is_over(passed_ms: int) -> None:
 def test_only_a_routed_task_can_lose_its_target() -> None:
     with pytest.raises(AssertionError):
         when_gone(NAMES, task(), 0)
+
+
+# --- traffic rules --------------------------------------------------------------------------------
+
+
+def by(rule: TrafficRule, of: Facts | None = None) -> Destination | None:
+    return by_rule(NAMES, of or facts(task()), RuleTable([rule]), 0)
+
+
+def a_rule(**fields: Any) -> TrafficRule:
+    return TrafficRule(**{"id": "r", "to_task_queue": "there"} | fields)
+
+
+def test_a_rule_leads_to_a_detour_that_leads_home() -> None:
+    to = by(a_rule(take_within_ms=5_000))
+    assert to is not None
+    assert to.detour == Detour(TaskKind.ACTIVITY, "there", "", "q", 5_000)
+    assert to.queue == to.detour.queue(NAMES)
+    assert to.private
+    assert to.why == "traffic rule 'r' sends it to task queue 'there'"
+
+
+def test_a_rule_may_name_a_host_only() -> None:
+    to = by(a_rule(to_task_queue="", to_host="h"))
+    assert to is not None
+    assert to.detour == Detour(TaskKind.ACTIVITY, "q", "h", "q", 10_000)
+
+
+def test_without_fallback_a_rule_leads_to_the_shared_queue() -> None:
+    to = by(a_rule(fallback=False))
+    assert to is not None
+    assert (to.queue, to.private, to.detour) == (NAMES.activity("there"), False, None)
+    of = Facts(kind=TaskKind.WORKFLOW, type="W", task_queue="q", id="w")
+    to = by(a_rule(fallback=False), of)
+    assert to is not None
+    assert to.queue == NAMES.workflow("there")
+
+
+def test_who_is_there_already_is_not_moved() -> None:
+    assert by(a_rule(to_task_queue="q")) is None
+    assert by(a_rule(type="other")) is None
+
+
+def test_what_must_run_where_it_says_or_has_come_back_is_not_asked_about() -> None:
+    assert may_be_moved(task())
+    assert not may_be_moved(task(Route.host("h")))
+    assert not may_be_moved(task(rule="r"))
+    assert not may_be_moved(task(fell_back="r"))
+
+
+def test_rules_may_ask_what_a_task_tells() -> None:
+    once = RetryPolicy(maximum_attempts=1)
+    told = facts(task(headers={"h": "x"}, priority=1, retry_policy=once), {"m": b"1"})
+    assert told == Facts(
+        kind=TaskKind.ACTIVITY, type="t", task_queue="q", id="a", headers={"h": "x"}, priority=1,
+        memo={"m": b"1"}, once=True,
+    )  # fmt: skip
+
+
+def test_an_explanation_ends_with_where_it_goes() -> None:
+    def last(rule: TrafficRule) -> str:
+        return explain(NAMES, facts(task()), RuleTable([rule]), 0)[-1]
+
+    assert last(a_rule(to_task_queue="q")) == "which is where it is; it goes there"
+    assert last(a_rule(type="x")) == "no rule decides; it goes to 'q'"
+    assert last(a_rule()).startswith("if nobody is there, or takes it within 10 s, it comes back")
+    assert "queue tq.n.activity.there" in last(a_rule(fallback=False))

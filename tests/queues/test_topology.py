@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tq_broker.model.detours import Detour
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.rules import TaskKind
 from tq_broker.queues import topology
 from tq_broker.queues.sender import lock_name
 from tq_broker.queues.topology import (
@@ -29,12 +31,14 @@ REPLY = NAMES.queue(Kind.REPLY, "c")
 CLAIM = NAMES.queue(Kind.CLAIM, "d")
 CONTROL = NAMES.queue(Kind.CONTROL, "w")
 
+DETOUR = Detour(TaskKind.ACTIVITY, "there", "", "q", 5_000)
 PLANS = {
     "namespace": topology.namespace(NAMES),
     "task queue": topology.task_queue(NAMES, ACTIVITY, LOCK),
     "classic task queue": topology.task_queue(NAMES, ACTIVITY, LOCK, QueueType.CLASSIC),
     "host queue": topology.private_queue(NAMES, HOST),
     "process queue": topology.private_queue(NAMES, PROCESS),
+    "detour": topology.detour_queue(NAMES, DETOUR),
     "lease queue": topology.held_queue(NAMES, LEASE),
     "reply queue": topology.reply_queue(NAMES, REPLY),
     "claim queue": topology.claim_queue(NAMES, CLAIM, "token", 5000),
@@ -42,7 +46,16 @@ PLANS = {
     "settings log": topology.settings_log(NAMES),
     "delay ladder": topology.delay_ladder(NAMES),
 }
-CHURNING = {Kind.HOST, Kind.PROCESS, Kind.LEASE, Kind.REPLY, Kind.CONTROL, Kind.CLAIM, Kind.LOCK}
+CHURNING = {
+    Kind.DETOUR,
+    Kind.HOST,
+    Kind.PROCESS,
+    Kind.LEASE,
+    Kind.REPLY,
+    Kind.CONTROL,
+    Kind.CLAIM,
+    Kind.LOCK,
+}
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 
@@ -202,6 +215,17 @@ def test_what_strays_from_a_private_queue_is_routed_anew(plan: str) -> None:
     assert "x-dead-letter-routing-key" not in queue.arguments
     (bound,) = bindings(PLANS[plan])
     assert bound[1:] == (NAMES.exchange(Exchange.TASKS), QueueName.parse(queue.name).key)
+
+
+def test_what_waits_on_a_detour_for_too_long_goes_home() -> None:
+    (queue,) = queues(PLANS["detour"])
+    assert queue.arguments == {
+        "x-queue-type": "classic",
+        "x-expires": 70_000,
+        "x-message-ttl": 5_000,
+        "x-dead-letter-exchange": NAMES.exchange(Exchange.DUE),
+        "x-dead-letter-routing-key": "activity.q",
+    }
 
 
 def test_a_claim_differs_by_its_token_and_holds_one_outcome() -> None:

@@ -22,6 +22,7 @@ from tq_broker.model import envelope, failure
 from tq_broker.model.message import Message
 from tq_broker.model.names import Names
 from tq_broker.model.requests import shard_of
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
 from tq_broker.model.workflow_tasks import StartGranted
 from tq_broker.queues.ids import IdSource
@@ -146,6 +147,7 @@ class Executor:
 @dataclass
 class Settings:
     cancelled: set[str] = field(default_factory=set)
+    rules: RuleTable = NO_RULES
 
     def is_cancelled(self, activity_id: str, scheduled_ms: int) -> bool:
         return activity_id in self.cancelled

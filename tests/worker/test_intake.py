@@ -62,6 +62,7 @@ ORDER: list[tuple[str, dict[str, Any], Action]] = [
     ("late", {"task": LATE}, Action.END),
     ("redelivered", {"redelivered": True}, Action.LOST),
     ("closing", {"closing": True}, Action.GIVE_BACK),
+    ("a rule", {"moved": True}, Action.DIVERT),
     ("not served", {"serves": False}, Action.END),
     ("no slot", {"free_slots": 0}, Action.HOLD),
     ("with an id", {"task": WITH_ID}, Action.CLAIM),
@@ -118,6 +119,7 @@ situations = st.builds(
     answerable=st.booleans(),
     closing=st.booleans(),
     free_slots=st.integers(-2, 2),
+    moved=st.booleans(),
 )
 times = st.integers(0, 100)
 task_values = st.builds(
@@ -140,6 +142,7 @@ def test_only_a_fresh_wanted_task_with_a_slot_is_ever_begun(
         assert not at.redelivered
         assert not at.closing
         assert not at.cancelled
+        assert not at.moved
         assert at.serves
         assert at.answerable
         assert at.known is Known.NO or one.id_retention_ms

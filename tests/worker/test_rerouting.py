@@ -13,10 +13,13 @@ from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
 from tq_broker.common import RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.model import envelope
+from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.requests import SHARDS
+from tq_broker.model.rules import TaskKind
 from tq_broker.model.tasks import ActivityTask, Status
+from tq_broker.model.workflow_tasks import RunKey, WorkflowTask, read_task, task_message
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Receipt, SubscribeOptions
 from tq_broker.queues.delay import delayed
@@ -217,6 +220,84 @@ def test_a_will_of_a_target_that_lives_changes_nothing(bench: Bench) -> None:
 
     bench.world.eventually(lambda: bench.world.count(desk) >= 1)
     assert bench.world.count(HOST) == 1
+
+
+# --- detours ------------------------------------------------------------------------------------
+
+
+DETOUR = Detour(TaskKind.ACTIVITY, "there", "", "q", 60_000)
+
+
+def lent(activity_id: str = "a", **fields: Any) -> Message:
+    return envelope.diverted(
+        envelope.task_message(task(activity_id=activity_id, **fields)), "r", "q"
+    )
+
+
+def on_detour(bench: Bench, message: Message) -> None:
+    bench.world.broker.apply(topology.detour_queue(NAMES, DETOUR), bench.world.soon())
+    ended: Future[Receipt] = Future()
+    key = DETOUR.queue(NAMES).key
+    publication = Publication(NAMES.exchange(Exchange.TASKS), key, message)
+    bench.world.broker.publish(publication, bench.world.soon(), ended.set_result)
+    ended.result(SOON_S)
+
+
+def at_home(bench: Bench, queue: QueueName = QUEUE) -> Message:
+    bench.world.eventually(lambda: bench.world.count(queue) > 0)
+    delivery = bench.world.broker.get(str(queue), bench.world.soon())
+    assert delivery is not None
+    return delivery.message
+
+
+def test_what_a_dead_target_had_on_a_detour_comes_home(bench: Bench) -> None:
+    on_detour(bench, lent())
+    will(bench, str(DETOUR.queue(NAMES)))
+    assert envelope.read_task(at_home(bench), "q") == task(fell_back="r")
+
+
+def test_what_it_had_begun_there_is_a_lost_attempt(bench: Bench) -> None:
+    on_detour(bench, lent(retry_policy=ONCE))
+    queue = DETOUR.queue(NAMES)
+    taken = bench.world.broker.get(str(queue), bench.world.soon())
+    assert taken is not None
+    taken.reject(requeue=True)
+    will(bench, str(queue))
+    outcome = bench.outcome()
+    assert (outcome.status, outcome.failure.type) == (Status.FAILED, "WorkerLost")
+
+
+def test_a_workflow_task_on_a_detour_comes_home(bench: Bench) -> None:
+    flow = WorkflowTask(
+        run=RunKey("w", "r"), workflow_type="W", task_queue="q", shard=1, scheduled_event_id=2
+    )
+    on_detour(bench, envelope.diverted(task_message(flow, "m"), "r", "q"))
+    will(bench, str(DETOUR.queue(NAMES)))
+    message = at_home(bench, NAMES.workflow("q"))
+    assert read_task(message) == flow
+    assert message.headers[envelope.FELL_BACK] == "r"
+
+
+def test_a_workflow_task_whose_home_was_removed_gets_it_back(bench: Bench) -> None:
+    flow = WorkflowTask(
+        run=RunKey("w", "r"), workflow_type="W", task_queue="q", shard=1, scheduled_event_id=2
+    )
+    home = NAMES.workflow("q")
+    bench.stray(envelope.diverted(task_message(flow, "m"), "r", "q"), home.key)
+    assert read_task(at_home(bench, home)) == flow
+
+
+def test_what_a_timer_releases_for_a_detour_is_asked_about_again(bench: Bench) -> None:
+    key = DETOUR.queue(NAMES).key
+    publication = delayed(Publication("", key, lent()), NAMES, 12_345)
+    bench.stray(publication.message, publication.routing_key)
+    assert envelope.read_task(at_home(bench), "q") == task()
+
+
+def test_what_does_not_tell_its_home_is_parked(bench: Bench) -> None:
+    bench.stray(envelope.task_message(task()), DETOUR.queue(NAMES).key)
+    parked = bench.world.take_parked()
+    assert "tq-task-queue" in str(parked.message.headers["tq-parked-reason"])
 
 
 def test_a_will_about_a_sticky_queue_has_history_told(bench: Bench) -> None:

@@ -37,6 +37,7 @@ from tq_broker.model.workflow_tasks import (
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import workflow_handler
 from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, TaskFailure, Turn
@@ -266,6 +267,7 @@ class Bench:
             self.inquiries,
             place(self.clock),
             WorkerOptions(**options),
+            RecentTasks(),
         )
         self.handler = WorkflowHandler(*parts)
 

@@ -13,7 +13,7 @@ from tq_broker.cli import exits
 from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, parse_route
+from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_route
 from tq_broker.client import BlockingActivityHandle
 from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
 from tq_broker.exceptions import ActivityError, FailureError, InvalidArgument
@@ -63,6 +63,9 @@ _start_options = shared(
     click.option("--heartbeat", type=DURATION, help="Longest silence between heartbeats."),
     click.option("--max-attempts", type=click.IntRange(min=0), help="0: no bound."),
     click.option("--priority", type=click.IntRange(1, 5), help="1 is first.  [3]"),
+    click.option(
+        "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
+    ),
     click.option("--route", metavar="host:NAME|process:ID", help="Where it must run."),
     click.option(
         "--on-gone",
@@ -163,6 +166,7 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "id_conflict_policy": _CONFLICTS[conflict] if conflict else None,
         "retry_policy": None if attempts is None else RetryPolicy(maximum_attempts=attempts),
         "priority": keywords["priority"],
+        "headers": dict(keywords["headers"]) or None,
         "route": parse_route(route, keywords["on_gone"]) if route else None,
         "start_delay": keywords["delay"],
         "wait_result": keywords.get("wait_result"),

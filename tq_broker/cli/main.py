@@ -20,6 +20,7 @@ from tq_broker.cli.history import history
 from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
 from tq_broker.cli.passwords import without_password
+from tq_broker.cli.route import route
 from tq_broker.cli.task_queue import task_queue
 from tq_broker.cli.verbs import VERBS
 from tq_broker.cli.worker import worker
@@ -84,7 +85,9 @@ def cli() -> None:
     """
 
 
-for command in (worker, activity, workflow, task_queue, history, parked, doctor, demo, dev):
+for command in (
+    worker, activity, workflow, task_queue, route, history, parked, doctor, demo, dev
+):  # fmt: skip
     cli.add_command(command)
 activity.add_command(broadcast)
 for verb in VERBS:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     _Duration = click.ParamType[timedelta]
     _Names = click.ParamType[tuple[str, ...]]
     _Value = click.ParamType[Any]
+    _Pair = click.ParamType[tuple[str, str]]
 else:
-    _Duration = _Names = _Value = click.ParamType
+    _Duration = _Names = _Value = _Pair = click.ParamType
 
 
 def parse_duration(text: str) -> timedelta:
@@ -117,7 +118,24 @@ class JsonList(JsonValue):
         return found
 
 
+class NamedText(_Pair):
+    """An option such as ``name=text``; may be given several times."""
+
+    name = "k=v"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if not isinstance(value, str):
+            return value[0], value[1]
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r:.80} is not a name and a text; write tenant=acme", param, ctx)
+        return name, text
+
+
 DURATION = Duration()
 NAMES = NameList()
 JSON_VALUE = JsonValue()
 JSON_LIST = JsonList()
+TEXTS = NamedText()

@@ -16,7 +16,7 @@ from tq_broker.cli import workflow_report as report
 from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_VALUE
+from tq_broker.cli.values import DURATION, JSON_VALUE, TEXTS
 from tq_broker.client import (
     BlockingClient,
     BlockingWorkflowHandle,
@@ -96,6 +96,9 @@ _start_options = shared(
     click.option("--delay", type=DURATION, help="Begin only after this pause."),
     click.option("--memo", metavar="NAME=JSON", multiple=True, help="Told with it; repeat it."),
     click.option("--priority", type=click.IntRange(1, 5), help="Of its activities; 1 is first."),
+    click.option(
+        "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
+    ),
     click.option("--static-summary", metavar="TEXT", help="One line for people."),
     click.option("--start-signal", metavar="NAME", help="Deliver this signal with the start."),
     click.option(
@@ -350,6 +353,7 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "start_delay": keywords["delay"],
         "memo": dict(map(_named, keywords["memo"])) or None,
         "priority": keywords["priority"],
+        "headers": dict(keywords["headers"]) or None,
         "static_summary": keywords["static_summary"],
         "start_signal": keywords["start_signal"],
         "start_signal_args": keywords["signal_inputs"] or None,

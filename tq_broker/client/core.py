@@ -49,6 +49,7 @@ TIMEOUT_GRACE_S = 1.0
 """Workers answer for timeouts; the client only steps in when no worker has, this much later."""
 
 T = TypeVar("T")
+A = TypeVar("A", control.WorkerInfo, control.Recent)
 
 
 class Pending:
@@ -156,6 +157,7 @@ class ClientCore:
 
         def dispatch() -> None:
             self.dispatcher.dispatch(task, message, deadline, done, delay_ms=start.delay_ms)
+            self.connection.traffic.follow()
 
         if task.reply_to is None or self._replies is not None or start.options.reply_to:
             dispatch()
@@ -170,7 +172,8 @@ class ClientCore:
         """
         deadline = self.deadline(max(self.timeout_s, len(calls) / 1000))
         accepted: Future[list[Pending]] = Future()
-        if start.task["route"] is not None or start.delay_ms:
+        moved = self.dispatcher.moves(start.activity_type, start.task_queue)
+        if start.task["route"] is not None or start.delay_ms or moved:
             return self._start_each(start, calls)
         now_ms = epoch_ms(self.clock)
         first = self._task(start, "", b"", now_ms)
@@ -205,6 +208,7 @@ class ClientCore:
 
         def send() -> None:
             self.sender.send_many(publications, (queue,), deadline, tally.done)
+            self.connection.traffic.follow()
 
         if first.reply_to is None or self._replies is not None or start.options.reply_to:
             self.sender.in_background(send)
@@ -486,17 +490,33 @@ class ClientCore:
 
     def ping(self, wait_s: float) -> Future[list[control.WorkerInfo]]:
         """Ask all workers of the namespace who they are; ends after ``wait_s`` seconds."""
-        found: dict[str, control.WorkerInfo] = {}
-        collected: Future[list[control.WorkerInfo]] = Future()
+        sorted_: Future[list[control.WorkerInfo]] = Future()
+
+        def collected(future: Future[list[control.WorkerInfo]]) -> None:
+            if (error := future.exception()) is not None:
+                _end(sorted_, error, None)
+            else:
+                _end(sorted_, None, sorted(future.result(), key=lambda info: info.identity))
+
+        self.ask_workers(control.Ping(), control.WorkerInfo, wait_s).add_done_callback(collected)
+        return sorted_
+
+    def ask_workers(
+        self, request: control.Request, kind: type[A], wait_s: float
+    ) -> Future[list[A]]:
+        """Ask all workers of the namespace; ends after ``wait_s`` seconds, with the last answer of
+        each."""
+        found: dict[str, A] = {}
+        collected: Future[list[A]] = Future()
         deadline = self.deadline()
 
         def on_reply(message: Message) -> None:
             reply = control.read_reply(message)
-            if isinstance(reply, control.WorkerInfo):
+            if isinstance(reply, kind):
                 found[reply.worker_id] = reply
 
         def finish() -> None:
-            _end(collected, None, sorted(found.values(), key=lambda info: info.identity))
+            _end(collected, None, list(found.values()))
 
         def on_sent(error: TqBrokerError | None) -> None:
             if isinstance(error, NoRoute):
@@ -507,7 +527,7 @@ class ClientCore:
             else:
                 _end(collected, error, None)
 
-        self._call(control.EVERY_WORKER, control.Ping(), deadline, on_reply, on_sent)
+        self._call(control.EVERY_WORKER, request, deadline, on_reply, on_sent)
         return collected
 
     def _call(

@@ -29,6 +29,7 @@ from tq_broker.client.parked import (
     read_parked,
     renewed,
 )
+from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, Malformed, NotFound, TqBrokerError
 from tq_broker.model import control, envelope, workflow_tasks
@@ -154,6 +155,11 @@ class Operations:
     def __init__(self, core: ClientCore) -> None:
         self._core = core
         self._names = core.names
+
+    @property
+    def traffic(self) -> TrafficOperations:
+        """What an operator does about traffic rules."""
+        return TrafficOperations(self._core)
 
     # --- looking ------------------------------------------------------------------------------
 

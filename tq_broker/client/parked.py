@@ -82,7 +82,7 @@ def read_parked(message: Message, namespace: str, routing_key: str) -> ParkedMes
 
 def fresh(message: Message) -> Message:
     """``message`` as it was before it was parked, to be sent again."""
-    return _without(message, REASON, FROM, SINCE, BY, DELIVERY_COUNT)
+    return envelope.without_route(_without(message, REASON, FROM, SINCE, BY, DELIVERY_COUNT))
 
 
 def renewed(parked: ParkedMessage) -> Message:
@@ -112,6 +112,8 @@ def _key(message: Message, parked_ms: int, origin: str) -> str:
 
 def _task_queue(message: Message, namespace: str, origin: str, routing_key: str) -> str | None:
     """The first clue that names a task queue of this namespace."""
+    if envelope.RULE in message.headers:  # a traffic rule had brought it to where it was parked
+        return _str(message.headers.get(TASK_QUEUE)) or None
     death = _last_death(message.headers)
     keys = death.get("routing-keys")
     first = _str(keys[0]) if isinstance(keys, list) and keys else ""

@@ -14,6 +14,7 @@ from tq_broker.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
     check_duration,
+    check_headers,
     to_ms,
 )
 from tq_broker.converter import DataConverter
@@ -110,9 +111,7 @@ class StartWorkflowOptions:
         _check_length("static_summary", self.static_summary or "", SUMMARY_BYTES_MAX)
         _check_length("static_details", self.static_details or "", DETAILS_BYTES_MAX)
         _check_names("memo", self.memo)
-        _check_names("headers", self.headers)
-        if not all(isinstance(value, str) for value in (self.headers or {}).values()):
-            raise InvalidArgument("headers must be strings by name")
+        check_headers("headers", self.headers or {})
         if self.start_signal is not None:
             check_id("start_signal", self.start_signal)
         elif self.start_signal_args:

@@ -174,6 +174,7 @@ def task(
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
         route=None if scheduled.route is None else load_route(scheduled.route),
         priority=scheduled.priority,
+        headers=scheduled.headers,
         workflow=WorkflowOrigin(
             workflow_id=run.workflow_id,
             run_id=run.run_id,

@@ -33,9 +33,11 @@ from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecuti
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
 from tq_broker.model.settings import ActivityCanceled
+from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.connection import Connection
+from tq_broker.queues.routing import Destination
 from tq_broker.queues.sender import error_of
 from tq_broker.stores.store import EventRow
 
@@ -151,13 +153,32 @@ class Outbox:
 
     # --- what is sent -----------------------------------------------------------------------------
 
-    def _task(self, _sending: Sending, record: TaskRecord) -> Mail | NoMail:
+    def _task(self, sending: Sending, record: TaskRecord) -> Mail | NoMail:
         task = record.task
         held = self._cache.get(task.run.run_id)
         if held is None or not _is_pending(held.run, record):
             return NoMail.OVER
         events = self._events(held.run, task.first_event_id, task.last_event_id)
-        return mailing.workflow_task(self._names, task, events, self._sender.ids.next())
+        mail = mailing.workflow_task(self._names, task, events, self._sender.ids.next())
+        # A run that is in a worker's cache stays with that worker.
+        to = None if task.sticky else self._by_rule(task, held.run)
+        if to is None:
+            return mail
+        self._connection.dispatcher.divert(
+            mail[0].message,
+            self._names.workflow(task.task_queue),
+            to,
+            self._deadline(),
+            lambda error: self._ended(sending, error),
+        )
+        return NoMail.UNDER_WAY
+
+    def _by_rule(self, task: WorkflowTask, run: Execution) -> Destination | None:
+        if not self._connection.traffic.rules:
+            return None
+        started = run.started
+        facts = routing.workflow_facts(task, started.headers, started.priority, run.memo)
+        return self._connection.dispatcher.by_rule(facts)
 
     def _events(self, run: Execution, first_event_id: int, last_event_id: int) -> list[Event]:
         """The history from one event to another, as far as it fits a message."""
@@ -194,10 +215,15 @@ class Outbox:
         reply_to = str(self._names.history(sending.shard))
         task = msgspec.structs.replace(task, reply_to=reply_to, heartbeat_details=details or b"")
         message = envelope.task_message(task)
-        to = routing.destination(self._names, task)
-        if to.private:
-            self._connection.dispatcher.dispatch(
-                task, message, self._deadline(), lambda error: self._ended(sending, error)
+        dispatcher, memo = self._connection.dispatcher, held.run.memo
+        to = dispatcher.destination(task, memo)
+        if to.private or to.rule is not None:
+            dispatcher.dispatch(
+                task,
+                message,
+                self._deadline(),
+                lambda error: self._ended(sending, error),
+                memo=memo,
             )
             return NoMail.UNDER_WAY
         return Publication(self._names.exchange(Exchange.TASKS), to.queue.key, message), (to.queue,)

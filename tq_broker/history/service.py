@@ -16,9 +16,11 @@ from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.history.lane import Lane
 from tq_broker.history.membership import BEAT_S, Membership
 from tq_broker.history.options import HistoryOptions
+from tq_broker.model.names import Kind
 from tq_broker.model.requests import SHARDS
 from tq_broker.queues.connection import Connected, Connection
 from tq_broker.queues.sender import NAMESPACE
+from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.stores.store import Member, Store
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
+SETTINGS_WITHIN_S = 5.0
 INBOX_KEPT_MS = 24 * 3600 * 1000
 """So long a message may come a second time and is known."""
 PRUNE_ROWS = 500
@@ -58,6 +61,7 @@ class HistoryService:
         self._clock = connection.clock
         self._store = store
         self.member_id = secrets.token_hex(8)
+        self._settings = SettingsLog(connection.broker, connection.names, self._clock)
         self._lane = Lane(connection, store, self.options)
         self._membership = Membership(self.member_id)
         self._joined_ms = 0
@@ -92,6 +96,7 @@ class HistoryService:
             raise InvalidArgument("a history service can be started once")
         deadline = self._clock.monotonic() + START_WITHIN_S
         self._connection.sender.ensure((NAMESPACE,), deadline)
+        self._follow_settings(deadline)
         self._joined_ms = epoch_ms(self._clock)
         self._lane.start()
         self._beats = threading.Thread(target=self._beat_on, name="tq-history-beat", daemon=True)
@@ -103,6 +108,17 @@ class HistoryService:
             self.stop()
             raise
         self._beats.start()
+
+    def _follow_settings(self, deadline: float) -> None:
+        """Read the traffic rules, which must be known before the first task goes out."""
+        broker = self._connection.broker
+        broker.wait_subscribed([self._settings.follow()], deadline)
+        stats = broker.stats(str(self._connection.names.queue(Kind.SETTINGS)), deadline)
+        within = self._clock.monotonic() + SETTINGS_WITHIN_S
+        # What is so new that RabbitMQ has not counted it yet may reach us a moment later.
+        if stats is not None and stats.ready and not self._settings.catch_up(within):
+            log.warning("history: settings not read to their end in %g s", SETTINGS_WITHIN_S)
+        self._connection.traffic.attach(self._settings)
 
     def stop(self) -> None:
         """Take nothing more, finish what was begun, let others have the shards. Idempotent."""
@@ -117,6 +133,8 @@ class HistoryService:
                 self._store.leave(self.member_id)
             except TqBrokerError as error:
                 log.warning("history: not left properly: %s", error)
+        self._connection.traffic.detach(self._settings)
+        self._settings.stop()
 
     def __enter__(self) -> Self:
         self.start()

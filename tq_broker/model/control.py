@@ -15,9 +15,11 @@ import msgspec
 
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.detours import Detour
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message
 from tq_broker.model.names import encode_part
+from tq_broker.model.rule_table import Facts
 from tq_broker.model.tasks import NO_RESULT
 
 EVERY_WORKER = "worker"
@@ -44,11 +46,17 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
 class Serve(msgspec.Struct, frozen=True, tag="serve"):
     """Serve the private queue ``queue`` from now on, if it is yours: somebody has a task for it.
+    The name of a detour's queue does not say what it is for; ``detour`` does.
 
     When it is consumed, and there is a will for it, bind the control queue under `ready_key`.
     """
 
     queue: str
+    detour: Detour | None = None
+
+
+class AskRecent(msgspec.Struct, frozen=True, tag="recent"):
+    """Which tasks did you take lately?"""
 
 
 class CompleteAttempt(msgspec.Struct, frozen=True, tag="complete"):
@@ -114,8 +122,22 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     cancel_requested: bool = False
 
 
-Request = Ping | Probe | Serve | CompleteAttempt | Hello | Present
-Reply = WorkerInfo | Answer
+class RecentTask(msgspec.Struct, frozen=True):
+    """A task that a worker took, without what only its code may see."""
+
+    at_ms: int
+    facts: Facts
+
+
+class Recent(msgspec.Struct, frozen=True, tag="recent"):
+    """The answer to `AskRecent`: the last few hundred at most."""
+
+    worker_id: str
+    tasks: list[RecentTask]
+
+
+Request = Ping | Probe | Serve | AskRecent | CompleteAttempt | Hello | Present
+Reply = WorkerInfo | Answer | Recent
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)

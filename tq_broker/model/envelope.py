@@ -15,9 +15,10 @@ import msgspec
 
 from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.converter import ENCODED, JSON, DataConverter
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import payload, tasks
 from tq_broker.model.message import Message
+from tq_broker.model.names import check_task_queue
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, OutcomeBody, Status, TaskBody
 
 PROTOCOL = 1
@@ -30,6 +31,9 @@ SETTING = "setting"
 RESENT = "tq-resent"
 HANDED_OUT = "tq-handed-out"
 """The task was put elsewhere as a fresh copy, but had been redelivered before."""
+RULE = "tq-rule"
+FELL_BACK = "tq-fell-back"
+TASK_QUEUE = "tq-task-queue"
 HEARTBEAT = "tq-heartbeat"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
@@ -56,6 +60,13 @@ def _attempt(name: str, value: object) -> int:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
         raise Malformed(f"header {name}: not a text of 1 to {TEXT_MAX} characters")
+    return _utf8(f"header {name}", value)
+
+
+def _long_text(name: str, value: object) -> str:
+    """A text that has a bound of its own."""
+    if not isinstance(value, str):
+        raise Malformed(f"header {name}: not a text")
     return _utf8(f"header {name}", value)
 
 
@@ -100,6 +111,9 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-codecs": ("codecs", _text),
     "tq-workflow": ("workflow", lambda name, v: tasks.load_origin(_text(name, v))),
     HEARTBEAT: ("heartbeat_details", _bytes),
+    "tq-headers": ("headers", lambda name, v: tasks.load_headers(_long_text(name, v))),
+    RULE: ("rule", _text),
+    FELL_BACK: ("fell_back", _text),
 }
 
 _DUMP: dict[str, Callable[[Any], Any]] = {
@@ -107,6 +121,7 @@ _DUMP: dict[str, Callable[[Any], Any]] = {
     "route": tasks.dump_route,
     "id_conflict": lambda policy: policy.value,
     "workflow": tasks.dump_origin,
+    "headers": tasks.dump_headers,
 }
 
 _DEFAULTS = dict(
@@ -116,6 +131,7 @@ _DEFAULTS = dict(
         strict=True,
     )
 )
+_DEFAULTS["headers"] = {}  # what msgspec has there makes a dict
 
 _MAX_PRIORITY = 7
 """Our priority 3, the default, becomes RabbitMQ's 4: the default of 4.3's quorum queues."""
@@ -148,7 +164,8 @@ def task_message(task: ActivityTask, headers: Mapping[str, Any] | None = None) -
 
 
 def read_task(message: Message, task_queue: str) -> ActivityTask:
-    """The task in ``message``. Raises `Malformed`."""
+    """The task in ``message``, which is one of ``task_queue`` unless a traffic rule has brought it
+    there. Raises `Malformed`."""
     headers = message.headers
     _check_protocol(headers)
     if "compression" in headers:
@@ -171,6 +188,9 @@ def read_task(message: Message, task_queue: str) -> ActivityTask:
         if not 0 <= message.timestamp <= NUMBER_MAX // 1000:
             raise Malformed(f"timestamp: {message.timestamp!r:.40} is not in seconds")
         fields["scheduled_ms"] = message.timestamp * 1000
+    task_queue = home(message) or task_queue
+    if not task_queue:
+        raise Malformed(f"header {TASK_QUEUE} is missing")
     return ActivityTask(
         activity_id=activity_id,
         task_queue=task_queue,
@@ -178,6 +198,38 @@ def read_task(message: Message, task_queue: str) -> ActivityTask:
         reply_to=message.reply_to,
         **fields,
     )
+
+
+def diverted(message: Message, rule_id: str, task_queue: str) -> Message:
+    """``message`` as a traffic rule sends it elsewhere than to its task queue ``task_queue``."""
+    return forwarded(message, headers={RULE: rule_id, TASK_QUEUE: task_queue})
+
+
+def brought_back(message: Message, rule_id: str) -> Message:
+    """``message`` on its own task queue, after the target of the rule did not take it."""
+    back = without_route(message)
+    return msgspec.structs.replace(back, headers={**back.headers, FELL_BACK: rule_id})
+
+
+def without_route(message: Message) -> Message:
+    """``message`` without what traffic rules have written on it."""
+    copy = forwarded(message)
+    marks = (RULE, FELL_BACK, TASK_QUEUE)
+    headers = {name: value for name, value in copy.headers.items() if name not in marks}
+    return msgspec.structs.replace(copy, headers=headers)
+
+
+def home(message: Message) -> str:
+    """The task queue of a message that a traffic rule has sent elsewhere, or is to; "" if none has.
+    Raises `Malformed`."""
+    headers = message.headers
+    if RULE not in headers:
+        return ""
+    name = _text(TASK_QUEUE, headers.get(TASK_QUEUE))
+    try:
+        return check_task_queue(name)
+    except InvalidArgument as error:
+        raise Malformed(f"header {TASK_QUEUE}: {error}") from error
 
 
 def _check_protocol(headers: Mapping[str, Any]) -> None:

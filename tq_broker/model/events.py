@@ -201,6 +201,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    headers: dict[str, str] = {}
     summary: str = ""
     workflow_task_completed_event_id: int = 0
 

@@ -41,6 +41,7 @@ class Kind(enum.Enum):
     WORKFLOW = "workflow"
     HOST = "host"
     PROCESS = "process"
+    DETOUR = "detour"
     LEASE = "lease"
     WILL = "will"
     REPLY = "reply"
@@ -61,6 +62,7 @@ _ARITY = {
     Kind.WORKFLOW: 1,  # task queue
     Kind.HOST: 2,  # host, task queue
     Kind.PROCESS: 2,  # worker id, task queue
+    Kind.DETOUR: 1,  # digest of what it is for
     Kind.LEASE: 1,  # worker id
     Kind.WILL: 1,  # worker id
     Kind.REPLY: 1,  # client id

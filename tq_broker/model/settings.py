@@ -4,23 +4,28 @@ Rules of this file: a record is a fact with its time and author; `Settings.apply
 in log order into a state, and every process that has read as far has the same state. A record
 that cannot be read is skipped and reported, and the last good state stays.
 
-The log tells which task queues exist, which are paused, and which activities are cancelled. Limits,
-rules and versions are further records of the same log.
+The log tells which task queues exist, which are paused, which activities are cancelled, and which
+traffic rules are in force. Limits and versions are further records of the same log.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 import msgspec
 
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.rules import TrafficRule
 
 CANCELLED_MAX = 100_000
 """Cancelled ids remembered; the oldest is forgotten first, so memory has a bound."""
+
+RULES_MAX = 1_000
+RULE_CHANGES_MAX = 1_000
+"""Changes of rules remembered, for those who ask who did what."""
 
 
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
@@ -80,8 +85,30 @@ class ActivityCanceled(msgspec.Struct, frozen=True, tag="activity-canceled"):
     reason: str = ""
 
 
+class TrafficRuleSet(msgspec.Struct, frozen=True, tag="traffic-rule-set"):
+    """The rule is in force from now on, in place of another of its id."""
+
+    rule: TrafficRule
+
+
+class TrafficRuleRemoved(msgspec.Struct, frozen=True, tag="traffic-rule-removed"):
+    """The rule is not in force any more."""
+
+    rule_id: str
+    at_ms: int
+    by: str = ""
+    reason: str = ""
+
+
+RuleChange = TrafficRuleSet | TrafficRuleRemoved
 Record = (
-    TaskQueueDeclared | TaskQueueReclaimed | TaskQueuePaused | TaskQueueResumed | ActivityCanceled
+    TaskQueueDeclared
+    | TaskQueueReclaimed
+    | TaskQueuePaused
+    | TaskQueueResumed
+    | ActivityCanceled
+    | TrafficRuleSet
+    | TrafficRuleRemoved
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -103,7 +130,9 @@ def read_record(message: Message) -> Record:
         raise Malformed("setting of an unknown protocol version")
     try:
         record: Record = _decoder.decode(message.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidArgument
+    ) as error:  # fmt: skip
         raise Malformed(f"setting: {error}") from error
     return record
 
@@ -119,6 +148,9 @@ class Settings:
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.cancelled: OrderedDict[str, ActivityCanceled] = OrderedDict()
+        self.rules: dict[str, TrafficRule] = {}
+        """Traffic rules by id; some may have run out meanwhile."""
+        self.rule_changes: deque[RuleChange] = deque(maxlen=RULE_CHANGES_MAX)
 
     def apply(self, record: Record) -> None:
         """Take one record into account."""
@@ -137,6 +169,14 @@ class Settings:
                 self.cancelled[record.activity_id] = record
                 if len(self.cancelled) > CANCELLED_MAX:
                     self.cancelled.popitem(last=False)
+            case TrafficRuleSet(rule):
+                self._drop_rules_over(rule.at_ms)
+                if rule.id in self.rules or len(self.rules) < RULES_MAX:
+                    self.rules[rule.id] = rule
+                    self.rule_changes.append(record)
+            case TrafficRuleRemoved(rule_id):
+                if self.rules.pop(rule_id, None) is not None:
+                    self.rule_changes.append(record)
 
     def existing(self, side: str) -> dict[str, int]:
         """The task queues that exist on one side."""
@@ -147,6 +187,9 @@ class Settings:
         if queue.task_queue is None:
             return None
         return self.paused.get((side_of(queue), queue.task_queue))
+
+    def _drop_rules_over(self, now_ms: int) -> None:
+        self.rules = {key: rule for key, rule in self.rules.items() if not rule.is_over(now_ms)}
 
 
 def sides_of(side: str) -> tuple[str, ...]:

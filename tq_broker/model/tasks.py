@@ -7,6 +7,7 @@ means "not set". `msgspec.Struct` for speed, see `tq_broker.model.message`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from tq_broker.common import (
     RetryPolicy,
     Route,
     TargetKind,
+    check_headers,
     to_ms,
 )
 from tq_broker.exceptions import InvalidArgument, Malformed
@@ -61,6 +63,9 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         resent: How often the publisher sent this copy again.
         lease: The worker that already runs it and only keeps hold of it.
         workflow: The run that scheduled it. History retries such an activity, not the worker.
+        headers: Texts of its caller, for traffic rules and for the activity.
+        rule: The traffic rule that has put it where it is; "" on its own task queue.
+        fell_back: The traffic rule whose target did not take it; no rule is asked again.
         heartbeat_details: Payload of what the attempt before left behind, when it cannot be in
             the body because codecs hide that from history; empty if there is none.
     """
@@ -88,6 +93,9 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     lease: str = ""
     workflow: WorkflowOrigin | None = None
     heartbeat_details: bytes = b""
+    headers: dict[str, str] = {}
+    rule: str = ""
+    fell_back: str = ""
 
     def left(self, now_ms: int) -> timedelta | None:
         """Until the schedule-to-close timeout; ``None`` without one."""
@@ -120,6 +128,7 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
         "heartbeat_ms": min(to_ms(heartbeat), start_to_close_ms) if heartbeat else 0,
         "route": options.route,
         "priority": options.priority,
+        "headers": dict(options.headers) if options.headers else {},
     }
     if options.retry_policy is not None:
         fields["retry_policy"] = options.retry_policy
@@ -224,6 +233,24 @@ def load_origin(text: str) -> WorkflowOrigin:
         return _decode_origin(text)
     except msgspec.DecodeError as error:
         raise Malformed(f"header tq-workflow: {error}") from error
+
+
+def dump_headers(headers: Mapping[str, str]) -> str:
+    """The header value for a caller's ``headers``."""
+    return msgspec.json.encode(headers).decode()
+
+
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def load_headers(text: str) -> dict[str, str]:
+    """The caller's headers in a header value. Raises `Malformed`."""
+    try:
+        headers = _decode_headers(text)
+        check_headers("they", headers)
+    except (msgspec.DecodeError, InvalidArgument) as error:
+        raise Malformed(f"header tq-headers: {error}") from error
+    return headers
 
 
 class Status(str, enum.Enum):

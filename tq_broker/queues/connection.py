@@ -13,6 +13,7 @@ from tq_broker.queues.dispatcher import Dispatcher
 from tq_broker.queues.reclaim import Reclaimer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import QueueType
+from tq_broker.queues.traffic import Traffic
 
 
 @dataclass(eq=False)
@@ -26,6 +27,7 @@ class Connection:
     identity: str
     queue_type: QueueType = QueueType.QUORUM
     sender: Sender = field(init=False)
+    traffic: Traffic = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     reclaimer: Reclaimer = field(init=False)
 
@@ -37,7 +39,8 @@ class Connection:
             identity=self.identity,
             queue_type=self.queue_type,
         )
-        self.dispatcher = Dispatcher(self.sender, self.clock)
+        self.traffic = Traffic(self.broker, self.names, self.clock)
+        self.dispatcher = Dispatcher(self.sender, self.clock, self.traffic)
         self._make_reclaimer()
 
     def _make_reclaimer(self) -> None:

@@ -1,44 +1,60 @@
-"""Putting activity tasks on their queues: asks the router, probes living targets, publishes.
+"""Putting tasks on their queues: asks the router, probes living targets, publishes.
 
-A private queue (host or process) gets a task only while somebody serves it. That is asked through
-the control exchange, where a worker's bindings vanish with its connection, so the question is
-returned at once when nobody is there. A worker that serves a queue has a will, which has the queue
-emptied and removed when it dies (`tq_broker.worker.rerouting`): what is sent after that is
-returned, and what was sent before is routed anew. So who answered lately is not asked again for
-`ALIVE_FOR_S`.
+A private queue (host, process or detour of a traffic rule) gets a task only while somebody serves
+it. That is asked through the control exchange, where a worker's bindings vanish with its
+connection, so the question is returned at once when nobody is there. A worker that serves a queue
+has a will, which has the queue emptied and removed when it dies (`tq_broker.worker.rerouting`):
+what is sent after that is returned, and what was sent before is routed anew. So who answered lately
+is not asked again for `ALIVE_FOR_S`.
+
+A rule's target that is gone is not asked again for `GONE_FOR_S` either: its tasks have somewhere
+else to go meanwhile, and should not pay for it with questions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
-from tq_broker.model import control
+from tq_broker.model import control, envelope
+from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
+from tq_broker.model.rule_table import NO_MEMO, Facts
+from tq_broker.model.rules import TaskKind
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import routing
 from tq_broker.queues.delay import delayed
+from tq_broker.queues.routing import Destination
 from tq_broker.queues.sender import LADDER, Done, Nacked, NoRoute, Sender
+from tq_broker.queues.traffic import Traffic
 
 ALIVE_FOR_S = 1.0
+GONE_FOR_S = 0.5
 READY_STEP_S = 0.02
-PRIVATE = (Kind.HOST, Kind.PROCESS)
+READY_WITHIN_S = 2.0
+"""A rule's target that is there but does not get ready for so long does not take the task."""
+PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR)
 
 
 class Dispatcher:
     """Puts tasks where the router says. Thread-safe; across a fork call `after_fork`."""
 
-    def __init__(self, sender: Sender, clock: Clock) -> None:
+    def __init__(self, sender: Sender, clock: Clock, traffic: Traffic | None = None) -> None:
         self.sender = sender
+        self.traffic = traffic or Traffic(sender.broker, sender.names, clock)
         self._names = sender.names
         self._clock = clock
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Forget what the parent knew of living targets."""
+        """Forget what the parent knew of living targets and of rules."""
+        self.traffic.after_fork()
         self._alive_until: dict[QueueName, float] = {}
+        self._gone_until: dict[QueueName, float] = {}
 
     def dispatch(
         self,
@@ -48,25 +64,74 @@ class Dispatcher:
         done: Done,
         *,
         delay_ms: int = 0,
+        memo: Mapping[str, bytes] = NO_MEMO,
     ) -> None:
         """Put ``message``, which carries ``task``, on its queue; returns at once.
 
         Args:
             delay_ms: Put it there only after this pause. A routed task is then looked at again
                 when it is due.
+            memo: That of the workflow that has scheduled it, for traffic rules.
             done: Gets `TargetGone` when the target of the task's route is gone and the route
                 says to fail.
         """
-        sending = _Sending(task, message, deadline, done)
-        to = routing.destination(self._names, task)
+        to = self.destination(task, memo)
+        if to.rule is not None:
+            message = envelope.diverted(message, to.rule.id, task.task_queue)
+            home = self._names.activity(task.task_queue)
+            sending = _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
+        else:
+            sending = _Sending(message, deadline, done, lambda s: self._gone(to.queue, task, s))
         if delay_ms > 0:
             self._send_later(to.queue, sending, delay_ms)
-        elif not to.private:
-            self.sender.send(self._publication(to.queue, message), (to.queue,), deadline, done)
-        elif self._clock.monotonic() < self._alive_until.get(to.queue, 0.0):
+        else:
+            self._put(to, sending)
+
+    def destination(self, task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Destination:
+        """Where ``task`` goes now."""
+        rules = self.traffic.rules
+        if rules and routing.may_be_moved(task):
+            now_ms = epoch_ms(self._clock)
+            found = routing.by_rule(self._names, routing.facts(task, memo), rules, now_ms)
+            if found is not None:
+                return found
+        return routing.destination(self._names, task)
+
+    def by_rule(self, facts: Facts) -> Destination | None:
+        """Where a traffic rule sends a task; ``None`` if none does."""
+        rules = self.traffic.rules
+        if not rules:
+            return None
+        return routing.by_rule(self._names, facts, rules, epoch_ms(self._clock))
+
+    def moves(self, activity_type: str, task_queue: str) -> bool:
+        """Whether there are traffic rules for such activities."""
+        return self.traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
+
+    def divert(
+        self, message: Message, home: QueueName, to: Destination, deadline: float, done: Done
+    ) -> None:
+        """Put a workflow task where a traffic rule sends it, or ``home`` if nobody is there;
+        returns at once."""
+        assert to.rule is not None, "only a rule diverts"
+        marked = envelope.diverted(message, to.rule.id, home.parts[-1])
+        back = self._back_to(home, to.rule.id)
+        self._put(to, _Sending(marked, deadline, done, back, to.detour))
+
+    def _put(self, to: Destination, sending: _Sending) -> None:
+        now = self._clock.monotonic()
+        if not to.private:
+            self._send(to.queue, sending)
+        elif now < self._alive_until.get(to.queue, 0.0):
             self._send_private(to.queue, sending)
+        elif now < self._gone_until.get(to.queue, 0.0):
+            sending.gone(sending)
         else:
             self._ask(to.queue, sending)
+
+    def _send(self, queue: QueueName, sending: _Sending) -> None:
+        publication = self._publication(queue, sending.message)
+        self.sender.send(publication, (queue,), sending.deadline, sending.done)
 
     def _publication(self, queue: QueueName, message: Message) -> Publication:
         return Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
@@ -114,15 +179,23 @@ class Dispatcher:
             if error is None or isinstance(error, Nacked):
                 self._in_a_moment(queue, sending)
             elif isinstance(error, NoRoute):
-                self._gone(queue, sending)
+                self._nobody(queue, sending)
             else:
                 sending.done(error)
 
-        self._request(queue.key, control.Serve(str(queue)), sending.deadline, answered)
+        key = queue.key if sending.detour is None else sending.detour.ask_key
+        request = control.Serve(str(queue), sending.detour)
+        self._request(key, request, sending.deadline, answered)
 
     def _in_a_moment(self, queue: QueueName, sending: _Sending) -> None:
         """Ask again after a pause, in which who was asked to serve gets ready."""
-        due = self._clock.monotonic() + READY_STEP_S
+        now = self._clock.monotonic()
+        due = now + READY_STEP_S
+        if queue.kind is Kind.DETOUR:
+            sending.asked_at = sending.asked_at or now
+            if due >= min(sending.asked_at + READY_WITHIN_S, sending.deadline):
+                self._nobody(queue, sending)
+                return
         if due >= sending.deadline:
             sending.done(DeadlineExceeded(f"{queue} was not served before the deadline"))
         else:
@@ -133,22 +206,37 @@ class Dispatcher:
         publication = Publication(self._names.exchange(Exchange.CONTROL), key, message)
         self.sender.send(publication, (), deadline, done)
 
-    def _gone(self, queue: QueueName, sending: _Sending) -> None:
+    def _nobody(self, queue: QueueName, sending: _Sending) -> None:
+        if queue.kind is Kind.DETOUR:
+            self._gone_until[queue] = self._clock.monotonic() + GONE_FOR_S
+        sending.gone(sending)
+
+    def _back_to(self, home: QueueName, rule_id: str) -> Callable[[_Sending], None]:
+        """What becomes of a task whose rule's target is gone: its own task queue has it."""
+
+        def gone(sending: _Sending) -> None:
+            sending.message = envelope.brought_back(sending.message, rule_id)
+            self._send(home, sending)
+
+        return gone
+
+    def _gone(self, queue: QueueName, task: ActivityTask, sending: _Sending) -> None:
         """The target is gone: its route says what becomes of the task."""
-        match routing.when_gone(self._names, sending.task, epoch_ms(self._clock)):
+        match routing.when_gone(self._names, task, epoch_ms(self._clock)):
             case routing.Fail(why):
                 sending.done(TargetGone(why))
             case routing.Destination(instead):
-                publication = self._publication(instead, sending.message)
-                self.sender.send(publication, (instead,), sending.deadline, sending.done)
+                self._send(instead, sending)
             case routing.LookAgain(delay_ms):
                 self._send_later(queue, sending, delay_ms)
 
 
-class _Sending(msgspec.Struct, frozen=True):
-    """A task under way, and who waits for it to arrive."""
+class _Sending(msgspec.Struct):
+    """A task under way, who waits for it to arrive, and what is done if its target is gone."""
 
-    task: ActivityTask
     message: Message
     deadline: float
     done: Done
+    gone: Callable[[_Sending], None]
+    detour: Detour | None = None
+    asked_at: float = 0.0

@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from tq_broker.clock import Clock, remaining
 from tq_broker.exceptions import Malformed
 from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     Record,
+    RuleChange,
     Settings,
     TaskQueuePaused,
+    TrafficRuleRemoved,
+    TrafficRuleSet,
     read_record,
 )
 from tq_broker.queues import topology
@@ -48,6 +52,8 @@ class SettingsLog:
         self._changed = threading.Condition(self._lock)
         self._read_count = 0
         self._settings = Settings()
+        self.rules: RuleTable = NO_RULES
+        """The traffic rules in force; replaced as a whole, so any thread may read it."""
         self._subscription: Subscription | None = None
 
     def follow(self) -> Subscription:
@@ -116,7 +122,13 @@ class SettingsLog:
         with self._lock:
             return dict(self._settings.paused)
 
+    def rule_changes(self) -> list[RuleChange]:
+        """Who has set and removed traffic rules, oldest first, as far as it is remembered."""
+        with self._lock:
+            return list(self._settings.rule_changes)
+
     def _read(self, deliveries: Sequence[Delivery]) -> None:
+        rules_changed = False
         for delivery in deliveries:
             try:
                 record = read_record(delivery.message)
@@ -125,9 +137,12 @@ class SettingsLog:
             else:
                 with self._lock:
                     self._settings.apply(record)
+                rules_changed |= isinstance(record, TrafficRuleSet | TrafficRuleRemoved)
                 if self._on_record is not None:
                     self._on_record(record)
             delivery.ack()
+        if rules_changed:
+            self.rules = RuleTable(self._settings.rules.values())
         with self._changed:
             self._read_count += len(deliveries)
             self._changed.notify_all()

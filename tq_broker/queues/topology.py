@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tq_broker.model.detours import Detour
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 
 DELIVERY_LIMIT = 20
@@ -199,6 +200,29 @@ def private_queue(names: Names, queue: QueueName) -> Plan:
                     "x-expires": PRIVATE_EXPIRES_MS,
                     "x-message-ttl": PRIVATE_TTL_MS,
                     "x-dead-letter-exchange": names.exchange(Exchange.UNROUTED),
+                },
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
+        )
+    )
+
+
+def detour_queue(names: Names, detour: Detour) -> Plan:
+    """A queue of tasks that a traffic rule has brought: what nobody takes in time goes home.
+
+    By the exchange of due tasks, because what cannot be routed there is rescued.
+    """
+    queue = detour.queue(names)
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-expires": 2 * detour.take_within_ms + 60_000,
+                    "x-message-ttl": detour.take_within_ms,
+                    "x-dead-letter-exchange": names.exchange(Exchange.DUE),
+                    "x-dead-letter-routing-key": detour.home_queue(names).key,
                 },
             ),
             BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),

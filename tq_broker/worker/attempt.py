@@ -246,6 +246,8 @@ def _info(task: ActivityTask, place: Place, body: TaskBody, started_ms: int) -> 
         workflow_id=None if origin is None else origin.workflow_id,
         workflow_run_id=None if origin is None else origin.run_id,
         workflow_type=None if origin is None else origin.workflow_type,
+        headers=task.headers,
+        traffic_rule=task.rule or None,
     )
 
 

@@ -83,6 +83,8 @@ def after_failure(
         start_token=claim_token(task),
         resent=0,
         lease="",
+        rule="",
+        fell_back="",
     )
     left_behind = TaskBody(
         args=body.args,

@@ -50,8 +50,10 @@ class Desk:
         place: Place,
         queues: Iterable[QueueName],
         handler: Handler,
+        keys: Iterable[str] = (),
     ) -> None:
-        """``queues``: those of this worker's own that it may be asked to serve."""
+        """``queues``: those of this worker's own that it may be asked to serve; ``keys``: further
+        control keys that it answers to."""
         self._broker = broker
         self._sender = sender
         self._names = names
@@ -62,6 +64,7 @@ class Desk:
             control.EVERY_WORKER,
             control.worker_key(place.worker_id),
             *(queue.key for queue in queues),
+            *keys,
         )
         self._subscription: Subscription | None = None
 

@@ -25,7 +25,7 @@ from tq_broker.model.names import Kind, Names
 from tq_broker.model.requests import shard_of
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.model.workflow_tasks import ClaimStart, RunKey, StartGranted
-from tq_broker.queues import topology
+from tq_broker.queues import routing, topology
 from tq_broker.queues.broker import Delivery
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
@@ -39,6 +39,7 @@ from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.poller import Source
+from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, claim_queue_name
 from tq_broker.worker.table import Held, Key, Table, key_of
@@ -73,6 +74,7 @@ class Handler:
         place: Place,
         slots: int,
     ) -> None:
+        self.recent = RecentTasks()
         self._registry = registry
         self._table = table
         self._reporter = reporter
@@ -125,7 +127,8 @@ class Handler:
             self.executors[where].start(attempts)
 
     def _take(self, consumer: Source, delivery: Delivery, now_ms: int) -> Attempt | None:
-        task = envelope.read_task(delivery.message, consumer.task_queue)
+        task = self._read(consumer, delivery)
+        self.recent.took(task, now_ms)
         registered = self._registry.find(task.activity_type)
         decision = intake.decide(
             task,
@@ -141,6 +144,7 @@ class Handler:
                 answerable=self._is_answerable(task),
                 closing=self._closing,
                 free_slots=self._free_slots() - len(self._waiting),
+                moved=self._is_moved(task, now_ms),
             ),
         )
         early = _Early(task, delivery, consumer, self._clock.monotonic())
@@ -148,6 +152,21 @@ class Handler:
             return self._begin(early, registered, now_ms)
         self._dispose(decision, early)
         return None
+
+    @staticmethod
+    def _read(consumer: Source, delivery: Delivery) -> ActivityTask:
+        task = envelope.read_task(delivery.message, consumer.task_queue)
+        if task.rule and task.task_queue == consumer.task_queue:
+            # RabbitMQ has brought it home from a detour, and could not write that down.
+            return msgspec.structs.replace(task, rule="", fell_back=task.rule)
+        return task
+
+    def _is_moved(self, task: ActivityTask, now_ms: int) -> bool:
+        """Whether a traffic rule wants ``task`` elsewhere. History knows the rules itself."""
+        rules = self.settings.rules
+        if not rules or task.workflow is not None or not routing.may_be_moved(task):
+            return False
+        return routing.by_rule(self._names, routing.facts(task), rules, now_ms) is not None
 
     def _is_answerable(self, task: ActivityTask) -> bool:
         if task.workflow is not None:
@@ -199,6 +218,8 @@ class Handler:
                 self._ask(early)
             case Action.GIVE_BACK:
                 self._give_back(early)
+            case Action.DIVERT:
+                self._divert(early)
             case Action.ADOPT:
                 self._adopt(early)
             case Action.DROP:
@@ -241,7 +262,18 @@ class Handler:
             # The fresh copy may come here, and must not be taken for the one in hand.
             self._early.pop(key_of(early.task), None)
         done = self._reported(Held(early.delivery, early.window).let_go)
-        self._reporter.give_back(early.delivery.message, early.window.queue, done)
+        message, queue = early.delivery.message, early.window.queue
+        if queue.kind is Kind.DETOUR:
+            # Its own task queue has it at once, not when it has waited here in vain once more.
+            self._reporter.bring_back(message, done)
+        else:
+            self._reporter.give_back(message, queue, done)
+
+    def _divert(self, early: _Early) -> None:
+        """Send a task to where a traffic rule wants it."""
+        done = self._reported(Held(early.delivery, early.window).let_go)
+        message = envelope.forwarded(early.delivery.message)
+        self._reporter.dispatch(early.task, message, epoch_ms(self._clock), done)
 
     def _adopt(self, newcomer: _Early) -> None:
         """Another copy of a task in hand: from now on it is held in place of the one before,

@@ -37,6 +37,8 @@ class Action(enum.Enum):
     """Run it if nobody has claimed its id before."""
     ASK = "ask"
     """Run it if history says that nobody else may: it must not run more than once."""
+    DIVERT = "divert"
+    """A traffic rule wants it elsewhere; who started it did not know the rule."""
     HOLD = "hold"
     """No slot is free: keep it for a moment, then give it back."""
     GIVE_BACK = "give back"
@@ -79,11 +81,14 @@ class Situation:
     answerable: bool
     closing: bool
     free_slots: int
+    moved: bool = False
+    """A traffic rule sends the task elsewhere."""
 
 
 RUN = Decision(Action.RUN)
 CLAIM = Decision(Action.CLAIM)
 ASK = Decision(Action.ASK)
+DIVERT = Decision(Action.DIVERT)
 HOLD = Decision(Action.HOLD)
 ADOPT = Decision(Action.ADOPT)
 DROP = Decision(Action.DROP)
@@ -108,6 +113,8 @@ def decide(task: ActivityTask, at: Situation) -> Decision:
         return LOST
     if at.closing:
         return CLOSING
+    if at.moved:
+        return DIVERT
     if not at.serves:
         return Decision(Action.END, not_registered(task, at.registered))
     if at.free_slots <= 0:

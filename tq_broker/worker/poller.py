@@ -31,7 +31,8 @@ class Source(Protocol):
     def name(self) -> str: ...
     @property
     def task_queue(self) -> str:
-        """The task queue that it belongs to; empty for a sticky queue, which serves them all."""
+        """The task queue that it belongs to; empty for a sticky queue, which serves them all, and
+        for a detour, whose tasks tell where they are from."""
 
     def released(self) -> None:
         """One of its deliveries was acknowledged, or is counted elsewhere from now on."""
@@ -44,8 +45,8 @@ class Consumer:
 
     def __init__(self, queue: QueueName, poller: Poller) -> None:
         self._poller = poller
-        is_polled = queue.task_queue is not None or queue.kind is Kind.STICKY
-        assert is_polled, "only queues of task queues are polled, and sticky ones"
+        is_polled = queue.task_queue is not None or queue.kind in (Kind.STICKY, Kind.DETOUR)
+        assert is_polled, "only queues of task queues are polled, sticky ones and detours"
         self.queue = queue
         self.task_queue = queue.task_queue or ""
         self.name = str(queue)
@@ -79,18 +80,24 @@ class Poller:
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
         self._plans: dict[str, Plan] = {}
+        self._pausing: dict[str, QueueName] = {}
         self._consumers: dict[str, list[Consumer]] = {}
         self._stopped = False
 
-    def serve(self, queue: QueueName, plan: Plan | None = None) -> None:
+    def serve(
+        self, queue: QueueName, plan: Plan | None = None, of: QueueName | None = None
+    ) -> None:
         """Consume ``queue`` from the next `adjust` on; harmless if it is consumed already.
 
         Args:
             plan: How to declare it, if not as the sender does.
+            of: The queue whose pauses count for it, if not its own.
         """
         with self._lock:
             if plan is not None:
                 self._plans[str(queue)] = plan
+            if of is not None:
+                self._pausing[str(queue)] = of
             self._queues.setdefault(str(queue), queue)
             self._windows.add(str(queue))
 
@@ -108,7 +115,7 @@ class Poller:
             if self._stopped:
                 return
             for name, queue in self._queues.items():
-                for change in self._windows.pause(name, bool(self._is_paused(queue))):
+                for change in self._pause(name, queue):
                     self._end_soon(self._close(change))
             self._make(self._windows.plan(occupied))
 
@@ -118,6 +125,9 @@ class Poller:
                 self._open(change.queue, change.by)
             else:
                 self._close(change)
+
+    def _pause(self, name: str, queue: QueueName) -> Sequence[Close]:
+        return self._windows.pause(name, bool(self._is_paused(self._pausing.get(name, queue))))
 
     def _open(self, queue: str, prefetch: int) -> None:
         consumer = Consumer(self._queues[queue], self)

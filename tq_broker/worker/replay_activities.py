@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union
 
+from tq_broker.common import inherited_headers
 from tq_broker.exceptions import (
     ActivityError,
     CancelledError,
@@ -82,6 +83,7 @@ class ReplayActivities:
             retry_policy=None if policy is None else wire_retry_policy(policy),
             priority=run.priority if options.priority is None else options.priority,
             route=None if route is None else dump_route(route),
+            headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
         )
 

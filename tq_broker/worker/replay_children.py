@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union
 
-from tq_broker.common import to_ms
+from tq_broker.common import inherited_headers, to_ms
 from tq_broker.exceptions import (
     CancelledError,
     ChildWorkflowError,
@@ -92,6 +92,7 @@ class ReplayChildren:
             retry_policy=None if policy is None else wire_retry_policy(policy),
             cron_schedule=call.cron_schedule,
             memo={key: conversion.dump(value) for key, value in call.memo.items()},
+            headers=inherited_headers(run.headers, call.headers),
             priority=run.priority if call.priority is None else call.priority,
             static_summary=call.static_summary,
             static_details=call.static_details,

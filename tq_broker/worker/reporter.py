@@ -15,6 +15,7 @@ import msgspec
 
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import (
+    Malformed,
     PayloadTooLarge,
     RetryState,
     TargetGone,
@@ -26,6 +27,7 @@ from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
+from tq_broker.model.workflow_tasks import WORKFLOW_TASK
 from tq_broker.queues.dispatcher import Dispatcher
 from tq_broker.queues.sender import Done
 from tq_broker.worker.attempt import Place
@@ -267,6 +269,17 @@ class Reporter:
             done,
             lambda error: log.error("%s not given back: %s", queue, error),
         )
+
+    def bring_back(self, message: Message, done: Then) -> None:
+        """Put ``message``, which the target of a traffic rule does not take, on its own task queue.
+        Raises `Malformed`."""
+        home = envelope.home(message)
+        if not home:
+            raise Malformed(f"header {envelope.RULE} is missing")
+        is_workflow = message.kind == WORKFLOW_TASK
+        queue = self._names.workflow(home) if is_workflow else self._names.activity(home)
+        rule_id = str(message.headers[envelope.RULE])
+        self.give_back(envelope.brought_back(message, rule_id), queue, done)
 
     def park(self, message: Message, queue: str, reason: str, done: Then) -> None:
         """Keep ``message`` for an operator, with the reason, where it came from, and when."""

@@ -18,6 +18,7 @@ from tq_broker.model import control, envelope
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
 from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.workflow_tasks import WORKFLOW_TASK
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 50
 PRIVATE = (Kind.HOST, Kind.PROCESS)
-INHERITED = (*PRIVATE, Kind.STICKY)
+INHERITED = (*PRIVATE, Kind.DETOUR, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
 SOON_S = 0.05
@@ -107,6 +108,17 @@ class Rerouter:
             self._execute(delivery)
             return
         queue = QueueName.from_key(self._names.namespace, key)
+        if delivery.message.kind == WORKFLOW_TASK:
+            # From a detour, whose tasks' own queue had been removed meanwhile.
+            self._reporter.bring_back(delivery.message, delivery.ack)
+            return
+        if queue.kind is Kind.DETOUR:
+            # From a timer: it is time to ask the rules again.
+            task_queue = envelope.home(delivery.message)
+            again = envelope.without_route(delivery.message)
+            task = envelope.read_task(again, task_queue)
+            self._settle(again, task, Fate.DISPATCH, delivery.ack)
+            return
         task_queue = queue.task_queue or str(delivery.message.headers.get("tq-task-queue", ""))
         if not task_queue:
             raise Malformed(f"strayed from {key!r:.80}, which is no task queue")
@@ -132,9 +144,12 @@ class Rerouter:
         if queue.namespace != self._names.namespace or queue.kind not in INHERITED:
             raise Malformed(f"a will about {str(queue)!r:.80}, which is no private queue")
         empty = self._settle_sticky if queue.kind is Kind.STICKY else self._empty
-        request = control.Probe() if found else control.Serve(str(queue))
+        # Nobody but its publishers can ask for a detour to be served: what is left goes home.
+        is_detour = queue.kind is Kind.DETOUR
+        request = control.Probe() if found or is_detour else control.Serve(str(queue))
         message = control.message(request, self._sender.ids.next())
-        publication = Publication(self._names.exchange(Exchange.CONTROL), queue.key, message)
+        key = control.ready_key(queue.key) if is_detour else queue.key
+        publication = Publication(self._names.exchange(Exchange.CONTROL), key, message)
 
         def asked(error: TqBrokerError | None) -> None:
             log.debug("will about %s, look %d: %s", queue, found, error or "somebody is there")
@@ -212,6 +227,14 @@ class Rerouter:
         return stats is not None and not stats.consumers
 
     def _inherit(self, delivery: Delivery, queue: QueueName, done: Then) -> None:
+        if queue.kind is Kind.DETOUR:
+            if delivery.redelivered and delivery.message.kind != WORKFLOW_TASK:
+                task = envelope.read_task(delivery.message, "")
+                self._settle(delivery.message, task, Fate.LOST, done)
+            else:
+                # History drops one of two answers to a workflow task.
+                self._reporter.bring_back(delivery.message, done)
+            return
         task = envelope.read_task(delivery.message, queue.parts[-1])
         # Here it is known whether the target had begun.
         what = Fate.LOST if delivery.redelivered else Fate.DISPATCH

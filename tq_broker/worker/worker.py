@@ -15,7 +15,9 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
+from tq_broker.model.detours import Detour
 from tq_broker.model.names import Kind, QueueName, check_task_queue
+from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     WORKFLOW_SIDE,
@@ -25,9 +27,11 @@ from tq_broker.model.settings import (
     TaskQueuePaused,
     TaskQueueResumed,
 )
+from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.queues.topology import Plan
 from tq_broker.worker import watch
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
@@ -64,6 +68,8 @@ REPORT_WITHIN_S = 10.0
 KEEP_EVERY_S = 60.0
 """How often private queues that are paused are declared, which expire without a consumer."""
 LEASES_WITHIN_S = 2.0
+PRIVATE_QUEUES_MAX = 1_000
+"""Host's, process's and detour queues of one worker: others can ask for as many as they like."""
 
 
 class Worker:
@@ -162,12 +168,15 @@ class Worker:
                 self._reporter,
                 self._inquiries,
                 self._settings,
+                handler.recent,
             )
             self._local_executors = self._make_executors(
                 side.local, options.max_concurrent_local_activities
             )
             own += [] if side.sticky is None else [side.sticky]
-        self._desk = Desk(broker, sender, names, place, own, self._on_request)
+        self._detours: dict[QueueName, Plan] = {}
+        self._detour_keys = self._make_detour_keys()
+        self._desk = Desk(broker, sender, names, place, own, self._on_request, self._detour_keys)
         self._colleagues = Colleagues(sender, self._clock)
         self._rerouter = Rerouter(sender, place, self._reporter)
         self._wills = Wills(sender, place, self._on_will)
@@ -328,6 +337,7 @@ class Worker:
             self._connection.broker.wait_subscribed(supporting, deadline)
             # What was cancelled must be known before the first task comes.
             self._read_settings()
+            self._connection.traffic.attach(self._settings)
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -455,6 +465,7 @@ class Worker:
         self._inquiries.close()
         self._wills.close()
         self._rerouter.close()
+        self._connection.traffic.detach(self._settings)
         self._settings.stop()
 
     async def run(self) -> None:
@@ -487,7 +498,9 @@ class Worker:
             case control.Ping():
                 return self.info()
             case control.Serve(queue):
-                if queue in self._private and not self._stopping.is_set():
+                if request.detour is not None:
+                    self._serve_detour(queue, request.detour)
+                elif queue in self._private and not self._stopping.is_set():
                     self._poller.serve(self._private[queue])
                     self._poller.adjust(self._table.occupied())
                     self._wills.make(queue)
@@ -499,8 +512,45 @@ class Worker:
                 return None
             case control.Probe():
                 return None
+            case control.AskRecent():
+                return self._handler.recent.told(self.worker_id)
             case control.CompleteAttempt():
                 return self._on_completion(request)
+
+    def _serve_detour(self, queue: str, detour: Detour) -> None:
+        """Take what a traffic rule brings, if it is for this worker."""
+        names = self._connection.names
+        try:
+            detour.check()
+        except InvalidArgument as error:
+            log.warning("asked to serve a detour that no rule makes: %s", error)
+            return
+        is_ours = detour.ask_key in self._detour_keys and str(detour.queue(names)) == queue
+        if not is_ours or self._stopping.is_set():
+            return
+        if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
+            log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
+            return
+        name = self._private[queue] = detour.queue(names)
+        plan = self._detours[name] = topology.detour_queue(names, detour)
+        if detour.kind is TaskKind.ACTIVITY:
+            self._poller.serve(name, plan, detour.target_queue(names))
+            self._poller.adjust(self._table.occupied())
+        elif self._side is not None:
+            self._side.serve(name, plan, detour.target_queue(names))
+        self._wills.make(queue)
+
+    def _make_detour_keys(self) -> list[str]:
+        """The control keys under which it is asked to serve what traffic rules bring."""
+        sides = [TaskKind.ACTIVITY] if self._runs_activities else []
+        if len(self._workflows):
+            sides.append(TaskKind.WORKFLOW)
+        return [
+            Detour(side, queue, host, queue, TAKE_WITHIN_MS).ask_key
+            for side in sides
+            for host in ("", self.host)
+            for queue in self.task_queues
+        ]
 
     def _on_will(self, queue: str) -> None:
         """A private queue is served, and there is a will for it: tasks may come."""
@@ -511,7 +561,10 @@ class Worker:
     def _ready(self, queue: QueueName) -> None:
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
         try:
-            if self._settings.pause_of(queue):
+            if queue in self._detours:
+                # Its target may be paused: then no consumer declares it, and tasks go home from it.
+                self._connection.broker.apply(self._detours[queue], deadline)
+            elif self._settings.pause_of(queue):
                 self._declare(queue, deadline)
             self._desk.ready(queue, deadline)
         except TqBrokerError as error:

@@ -48,6 +48,7 @@ from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Source
+from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep, Replay
 from tq_broker.worker.reporter import Reporter
@@ -85,7 +86,9 @@ class WorkflowHandler:
         inquiries: Inquiries,
         place: Place,
         options: WorkerOptions,
+        recent: RecentTasks,
     ) -> None:
+        self._recent = recent
         self._workflows = workflows
         self._activities = activities
         self._local = local
@@ -142,6 +145,7 @@ class WorkflowHandler:
             self._returns.park(held.delivery.message, held.source.name, error.reason, done)
             return
         held.task = task
+        self._recent.took_workflow(task, epoch_ms(self._clock))
         with self._lock:
             waiting = self._runs.get(task.run.run_id)
             if waiting is not None:
@@ -575,6 +579,8 @@ class WorkflowHandler:
         queue = held.source.queue
         if queue.kind is Kind.STICKY:
             self._reporter.abandon(held.delivery, done)
+        elif queue.kind is Kind.DETOUR:
+            self._returns.bring_back(held.delivery.message, done)
         else:
             self._returns.give_back(held.delivery.message, queue, done)
 

@@ -12,12 +12,14 @@ from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.sticky_estate import StickyEstate
+from tq_broker.queues.topology import Plan
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Poller
+from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.wills import Wills
@@ -49,6 +51,7 @@ class WorkflowSide:
         returns: Reporter,
         inquiries: Inquiries,
         settings: SettingsLog,
+        recent: RecentTasks,
     ) -> None:
         sender, clock = connection.sender, connection.clock
         slots = options.max_concurrent_workflow_tasks
@@ -71,6 +74,7 @@ class WorkflowSide:
             inquiries,
             place,
             options,
+            recent,
         )
         self._handler.is_paused = lambda task_queue: bool(
             settings.pause_of(connection.names.workflow(task_queue))
@@ -123,6 +127,11 @@ class WorkflowSide:
             wills.make(str(self.sticky))
         self._poller.adjust(0)
         return self._poller.subscriptions()
+
+    def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
+        """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
+        self._poller.serve(queue, plan, of)
+        self._poller.adjust(0)
 
     def tick(self, now: float) -> None:
         """Look at what takes long, and at windows; done often."""

@@ -14,6 +14,7 @@ from tq_broker.common import (
     RetryPolicy,
     WorkflowIDReusePolicy,
     check_duration,
+    check_headers,
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
@@ -98,6 +99,7 @@ class ChildCall:
     retry_policy: RetryPolicy | None = None
     cron_schedule: str = ""
     memo: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     priority: int | None = None
     static_summary: str = ""
     static_details: str = ""
@@ -109,6 +111,7 @@ class ChildCall:
         for name in ("execution_timeout", "run_timeout", "task_timeout"):
             if (value := getattr(self, name)) is not None:
                 check_duration(name, value)
+        check_headers("headers", self.headers)
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
 

@@ -37,6 +37,7 @@ class ChildCallDict(TypedDict, total=False):
     retry_policy: RetryPolicy | None
     cron_schedule: str
     memo: Mapping[str, Any] | None
+    headers: Mapping[str, str] | None
     priority: int | None
     static_summary: str | None
     static_details: str | None
@@ -80,6 +81,7 @@ async def start_child_workflow(
         retry_policy: Of the child as a whole; without one it is not tried again.
         cron_schedule: Run it again and again.
         memo: Values that are shown with it.
+        headers: Texts that travel with it, beside this workflow's own.
         priority: This workflow's own when not given.
         static_summary, static_details: Text for people.
 

@@ -1,0 +1,108 @@
+"""``tq-broker route``: rules are tried, set, listed, explained and removed."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from tests.cli.conftest import Invoke
+from tq_broker.cli.route import matching
+from tq_broker.client import BlockingClient
+from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.worker import Worker
+
+QUICK = ("--wait", "50ms")
+SET = ("route", "set", "try-out", "--task-queue", "work", "--to", "math", *QUICK)
+
+
+def test_a_rule_is_set_listed_and_removed(invoke: Invoke, worker: Worker) -> None:
+    answer = invoke(
+        *SET, "--type", "add", "--percent", "5", "--header", "tenant=acme", "--ttl", "1h",
+        "--reason", "try it", "--by", "ann",
+    )  # fmt: skip
+    assert answer.stdout == (
+        "rule 'try-out' set: 5 % of tasks of type add in work with tenant=acme"
+        " to task queue 'math'\n"
+    )
+    [line] = invoke("route", "list").stdout.splitlines()
+    fields = line.split("\t")
+    assert fields[:2] == ["100", "try-out"]
+    assert fields[4] == "after 10 s"
+    assert fields[6:] == ["ann", "try it"]
+    [rule] = json.loads(invoke("route", "list", "--json").stdout)
+    assert (rule["percent"], rule["headers"]) == (5, {"tenant": "acme"})
+    assert invoke("route", "remove", "try-out", "--reason", "done").exit_code == 0
+    assert invoke("route", "list").stdout == ""
+    assert invoke("route", "remove", "try-out").exit_code == 5
+    first, second = invoke("route", "list", "--history").stdout.splitlines()
+    assert "\ttry-out\tset: 5 % of" in first
+    assert first.endswith("\tann\ttry it")
+    assert second.endswith("\tdone")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--percent", "101"), "percent is 101.0; it must be above 0 and at most 100"),
+        (("--to", "nobody"), "no living worker serves task queue 'nobody'"),
+        (("--to", "work"), "is a loop"),
+        (("--to-host", "mars"), "no living worker on host 'mars'"),
+        (("--header", "tenant"), "write tenant=acme"),
+        (("--take-within", "1ms"), "take_within_ms is 1; it must be from 1000"),
+        (("--priority", "6"), "6 is not in the range 1<=x<=5"),
+        (("--to-host", "here", "--no-fallback"), "a rule to a host needs its fallback"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(
+    invoke: Invoke, worker: Worker, options: tuple[str, ...], why: str
+) -> None:
+    answer = invoke(*SET, *options)
+    assert answer.exit_code == 2
+    assert why in answer.stderr
+    assert invoke("route", "list").stdout == ""
+
+
+def test_force_sets_it_and_says_what_there_is_to_say(invoke: Invoke, worker: Worker) -> None:
+    answer = invoke(*SET, "--to", "nobody", "--force", "--json")
+    assert "no living worker serves" in answer.stderr
+    assert json.loads(answer.stdout)["findings"][0]["refuses"] is True
+    assert len(json.loads(invoke("route", "list", "--json").stdout)) == 1
+
+
+def test_a_dry_run_tells_what_would_have_moved(
+    invoke: Invoke, worker: Worker, client: BlockingClient
+) -> None:
+    dry = ("route", "set", "r", "--task-queue", "math", "--to", "elsewhere", "--dry-run", *QUICK)
+    assert "no worker has taken a task lately" in invoke(*dry).stdout
+    for number in range(3):
+        client.execute_activity(
+            "add", args=(number, 1), task_queue="math", start_to_close_timeout=timedelta(minutes=1)
+        )
+    shown = invoke(*dry).stdout
+    assert "would be refused: no living worker serves task queue 'elsewhere'" in shown
+    assert "of 3 tasks in the last" in shown
+    assert "3\tactivity\tadd\ttask queue 'math'\ttask queue 'elsewhere' (rule 'r')" in shown
+    told = json.loads(invoke(*dry, "--json").stdout)
+    assert (told["seen"], len(told["moves"])) == (3, 3)
+    assert invoke("route", "list").stdout == ""
+
+
+def test_an_explanation_is_numbered(invoke: Invoke, worker: Worker) -> None:
+    ask = ("route", "explain", "add", "--task-queue", "work", *QUICK)
+    assert invoke(*ask).stdout.splitlines()[1] == (
+        "2. no traffic rules are in force; it goes there"
+    )
+    invoke(*SET, "--header", "tenant=acme")
+    assert "header 'tenant' is missing" in invoke(*ask).stdout
+    shown = invoke(*ask, "--header", "tenant=acme", "--json").stdout
+    assert any("it goes to task queue 'math'" in step for step in json.loads(shown)["steps"])
+    assert invoke("route", "explain", "add").exit_code == 2
+
+
+def test_what_a_rule_matches_is_told_in_words() -> None:
+    rule = TrafficRule(
+        id="r", kind=TaskKind.WORKFLOW, memo={"customer": "acme"}, priority=1, to_host="h"
+    )
+    assert matching(rule) == "all workflow tasks with memo customer=acme of priority 1"

@@ -1,0 +1,74 @@
+"""Detours: queues of tasks that traffic rules have brought, and that come home by themselves.
+
+A detour belongs to the workers of one task queue (on one host only, if it names one), and to one
+task queue that its tasks come from: what nobody takes in time RabbitMQ itself puts back there. Its
+queue is named by a digest of all that, because together it may be longer than a name can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.names import (
+    TARGET_BYTES_MAX,
+    Kind,
+    Names,
+    QueueName,
+    check_task_queue,
+    check_text,
+    encode_part,
+)
+from tq_broker.model.rules import TAKE_WITHIN_MS_MAX, TAKE_WITHIN_MS_MIN, TaskKind
+
+
+class Detour(msgspec.Struct, frozen=True, array_like=True):
+    """See the module.
+
+    Attributes:
+        task_queue: Whose workers take its tasks; on ``host`` only, if that is not empty.
+        home: The task queue that the tasks are from.
+        take_within_ms: After that they go back there.
+    """
+
+    kind: TaskKind
+    task_queue: str
+    host: str
+    home: str
+    take_within_ms: int
+
+    def check(self) -> Detour:
+        """Itself, if a rule could have made it. Raises `InvalidArgument`."""
+        check_task_queue(self.task_queue)
+        check_task_queue(self.home)
+        if self.host:
+            check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
+        if not TAKE_WITHIN_MS_MIN <= self.take_within_ms <= TAKE_WITHIN_MS_MAX:
+            raise InvalidArgument(f"take_within_ms is {self.take_within_ms}")
+        return self
+
+    def queue(self, names: Names) -> QueueName:
+        """Its queue."""
+        digest = hashlib.blake2b(msgspec.json.encode(self), digest_size=16).hexdigest()
+        return names.queue(Kind.DETOUR, digest)
+
+    def home_queue(self, names: Names) -> QueueName:
+        """Where its tasks go back to."""
+        return self._shared(names, self.home)
+
+    def target_queue(self, names: Names) -> QueueName:
+        """The shared queue of those who take its tasks; while that is paused they take none."""
+        return self._shared(names, self.task_queue)
+
+    def _shared(self, names: Names, task_queue: str) -> QueueName:
+        is_activity = self.kind is TaskKind.ACTIVITY
+        return names.activity(task_queue) if is_activity else names.workflow(task_queue)
+
+    @property
+    def ask_key(self) -> str:
+        """The control key of the workers that can serve it."""
+        target = encode_part(f"host:{self.host}") if self.host else "any"
+        words = (Kind.DETOUR.value, self.kind.value, target, encode_part(self.task_queue))
+        return ".".join(words)

@@ -1,0 +1,68 @@
+"""The traffic rules in force, as one connection knows them.
+
+Workers and history follow the settings log anyway, and share what they read by `Traffic.attach`.
+A client begins to follow it with the first task that it starts: on the connection that it has, in
+the background, and without waiting. What it starts before it has read the rules goes to its own
+task queue, whose workers know them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from tq_broker.clock import Clock
+from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.names import Names
+from tq_broker.model.rule_table import NO_RULES, RuleTable
+from tq_broker.queues.broker import Broker
+from tq_broker.queues.settings_log import SettingsLog
+
+log = logging.getLogger(__name__)
+
+
+class Traffic:
+    """See the module. Thread-safe; across a fork call `after_fork`."""
+
+    def __init__(self, broker: Broker, names: Names, clock: Clock) -> None:
+        self._broker = broker
+        self._names = names
+        self._clock = clock
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget what the parent followed."""
+        self._lock = threading.Lock()
+        self._logs: list[SettingsLog] = []
+        self._own: SettingsLog | None = None
+
+    def attach(self, settings: SettingsLog) -> None:
+        """Somebody follows the log with ``settings`` from now on, until `detach`."""
+        with self._lock:
+            self._logs = [settings, *self._logs]
+
+    def detach(self, settings: SettingsLog) -> None:
+        """``settings`` is followed no more."""
+        with self._lock:
+            self._logs = [one for one in self._logs if one is not settings]
+
+    @property
+    def rules(self) -> RuleTable:
+        """The rules, as far as they were read."""
+        logs = self._logs
+        return logs[0].rules if logs else NO_RULES
+
+    def follow(self) -> None:
+        """Follow the log from now on, if nobody does; returns at once."""
+        if self._logs:
+            return
+        with self._lock:
+            if self._logs:
+                return
+            # Kept when a worker comes: it would have to begin anew when that worker stops.
+            self._own = SettingsLog(self._broker, self._names, self._clock)
+            self._logs = [self._own]
+        try:
+            self._own.follow()
+        except TqBrokerError as error:
+            log.debug("the settings log is not followed: %s", error)
