@@ -54,6 +54,9 @@ class Kind(enum.Enum):
     HISTORY = "history"
     STICKY = "sticky"
     ABANDONED = "abandoned"
+    PERMIT = "permit"
+    BANK = "bank"
+    LEDGER = "ledger"
 
 
 _ARITY = {
@@ -74,6 +77,9 @@ _ARITY = {
     Kind.HISTORY: 1,  # shard
     Kind.STICKY: 1,  # worker id
     Kind.ABANDONED: 0,
+    Kind.PERMIT: 3,  # rate or concurrency, side, task queue
+    Kind.BANK: 3,  # the same
+    Kind.LEDGER: 3,  # the same
 }
 
 

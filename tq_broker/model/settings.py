@@ -4,8 +4,12 @@ Rules of this file: a record is a fact with its time and author; `Settings.apply
 in log order into a state, and every process that has read as far has the same state. A record
 that cannot be read is skipped and reported, and the last good state stays.
 
-The log tells which task queues exist, which are paused, and which activities are cancelled. Limits,
-rules and versions are further records of the same log.
+The log tells which task queues exist, which are paused, which limits they have, and which
+activities are cancelled. Rules and versions are further records of the same log.
+
+Two who change the same limits at a time: each record says which revision its author had seen, and
+the one that comes first in the log is in force. The other one changes nothing, everywhere, and its
+author, who reads the log as everybody does, is told who was faster.
 """
 
 from __future__ import annotations
@@ -14,13 +18,16 @@ from collections import OrderedDict
 
 import msgspec
 
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
 
 CANCELLED_MAX = 100_000
 """Cancelled ids remembered; the oldest is forgotten first, so memory has a bound."""
+VERDICTS_MAX = 1_000
+"""Changes of limits whose end is remembered, for their authors."""
 
 
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
@@ -80,8 +87,64 @@ class ActivityCanceled(msgspec.Struct, frozen=True, tag="activity-canceled"):
     reason: str = ""
 
 
+class LimitsSet(msgspec.Struct, frozen=True, tag="limits-set", kw_only=True):
+    """Somebody set the limits of one side of a task queue.
+
+    Attributes:
+        limits: All of them, from now on; ``None`` takes the setting back, so that the default of
+            the workers is in force again.
+        revision: The `LimitState.revision` that the author had seen. Another one by now: the
+            record changes nothing.
+        change_id: Names this change, for its author.
+        is_default: It comes from a worker's options: it is in force only as long as nobody has
+            set limits, and is never refused; the last one counts.
+    """
+
+    task_queue: str
+    side: Side
+    limits: Limits | None
+    at_ms: int
+    change_id: str
+    revision: int = 0
+    by: str = ""
+    reason: str = ""
+    is_default: bool = False
+
+
+class LimitState(msgspec.Struct, frozen=True):
+    """What the log says of the limits of one side of a task queue.
+
+    ``revision`` counts the changes; ``setting`` and ``default`` are the records in force.
+    """
+
+    revision: int = 0
+    setting: LimitsSet | None = None
+    default: LimitsSet | None = None
+
+    @property
+    def source(self) -> LimitsSet | None:
+        """The record that is in force; ``None`` if nobody has ever limited it."""
+        if self.setting is not None and self.setting.limits is not None:
+            return self.setting
+        return self.default
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        source = self.source
+        return UNLIMITED if source is None or source.limits is None else source.limits
+
+
+LimitKey = tuple[Side, str]
+"""A side of a task queue, and its name."""
+
 Record = (
-    TaskQueueDeclared | TaskQueueReclaimed | TaskQueuePaused | TaskQueueResumed | ActivityCanceled
+    TaskQueueDeclared
+    | TaskQueueReclaimed
+    | TaskQueuePaused
+    | TaskQueueResumed
+    | ActivityCanceled
+    | LimitsSet
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -105,6 +168,11 @@ def read_record(message: Message) -> Record:
         record: Record = _decoder.decode(message.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"setting: {error}") from error
+    if isinstance(record, LimitsSet) and record.limits is not None:
+        try:
+            check_limits(record.limits)
+        except InvalidArgument as error:
+            raise Malformed(f"setting: {error}") from error
     return record
 
 
@@ -119,6 +187,10 @@ class Settings:
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.cancelled: OrderedDict[str, ActivityCanceled] = OrderedDict()
+        self.limits: dict[LimitKey, LimitState] = {}
+        self.verdicts: OrderedDict[str, LimitsSet] = OrderedDict()
+        """Changes of limits by their ids, each with the record that was in force after it: its
+        own, or that of whoever was faster."""
 
     def apply(self, record: Record) -> None:
         """Take one record into account."""
@@ -137,6 +209,22 @@ class Settings:
                 self.cancelled[record.activity_id] = record
                 if len(self.cancelled) > CANCELLED_MAX:
                     self.cancelled.popitem(last=False)
+            case LimitsSet():
+                self._set_limits(record)
+
+    def _set_limits(self, record: LimitsSet) -> None:
+        key = (record.side, record.task_queue)
+        state = self.limits.get(key, LimitState())
+        if record.is_default:
+            self.limits[key] = msgspec.structs.replace(state, default=record)
+            return
+        if record.revision == state.revision:
+            state = self.limits[key] = msgspec.structs.replace(
+                state, revision=state.revision + 1, setting=record
+            )
+        self.verdicts[record.change_id] = state.setting or record
+        if len(self.verdicts) > VERDICTS_MAX:
+            self.verdicts.popitem(last=False)
 
     def existing(self, side: str) -> dict[str, int]:
         """The task queues that exist on one side."""
