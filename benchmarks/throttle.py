@@ -105,20 +105,23 @@ class Pool:
         self._namespace = namespace
         self._directory = directory
         self._numbers = itertools.count()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[subprocess.Popen[bytes], int] = {}
+        """With the slots of each."""
 
     def start(self, count: int) -> None:
-        """Start so many, and wait until they serve."""
-        fresh = [self._spawn() for _ in range(count)]
+        """Start so many, with many slots and with few in turn, and wait until they serve."""
+        self._start([SLOTS[number % len(SLOTS)] for number in range(count)])
+
+    def _start(self, slots: Sequence[int]) -> None:
+        fresh = {self._spawn(count): count for count in slots}
         for process in fresh:
             assert process.stdout is not None, "it is a pipe"
             if process.stdout.readline() != b"ready\n":
                 raise RuntimeError("a worker has ended early")
-        self._processes += fresh
+        self._processes |= fresh
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        number = next(self._numbers)
-        arguments = (QUEUE, str(SLOTS[number % len(SLOTS)]), str(self._directory / f"{number}"))
+    def _spawn(self, slots: int) -> subprocess.Popen[bytes]:
+        arguments = (QUEUE, str(slots), str(self._directory / f"{next(self._numbers)}"))
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "benchmarks.throttle_worker"),
@@ -129,10 +132,10 @@ class Pool:
         )
 
     def replace(self, pid: int | None) -> None:
-        """Start one, then kill the one with ``pid``, or the oldest one."""
-        self.start(1)
-        victim = next((one for one in self._processes if one.pid == pid), self._processes[0])
-        self._processes.remove(victim)
+        """Start one like the one with ``pid`` (or like the oldest one), then kill that one."""
+        oldest = next(iter(self._processes))
+        victim = next((one for one in self._processes if one.pid == pid), oldest)
+        self._start([self._processes.pop(victim)])
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         for pipe in (victim.stdin, victim.stdout):

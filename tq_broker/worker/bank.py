@@ -38,7 +38,7 @@ from tq_broker.worker.reserve import Reserve
 
 log = logging.getLogger(__name__)
 
-AHEAD_S = 0.2
+AHEAD_S = 0.1
 WITHIN_S = 5.0
 RETRY_S = 0.25
 PREFETCH_MAX = 0

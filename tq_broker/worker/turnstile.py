@@ -18,9 +18,10 @@ unused, few of them, and only while slots are free to use them: they can be used
 anywhere, because every worker takes from the same queue.
 
 While there is a backlog a subscription for one is followed by one for two, four, ..., as long as
-the permits reach; and permits are gathered for `GATHER_S`. So the price of a subscription is spread
-over many tasks at high rates, and nothing waits at low ones. Only a subscription for one waits for
-long: a larger one that is not filled at once has met the end of the backlog, and is given up.
+the permits reach; and at high rates permits are gathered for `GATHER_S`. So the price of a
+subscription is spread over many tasks at high rates, and nothing waits at low ones. Only a
+subscription for one waits for long: a larger one that is not filled at once has met the end of the
+backlog, and is given up.
 
 Threads: `step` belongs to one thread; deliveries and permits come on the broker's reading thread;
 passages are used on any.
@@ -47,7 +48,9 @@ from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import OnDeliveries
 from tq_broker.worker.tap import Tap, Token
 
-GATHER_S = 0.03
+GATHER_S = 0.1
+FAST = 100.0
+"""Permits are gathered from this rate on, per second: below a subscription each costs little."""
 FILL_WITHIN_S = 0.5
 BATCH_MAX = 256
 FULL_S = 0.1
@@ -398,7 +401,7 @@ class Turnstile:
             return self._next_pace(now)
         wanted = min(self._boost, free_slots)
         gathered_at = self._last_opened + GATHER_S
-        is_fast = (self.limits.rate or 0.0) * GATHER_S > 1
+        is_fast = (self.limits.rate or 0.0) >= FAST
         if is_fast and count < wanted and now < gathered_at:
             return gathered_at
         size = min(count, wanted)
