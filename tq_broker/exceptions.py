@@ -21,6 +21,7 @@
     │   ├── PayloadTooLarge         (a ValueError) refused before it was published
     │   ├── ActivityAlreadyStarted  the id is taken and the caller chose to be refused
     │   ├── NotFound                no such activity, workflow, worker or queue now
+    │   ├── Conflict                somebody else changed it meanwhile: look, and decide anew
     │   ├── TargetGone              the host or process of a route is gone
     │   └── AccessRefused           login, vhost or permission
     ├── Unavailable               try again later, with the retry policy
@@ -288,6 +289,10 @@ class ActivityAlreadyStarted(Rejected):
 
 class NotFound(Rejected):
     """There is no such activity, worker or queue now."""
+
+
+class Conflict(Rejected):
+    """Somebody else has changed the same thing meanwhile."""
 
 
 class TargetGone(Rejected):

@@ -94,3 +94,49 @@ def test_workflow_sides_are_listed_and_described(
     )
     assert invoke("task-queue", "peek", "orders", "--side", "workflow").exit_code == 0
     assert invoke("task-queue", "reclaim", "--grace", "10ms").stdout == "orders\n"
+
+
+def test_limits_are_set_told_and_taken_back(invoke: Invoke, waiting: str) -> None:
+    config = ("task-queue", "config")
+    assert "rate\t-\nconcurrency\t-\n" in invoke(*config, "get", waiting).stdout
+    shown = invoke(*config, "set", waiting, "--rate", "2.5", "--reason", "slow down").stdout
+    assert "rate\t2.5/s, burst 4\n" in shown
+    assert "reason\tslow down" in shown
+    assert "(setting)" in shown
+    shown = invoke(*config, "set", waiting, "--concurrency", "3", "--burst", "9", "--json").stdout
+    told = json.loads(shown)
+    assert (told["rate"], told["burst"], told["concurrency"]) == (2.5, 9, 3)
+    assert (told["source"], told["revision"]) == ("setting", 2)
+    shown = invoke("task-queue", "describe", waiting, *QUICK).stdout
+    assert "activity rate\t2.5/s, burst 9" in shown
+    told = json.loads(invoke(*config, "set", waiting, "--rate", "none", "--json").stdout)
+    assert (told["rate"], told["burst"], told["concurrency"]) == (None, None, 3)
+    told = json.loads(invoke(*config, "reset", waiting, "--json").stdout)
+    assert told["concurrency"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rate", "0"), "to stop a task queue, pause it"),
+        (("--rate=-1",), "rate is -1; it must be from 0.001 to 10000"),
+        (("--rate", "nan"), "rate is nan"),
+        (("--rate", "1e12"), "rate is 1e+12"),
+        (("--rate", "fast"), "rate is 'fast'; write a number, or none"),
+        (("--burst", "3"), "burst is given without a rate"),
+        (("--concurrency", "1000000"), "concurrency is 1000000; it must be from 1 to 10000"),
+        ((), "nothing to set"),
+    ],
+)
+def test_bad_limits_are_refused_with_the_bound(
+    invoke: Invoke, waiting: str, arguments: tuple[str, ...], words: str
+) -> None:
+    answer = invoke("task-queue", "config", "set", waiting, *arguments)
+    assert answer.exit_code != 0
+    assert words in answer.stderr
+
+
+def test_limits_of_an_unknown_task_queue_are_refused(invoke: Invoke, waiting: str) -> None:
+    answer = invoke("task-queue", "config", "set", "typo", "--rate", "1")
+    assert answer.exit_code != 0
+    assert "there is no task queue 'typo'" in answer.stderr

@@ -10,7 +10,8 @@ import pytest
 from tq_broker import activity
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import LOOKS_MAX, Operations
-from tq_broker.exceptions import InvalidArgument, NotFound
+from tq_broker.exceptions import Conflict, InvalidArgument, NotFound
+from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
 from tq_broker.queues import memory
@@ -349,3 +350,41 @@ def test_a_peek_that_cannot_publish_gives_back(
     with pytest.raises(Rejected):
         operations.peek("jobs")
     assert [delivery.redelivered for delivery in all_of(client)] == [True, True]
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def test_limits_are_set_with_who_when_and_why(
+    client: BlockingClient, operations: Operations
+) -> None:
+    assert operations.limits("jobs").limits.is_unlimited
+    with pytest.raises(NotFound):
+        operations.set_limits("jobs", lambda _: Limits(rate=1.0))
+    start(client)
+    state = operations.set_limits("jobs", lambda _: Limits(rate=5.0), reason="too fast")
+    assert state == operations.limits("jobs")
+    assert state.limits == Limits(rate=5.0)
+    assert state.setting is not None
+    assert (state.setting.by, state.setting.reason) == (client.connection.identity, "too fast")
+    assert state.setting.at_ms > 0
+    told = operations.describe("jobs", wait_s=QUICK_S)
+    assert dict(told.limits)[Side.ACTIVITY] == state
+    assert dict(told.limits)[Side.WORKFLOW].limits.is_unlimited
+    with pytest.raises(InvalidArgument, match="concurrency is 0"):
+        operations.set_limits("jobs", lambda _: Limits(concurrency=0))
+
+
+def test_who_comes_second_is_told_who_was_faster(
+    client: BlockingClient, operations: Operations
+) -> None:
+    start(client)
+    other = Operations(client.core)
+
+    def meanwhile(before: Limits) -> Limits:
+        other.set_limits("jobs", lambda _: Limits(rate=1.0), reason="emergency")
+        return Limits(rate=2.0)
+
+    with pytest.raises(Conflict, match=r"has set the limits of 'jobs' meanwhile \(emergency\)"):
+        operations.set_limits("jobs", meanwhile)
+    assert operations.limits("jobs").limits == Limits(rate=1.0)

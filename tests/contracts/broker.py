@@ -649,6 +649,71 @@ class BrokerContract:
         wishes[0].cancel(bench.deadline())
         wishes[0].cancel_nowait()
 
+    def test_it_is_told_what_was_lost_before_anything_comes_anew(
+        self, bench: Bench, world: World
+    ) -> None:
+        full = bench.declare("q")
+        told: queue.Queue[str] = queue.Queue()
+        bench.subscribe(
+            full,
+            lambda many: told.put(many[0].message.message_id),
+            on_lost=lambda: told.put("lost"),
+        )
+        bench.send(full, message(message_id="m0"))
+        assert told.get(timeout=PATIENCE_S) == "m0"
+        world.break_connection(bench.broker)
+        assert [told.get(timeout=PATIENCE_S) for _ in range(2)] == ["lost", "m0"]
+
+    def test_a_subscription_for_once_takes_so_many_and_ends(self, bench: Bench) -> None:
+        full = bench.declare("q", {"x-queue-type": "quorum"})
+        inbox, over = Inbox(acks=True), threading.Event()
+        bench.send(full, *numbered(2))
+        bench.subscribe(full, inbox, prefetch=3, once=True, on_over=over.set)
+        assert inbox.take_ids(2) == ["m0", "m1"]
+        assert not over.is_set(), "one is still to come"
+        bench.send(full, message(message_id="m2"), message(message_id="m3"))
+        assert inbox.take_ids(1) == ["m2"]
+        assert over.wait(PATIENCE_S)
+        bench.expect_nothing(inbox)
+        bench.world.eventually(lambda: bench.stats(full) == QueueStats(ready=1, consumers=0))
+        last = Inbox()
+        bench.subscribe(full, last)
+        assert not last.take().redelivered, "nothing was taken that was not handed over"
+
+    def test_a_subscription_for_once_ends_with_its_connection(
+        self, bench: Bench, world: World
+    ) -> None:
+        full = bench.declare("q")
+        inbox, over = Inbox(), threading.Event()
+        bench.subscribe(full, inbox, prefetch=2, once=True, on_over=over.set)
+        bench.send(full)
+        inbox.take()
+        world.break_connection(bench.broker)
+        assert over.wait(PATIENCE_S)
+        bench.await_ready(full, 1)
+        bench.expect_nothing(inbox)
+
+    def test_a_subscription_for_once_that_is_cancelled_ends(self, bench: Bench) -> None:
+        full = bench.declare("q")
+        over = threading.Event()
+        wish = bench.subscribe(full, Inbox(), prefetch=2, once=True, on_over=over.set)
+        wish.cancel(bench.deadline())
+        assert over.wait(PATIENCE_S)
+
+    def test_what_two_queues_reject_to_each_other_goes_to_and_fro(self, bench: Bench) -> None:
+        keys = {"x-dead-letter-exchange": bench.exchange}
+        left, right = bench.full("left"), bench.full("right")
+        bench.declare("left", keys | {"x-dead-letter-routing-key": right})
+        bench.declare("right", keys | {"x-dead-letter-routing-key": left})
+        bench.send(left, *numbered(3))
+        for full in (left, right) * 5:
+            taken = [bench.get(full) for _ in range(3)]
+            assert sorted(one.message.message_id for one in taken) == ["m0", "m1", "m2"]
+            for one in taken:
+                one.reject(requeue=False)
+        bench.await_ready(left, 3)
+        assert bench.stats_ready(right) == 0
+
     def test_a_subscription_comes_back_after_its_queue_was_deleted(self, bench: Bench) -> None:
         plan = bench.queue("q")
         inbox = Inbox(acks=True)

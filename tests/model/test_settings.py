@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -9,12 +11,15 @@ from hypothesis import strategies as st
 
 from tq_broker.exceptions import Malformed
 from tq_broker.model import settings
+from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
     SIDES,
+    VERDICTS_MAX,
     ActivityCanceled,
+    LimitsSet,
     Record,
     Settings,
     TaskQueueDeclared,
@@ -173,3 +178,56 @@ def test_a_broken_rule_is_malformed_and_not_in_force(percent: str) -> None:
     assert broken != message.body
     with pytest.raises(Malformed, match="setting: "):
         read_record(msgspec.structs.replace(message, body=broken))
+
+
+def limits_set(revision: int, change: str, **fields: object) -> LimitsSet:
+    given: dict[str, Any] = {
+        "task_queue": "q",
+        "side": Side.ACTIVITY,
+        "limits": Limits(rate=1.0),
+        "at_ms": 1,
+        "change_id": change,
+        "revision": revision,
+    } | fields
+    return LimitsSet(**given)
+
+
+def test_of_two_who_change_a_limit_the_first_in_the_log_wins_and_the_other_is_told() -> None:
+    settings = Settings()
+    winner = limits_set(0, "one", limits=Limits(rate=2.0))
+    settings.apply(winner)
+    settings.apply(limits_set(0, "two", limits=Limits(rate=3.0)))
+    state = settings.limits[Side.ACTIVITY, "q"]
+    assert state.limits == Limits(rate=2.0)
+    assert state.revision == 1
+    assert settings.verdicts["one"] == settings.verdicts["two"] == winner
+    settings.apply(limits_set(1, "three", limits=Limits(rate=4.0)))
+    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=4.0)
+    assert (Side.WORKFLOW, "q") not in settings.limits
+
+
+def test_a_default_is_in_force_as_long_as_nobody_has_set_limits() -> None:
+    settings = Settings()
+    settings.apply(limits_set(0, "d", is_default=True, limits=Limits(rate=9.0)))
+    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=9.0)
+    settings.apply(limits_set(0, "one"))
+    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=1.0)
+    settings.apply(limits_set(1, "two", limits=None))
+    state = settings.limits[Side.ACTIVITY, "q"]
+    assert state.limits == Limits(rate=9.0)
+    assert state.revision == 2
+
+
+def test_a_limit_out_of_bounds_is_no_record() -> None:
+    message = record_message(limits_set(0, "one", limits=Limits(rate=-1.0)), "m")
+    with pytest.raises(Malformed, match="rate is -1"):
+        read_record(message)
+    good = limits_set(0, "one", limits=Limits(concurrency=3), reason="why")
+    assert read_record(record_message(good, "m")) == good
+
+
+def test_the_ends_of_changes_are_forgotten_after_a_while() -> None:
+    settings = Settings()
+    for number in range(VERDICTS_MAX + 5):
+        settings.apply(limits_set(number, f"{number}"))
+    assert len(settings.verdicts) == VERDICTS_MAX

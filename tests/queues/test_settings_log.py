@@ -10,9 +10,16 @@ from queue import Queue
 import pytest
 
 from tq_broker.clock import SystemClock
+from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names
-from tq_broker.model.settings import ActivityCanceled, Record, TaskQueueDeclared, TaskQueueReclaimed
+from tq_broker.model.settings import (
+    ActivityCanceled,
+    LimitsSet,
+    Record,
+    TaskQueueDeclared,
+    TaskQueueReclaimed,
+)
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
@@ -129,3 +136,28 @@ def test_a_follower_that_stopped_keeps_its_state(writer: Writer) -> None:
     writer.append(TaskQueueDeclared("b", 2))
     assert other.wait_read(2, soon())
     assert log.task_queues() == {"a": 1}
+
+
+def test_a_follower_knows_the_limits_and_who_won(writer: Writer) -> None:
+    def record(change: str, rate: float, **more: bool) -> LimitsSet:
+        return LimitsSet(
+            task_queue="q",
+            side=Side.ACTIVITY,
+            limits=Limits(rate=rate),
+            at_ms=1,
+            change_id=change,
+            **more,  # type: ignore[arg-type]
+        )
+
+    follower = writer.follower()
+    follower.follow()
+    assert follower.limits(Side.ACTIVITY, "q").limits.is_unlimited
+    default = record("d", 5.0, is_default=True)
+    writer.append(default)
+    assert follower.wait_default(default, soon())
+    first = record("one", 1.0)
+    writer.append(first, record("two", 2.0))
+    assert follower.wait_verdict("two", soon()) == first
+    assert follower.limits(Side.ACTIVITY, "q").limits == Limits(rate=1.0)
+    assert follower.wait_verdict("never", clock.monotonic() + 0.01) is None
+    follower.stop()

@@ -30,6 +30,7 @@ from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.handler import HOLD_S, Handler
 from tq_broker.worker.notices import Notices
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
@@ -72,6 +73,11 @@ class Window:
 
     def released(self) -> None:
         self.released_count += 1
+
+    waits = False
+
+    def admit(self, resume: Any = None) -> Passage | None:
+        return FREE
 
     @property
     def in_hand(self) -> int:

@@ -13,6 +13,7 @@ from tq_broker import activity
 from tq_broker.worker import table as table_module
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.intake import Known
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.table import Held, Table, key_of
 
 
@@ -37,6 +38,11 @@ class Window:
 
     def released(self) -> None:
         self.released_count += 1
+
+    waits = False
+
+    def admit(self, resume: Any = None) -> Passage | None:
+        return FREE
 
 
 def held(**fields: Any) -> tuple[Attempt, Any, Any]:

@@ -361,3 +361,20 @@ def test_what_is_released_is_counted_where_it_was_taken(drained: bool) -> None:
     windows.released("a", drained=drained)
     window = windows["a"]
     assert (window.in_hand, window.draining) == ((0, 1) if drained else (1, 0))
+
+
+def test_a_barred_queue_has_no_window_but_what_is_in_hand_counts() -> None:
+    windows = Windows(4)
+    for name in ("a", "b"):
+        windows.add(name)
+    windows.plan(0)
+    windows.taken("a", 2, drained=False)
+    assert windows.bar("a") == [Close("a")]
+    assert windows["a"].draining == 2
+    assert all(change.queue == "b" for change in windows.plan(0))
+    assert windows.used() <= 4
+    windows.released("a", drained=True)
+    assert windows["a"].draining == 1
+    windows.unbar("a")
+    assert Grow("a", 1) in windows.plan(0) or windows["a"].size > 0
+    assert windows.bar("never served") == []

@@ -37,6 +37,7 @@ from tq_broker.model.workflow_tasks import (
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import workflow_handler
 from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep
@@ -133,6 +134,11 @@ class Source:
 
     def released(self) -> None:
         self.released_count += 1
+
+    waits = False
+
+    def admit(self, resume: Any = None) -> Passage | None:
+        return FREE
 
 
 class Seat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -22,7 +22,8 @@ from tq_broker.client.operations import (
     WorkflowSideDescription,
 )
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, TaskQueuePaused
+from tq_broker.model.limits import Limits, Side
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, LimitState, TaskQueuePaused
 
 WAIT = click.option(
     "--wait",
@@ -117,6 +118,9 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("consumers", one.consumers),
         ("in flight", one.in_flight),
     ]
+    for side, state in told.limits:
+        if state.source is not None:
+            fields += [(f"{side.value} {key}", value) for key, value in limits_fields(state)]
     fields += [(f"waiting for {b.kind} {b.target}", b.backlog) for b in told.private]
     fields += [
         (
@@ -212,6 +216,145 @@ def reclaim(ctx: click.Context, names: tuple[str, ...], grace: timedelta) -> Non
     )
 
 
+@task_queue.group("config", cls=Group)
+def config() -> None:
+    """Limits of a task queue: how fast, and how many at once, all its workers together.
+
+    \b
+    Examples:
+      tq-broker task-queue config get mail
+      tq-broker task-queue config set mail --rate 10 --burst 20 --reason "provider's limit"
+      tq-broker task-queue config set mail --concurrency 4
+      tq-broker task-queue config set mail --rate none
+      tq-broker task-queue config reset mail
+    """
+
+
+REASON = click.option("--reason", default="", help="For those who ask later.")
+
+
+@config.command()
+@click.argument("name")
+@SIDE
+@click.pass_context
+def get(ctx: click.Context, name: str, side: str) -> None:
+    """Tell the limits of the task queue NAME, who set them, when and why."""
+    session = session_of(ctx)
+    with session.operations() as operations:
+        note_if_unused(session, operations)
+        state = operations.limits(name, Side(side))
+    _show_limits(session, name, state)
+
+
+@config.command("set")
+@click.argument("name")
+@click.option("--rate", help="Tasks per second, or none.")
+@click.option("--burst", help="Tasks at once after a quiet time, or none for the default.")
+@click.option("--concurrency", help="Tasks that run at a time, or none.")
+@REASON
+@SIDE
+@click.pass_context
+def set_(
+    ctx: click.Context,
+    name: str,
+    rate: str | None,
+    burst: str | None,
+    concurrency: str | None,
+    reason: str,
+    side: str,
+) -> None:
+    """Set limits of the task queue NAME; what is not given stays as it is.
+
+    All workers keep them within a second. Should somebody else change them at the same time,
+    whoever comes first is in force, and the other one is told.
+    """
+    given: dict[str, Any] = {}
+    for option, text, read in (
+        ("rate", rate, float),
+        ("burst", burst, int),
+        ("concurrency", concurrency, int),
+    ):
+        if text is not None:
+            given[option] = _number(option, text, read)
+    if not given:
+        raise InvalidArgument("nothing to set; give --rate, --burst or --concurrency")
+    if "rate" in given and given["rate"] is None:
+        given.setdefault("burst", None)  # it has nothing to belong to
+    _change(ctx, name, side, reason, lambda limits: msgspec.structs.replace(limits, **given))
+
+
+@config.command()
+@click.argument("name")
+@REASON
+@SIDE
+@click.pass_context
+def reset(ctx: click.Context, name: str, reason: str, side: str) -> None:
+    """Take the setting of the task queue NAME back: its workers' options count again."""
+    _change(ctx, name, side, reason, None)
+
+
+def _number(option: str, text: str, read: Callable[[str], Any]) -> Any:
+    if text == "none":
+        return None
+    try:
+        return read(text)
+    except ValueError:
+        raise InvalidArgument(f"{option} is {text!r}; write a number, or none") from None
+
+
+def _change(
+    ctx: click.Context,
+    name: str,
+    side: str,
+    reason: str,
+    change: Callable[[Limits], Limits] | None,
+) -> None:
+    session = session_of(ctx)
+    with session.operations() as operations:
+        state = operations.set_limits(name, change, side=Side(side), reason=reason)
+    _show_limits(session, name, state)
+
+
+def _show_limits(session: Session, name: str, state: LimitState) -> None:
+    data = {"task_queue": name, **limits_data(state)}
+    fields = [("task queue", name), *limits_fields(state)]
+    session.output.record(fields, data=data)
+
+
+def limits_fields(state: LimitState) -> list[tuple[str, object]]:
+    """The limits in force, for people."""
+    limits, source = state.limits, state.source
+    rate = "-" if limits.rate is None else f"{limits.rate:g}/s, burst {limits.burst_size}"
+    fields: list[tuple[str, object]] = [
+        ("rate", rate),
+        ("concurrency", "-" if limits.concurrency is None else limits.concurrency),
+    ]
+    if source is not None:
+        when = datetime.fromtimestamp(source.at_ms / 1000, timezone.utc)
+        kind = "default of a worker" if source.is_default else "setting"
+        fields += [
+            ("set by", f"{source.by or '?'} ({kind})"),
+            ("set at", when.isoformat(timespec="seconds")),
+            ("reason", source.reason or "-"),
+        ]
+    return fields
+
+
+def limits_data(state: LimitState) -> dict[str, Any]:
+    """The limits in force, for programs."""
+    limits, source = state.limits, state.source
+    return {
+        "rate": limits.rate,
+        "burst": limits.burst_size if limits.rate is not None else None,
+        "concurrency": limits.concurrency,
+        "revision": state.revision,
+        "source": "none" if source is None else "default" if source.is_default else "setting",
+        "by": "" if source is None else source.by,
+        "at_ms": None if source is None else source.at_ms,
+        "reason": "" if source is None else source.reason,
+    }
+
+
 def note_if_unused(session: Session, operations: Operations) -> None:
     """Say on stderr that nobody has used the namespace: it may be mistyped."""
     if not operations.exists():
@@ -279,6 +422,7 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
     return {
         **_summary(told.summary),
         "oldest_age_s": told.oldest_age_s,
+        "limits": {side.value: limits_data(state) for side, state in told.limits},
         "private": [dataclasses.asdict(backlog) for backlog in told.private],
         "workers": [
             {

@@ -15,8 +15,9 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -31,8 +32,16 @@ from tq_broker.client.parked import (
 )
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
-from tq_broker.exceptions import InvalidArgument, Malformed, NotFound, TqBrokerError
+from tq_broker.exceptions import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidArgument,
+    Malformed,
+    NotFound,
+    TqBrokerError,
+)
 from tq_broker.model import control, envelope, workflow_tasks
+from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
 from tq_broker.model.registrations import compare, serving
@@ -40,6 +49,8 @@ from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
     WORKFLOW_SIDE,
+    LimitsSet,
+    LimitState,
     TaskQueuePaused,
     side_of,
 )
@@ -107,6 +118,7 @@ class TaskQueueDescription:
         mismatches: Types that only some of its workers have, with the identities of those that
             lack them.
         workflow: The same of its workflow side; ``None`` if it has none.
+        limits: What limits each side of it, and who set that, when and why.
     """
 
     summary: TaskQueueSummary
@@ -115,6 +127,7 @@ class TaskQueueDescription:
     workers: tuple[control.WorkerInfo, ...]
     activities: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
+    limits: tuple[tuple[Side, LimitState], ...] = ()
     workflow: WorkflowSideDescription | None = None
 
 
@@ -245,6 +258,7 @@ class Operations:
                 if WORKFLOW_SIDE in sides
                 else None
             ),
+            limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
         )
 
     def _workflow_side(
@@ -303,7 +317,61 @@ class Operations:
         self._each_parked(limit, look)
         return sorted(found, key=lambda parked: parked.parked_ms)
 
+    def limits(self, task_queue: str, side: Side = Side.ACTIVITY) -> LimitState:
+        """The limits of one side of a task queue, who set them, when and why."""
+        check_task_queue(task_queue)
+        return self.settings().limits(side, task_queue)
+
     # --- doing --------------------------------------------------------------------------------
+
+    def set_limits(
+        self,
+        task_queue: str,
+        change: Callable[[Limits], Limits] | None,
+        *,
+        side: Side = Side.ACTIVITY,
+        reason: str = "",
+    ) -> LimitState:
+        """Change the limits of one side of a task queue, for all workers, within a second.
+
+        Args:
+            change: Makes the new limits of those in force; ``None`` takes the setting back, so
+                that the default of the workers is in force again.
+            reason: For those who ask later.
+
+        Raises:
+            InvalidArgument: a limit is out of bounds.
+            NotFound: there is no such task queue.
+            Conflict: somebody else has changed them meanwhile; nothing was changed.
+        """
+        self._existing(task_queue, side.value)
+        core, deadline = self._core, self._core.deadline()
+        # Whoever declares a task queue says so in the log; but it may be on its way still.
+        core.sender.ensure([self._names.queue(Kind.SETTINGS)], deadline)
+        with self._following(deadline) as settings:
+            before = settings.limits(side, task_queue)
+            record = LimitsSet(
+                task_queue=task_queue,
+                side=side,
+                limits=None if change is None else check_limits(change(before.limits)),
+                at_ms=epoch_ms(core.clock),
+                change_id=core.sender.ids.next(),
+                revision=before.revision,
+                by=core.connection.identity,
+                reason=reason,
+            )
+            appended: Future[None] = Future()
+            core.sender.append(record, deadline, lambda error: _end(appended, error))
+            appended.result()
+            winner = settings.wait_verdict(record.change_id, deadline)
+            if winner is None:
+                raise DeadlineExceeded("the limits were set, but the settings log is not read")
+            if winner.change_id != record.change_id:
+                raise Conflict(
+                    f"{winner.by or 'somebody'} has set the limits of {task_queue!r} meanwhile"
+                    f" ({winner.reason or 'no reason given'}); yours are not in force"
+                )
+            return settings.limits(side, task_queue)
 
     def purge(self, task_queue: str) -> int:
         """Drop all tasks that wait, for ever; returns how many. Nobody is told of it: who waits
@@ -407,16 +475,23 @@ class Operations:
 
     def _logged(self, deadline: float) -> SettingsLog:
         """The settings log, read as far as it goes now."""
+        with self._following(deadline) as follower:
+            return follower
+
+    @contextmanager
+    def _following(self, deadline: float) -> Iterator[SettingsLog]:
+        """The settings log, read as far as it goes now and followed inside the block."""
         core, queue = self._core, self._names.queue(Kind.SETTINGS)
         follower = SettingsLog(core.broker, self._names, core.clock)
         if self._stats(queue, deadline) is None:
-            return follower
+            yield follower
+            return
         core.broker.wait_subscribed([follower.follow()], deadline)
         try:
             follower.catch_up(deadline)
+            yield follower
         finally:
             follower.stop()
-        return follower
 
     def _summary(
         self,

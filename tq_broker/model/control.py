@@ -102,6 +102,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     paused: list[str] = []
     """Those of its task queues from which it takes no activities because they are paused."""
 
+    banks: dict[str, list[str]] = {}
+    """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""
+
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """A worker has started; those that are there answer it with `Present`."""

@@ -55,6 +55,9 @@ class Kind(enum.Enum):
     HISTORY = "history"
     STICKY = "sticky"
     ABANDONED = "abandoned"
+    PERMIT = "permit"
+    BANK = "bank"
+    LEDGER = "ledger"
 
 
 _ARITY = {
@@ -76,6 +79,9 @@ _ARITY = {
     Kind.HISTORY: 1,  # shard
     Kind.STICKY: 1,  # worker id
     Kind.ABANDONED: 0,
+    Kind.PERMIT: 3,  # rate or concurrency, side, task queue
+    Kind.BANK: 3,  # the same
+    Kind.LEDGER: 3,  # the same
 }
 
 

@@ -4,8 +4,12 @@ Rules of this file: a record is a fact with its time and author; `Settings.apply
 in log order into a state, and every process that has read as far has the same state. A record
 that cannot be read is skipped and reported, and the last good state stays.
 
-The log tells which task queues exist, which are paused, which activities are cancelled, and which
-traffic rules are in force. Limits and versions are further records of the same log.
+The log tells which task queues exist, which are paused, which limits they have, which activities
+are cancelled, and which traffic rules are in force. Versions are further records of the same log.
+
+Two who change the same limits at a time: each record says which revision its author had seen, and
+the one that comes first in the log is in force. The other one changes nothing, everywhere, and its
+author, who reads the log as everybody does, is told who was faster.
 """
 
 from __future__ import annotations
@@ -16,12 +20,15 @@ import msgspec
 
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.rules import TrafficRule
 
 CANCELLED_MAX = 100_000
 """Cancelled ids remembered; the oldest is forgotten first, so memory has a bound."""
+VERDICTS_MAX = 1_000
+"""Changes of limits whose end is remembered, for their authors."""
 
 RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
@@ -101,6 +108,59 @@ class TrafficRuleRemoved(msgspec.Struct, frozen=True, tag="traffic-rule-removed"
 
 
 RuleChange = TrafficRuleSet | TrafficRuleRemoved
+
+
+class LimitsSet(msgspec.Struct, frozen=True, tag="limits-set", kw_only=True):
+    """Somebody set the limits of one side of a task queue.
+
+    Attributes:
+        limits: All of them, from now on; ``None`` takes the setting back, so that the default of
+            the workers is in force again.
+        revision: The `LimitState.revision` that the author had seen. Another one by now: the
+            record changes nothing.
+        change_id: Names this change, for its author.
+        is_default: It comes from a worker's options: it is in force only as long as nobody has
+            set limits, and is never refused; the last one counts.
+    """
+
+    task_queue: str
+    side: Side
+    limits: Limits | None
+    at_ms: int
+    change_id: str
+    revision: int = 0
+    by: str = ""
+    reason: str = ""
+    is_default: bool = False
+
+
+class LimitState(msgspec.Struct, frozen=True):
+    """What the log says of the limits of one side of a task queue.
+
+    ``revision`` counts the changes; ``setting`` and ``default`` are the records in force.
+    """
+
+    revision: int = 0
+    setting: LimitsSet | None = None
+    default: LimitsSet | None = None
+
+    @property
+    def source(self) -> LimitsSet | None:
+        """The record that is in force; ``None`` if nobody has ever limited it."""
+        if self.setting is not None and self.setting.limits is not None:
+            return self.setting
+        return self.default
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        source = self.source
+        return UNLIMITED if source is None or source.limits is None else source.limits
+
+
+LimitKey = tuple[Side, str]
+"""A side of a task queue, and its name."""
+
 Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
@@ -109,6 +169,7 @@ Record = (
     | ActivityCanceled
     | TrafficRuleSet
     | TrafficRuleRemoved
+    | LimitsSet
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -134,6 +195,11 @@ def read_record(message: Message) -> Record:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidArgument
     ) as error:  # fmt: skip
         raise Malformed(f"setting: {error}") from error
+    if isinstance(record, LimitsSet) and record.limits is not None:
+        try:
+            check_limits(record.limits)
+        except InvalidArgument as error:
+            raise Malformed(f"setting: {error}") from error
     return record
 
 
@@ -151,6 +217,10 @@ class Settings:
         self.rules: dict[str, TrafficRule] = {}
         """Traffic rules by id; some may have run out meanwhile."""
         self.rule_changes: deque[RuleChange] = deque(maxlen=RULE_CHANGES_MAX)
+        self.limits: dict[LimitKey, LimitState] = {}
+        self.verdicts: OrderedDict[str, LimitsSet] = OrderedDict()
+        """Changes of limits by their ids, each with the record that was in force after it: its
+        own, or that of whoever was faster."""
 
     def apply(self, record: Record) -> None:
         """Take one record into account."""
@@ -177,6 +247,22 @@ class Settings:
             case TrafficRuleRemoved(rule_id):
                 if self.rules.pop(rule_id, None) is not None:
                     self.rule_changes.append(record)
+            case LimitsSet():
+                self._set_limits(record)
+
+    def _set_limits(self, record: LimitsSet) -> None:
+        key = (record.side, record.task_queue)
+        state = self.limits.get(key, LimitState())
+        if record.is_default:
+            self.limits[key] = msgspec.structs.replace(state, default=record)
+            return
+        if record.revision == state.revision:
+            state = self.limits[key] = msgspec.structs.replace(
+                state, revision=state.revision + 1, setting=record
+            )
+        self.verdicts[record.change_id] = state.setting or record
+        if len(self.verdicts) > VERDICTS_MAX:
+            self.verdicts.popitem(last=False)
 
     def existing(self, side: str) -> dict[str, int]:
         """The task queues that exist on one side."""

@@ -111,6 +111,13 @@ class SubscribeOptions:
         arguments: Consumer arguments, such as ``x-stream-offset``.
         plan: Applied before consuming, after every reconnect and after the broker has cancelled
             us because the queue went away: a subscription always comes back.
+        once: Take ``prefetch`` messages, all together and ever, and then end. It ends as well when
+            the connection is lost, or when there is no such queue. What is acknowledged until then
+            the broker is told when the end has come.
+        on_over: Called when a subscription with ``once`` has ended, after its last delivery was
+            handed over. On the thread of the deliveries.
+        on_lost: Called when the broker has taken back all that was delivered and not settled,
+            before anything is delivered anew. On the thread of the deliveries.
         on_accepted: Called whenever the broker has accepted the subscription: first, and each
             time that it has come back. On the thread of the deliveries.
     """
@@ -120,6 +127,9 @@ class SubscribeOptions:
     exclusive: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     on_accepted: Callable[[], None] | None = None
+    on_lost: Callable[[], None] | None = None
+    once: bool = False
+    on_over: Callable[[], None] | None = None
 
 
 DeliveriesCallback = Callable[[Sequence[Delivery]], None]

@@ -26,6 +26,7 @@ from tq_broker.exceptions import (
     Bug,
     DeadlineExceeded,
     InvalidArgument,
+    NotFound,
     Rejected,
 )
 from tq_broker.model.message import Publication
@@ -331,8 +332,12 @@ class MemoryBroker:
         if connection is not None:
             self._vhost.disconnect(connection, self._clock.monotonic())
             self._server.book(self._clock)
-        for subscription in self._subscriptions:
+        for subscription in list(self._subscriptions):
             subscription.consumer = None
+            if subscription.options.on_lost is not None:
+                self._mail.call(subscription.options.on_lost)
+            if subscription.options.once:
+                self._forget_locked(subscription)
         self._server.exclusive_gone()
 
     def _reconnect(self) -> None:
@@ -420,6 +425,9 @@ class MemoryBroker:
             self._vhost.consume(consumer, subscription.queue, connection, options.arguments, now)
         except Rejected as error:
             subscription.consumer, subscription.error = None, error
+            if options.once and isinstance(error, NotFound):
+                self._forget_locked(subscription)
+                return differences
             again = now + RETRY_S
             self._clock.call_at(again, lambda: self._mail.call(self.restore_wish, subscription))
         else:
@@ -451,13 +459,18 @@ class MemoryBroker:
     def _cancel_locked(self, subscription: MemorySubscription) -> None:
         if not subscription.is_wanted:
             return
-        subscription.is_wanted = False
-        self._subscriptions.remove(subscription)
+        self._forget_locked(subscription)
         consumer, subscription.consumer = subscription.consumer, None
         if consumer is not None and subscription.connection is not None:
             self._vhost.cancel(consumer, subscription.connection, self._clock.monotonic())
             self._server.book(self._clock)
         self._server.changed.notify_all()
+
+    def _forget_locked(self, subscription: MemorySubscription) -> None:
+        subscription.is_wanted = False
+        self._subscriptions.remove(subscription)
+        if subscription.options.on_over is not None:
+            self._mail.call(subscription.options.on_over)
 
     def settle_ack(self, connection: Connection, tag: int) -> None:
         """What `MemoryDelivery.ack` does."""

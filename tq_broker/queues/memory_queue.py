@@ -68,24 +68,45 @@ class Recipient(Protocol):
 
 
 class Consumer:
-    """A consumer and its credit. ``offset`` is the next one to read, on streams only."""
+    """A consumer and its credit. ``offset`` is the next one to read, on streams only; ``once``:
+    its credit never comes back.
+    """
 
-    __slots__ = ("connection", "exclusive", "offset", "prefetch", "queue", "recipient", "unacked")
+    __slots__ = (
+        "connection",
+        "exclusive",
+        "offset",
+        "once",
+        "prefetch",
+        "queue",
+        "recipient",
+        "taken",
+        "unacked",
+    )
 
     def __init__(
-        self, recipient: Recipient, *, connection: object, prefetch: int, exclusive: bool = False
+        self,
+        recipient: Recipient,
+        *,
+        connection: object,
+        prefetch: int,
+        exclusive: bool = False,
+        once: bool = False,
     ) -> None:
         self.recipient = recipient
         self.connection = connection
         self.prefetch = prefetch
         self.exclusive = exclusive
+        self.once = once
         self.queue: Queue | None = None
         self.unacked = 0
+        self.taken = 0
         self.offset = 0
 
     @property
     def has_credit(self) -> bool:
-        return self.prefetch == 0 or self.unacked < self.prefetch
+        used = self.taken if self.once else self.unacked
+        return self.prefetch == 0 or used < self.prefetch
 
 
 class QueueArguments(msgspec.Struct, frozen=True, kw_only=True):

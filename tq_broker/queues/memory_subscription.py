@@ -74,6 +74,7 @@ class MemorySubscription:
             connection=connection,
             prefetch=self.options.prefetch,
             exclusive=self.options.exclusive,
+            once=self.options.once,
         )
         return self.consumer
 
@@ -83,6 +84,9 @@ class MemorySubscription:
         self._mail.deliver(
             MemoryDelivery(self._keeper, self.connection, tag, stored, queue, self._on_deliveries)
         )
+        consumer = self.consumer
+        if consumer is not None and consumer.once and consumer.taken >= consumer.prefetch:
+            self._mail.call(self._keeper.end_wish, self)
 
     def cancelled(self) -> None:
         """The vhost lost the queue: try to come back, on the thread that may do so."""

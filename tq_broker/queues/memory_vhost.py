@@ -431,6 +431,7 @@ class Vhost:
         assert isinstance(connection, Connection), "a consumer has a connection"
         assert queue is not None, "a consumer is attached"
         consumer.unacked += 1
+        consumer.taken += 1
         tag = self._hold(connection, queue, stored, consumer)
         consumer.recipient.deliver(tag, stored, queue.name)
 

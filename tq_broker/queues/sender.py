@@ -105,6 +105,11 @@ class Sender:
             return topology.held_queue(names, need)
         if need.kind is Kind.HISTORY:
             return topology.history_shard(names, need)
+        if need.kind in (Kind.PERMIT, Kind.BANK, Kind.LEDGER):
+            parts = (
+                names.queue(kind, *need.parts) for kind in (Kind.PERMIT, Kind.BANK, Kind.LEDGER)
+            )
+            return topology.permits(names, *parts)
         assert need.kind is Kind.SETTINGS, need
         return topology.settings_log(names)
 

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 
 from tq_broker.clock import Clock, remaining
 from tq_broker.exceptions import Malformed
+from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
+    LimitsSet,
+    LimitState,
     Record,
     RuleChange,
     Settings,
@@ -126,6 +129,33 @@ class SettingsLog:
         """Who has set and removed traffic rules, oldest first, as far as it is remembered."""
         with self._lock:
             return list(self._settings.rule_changes)
+
+    def limits(self, side: Side, task_queue: str) -> LimitState:
+        """What is known of the limits of one side of a task queue."""
+        with self._lock:
+            return self._settings.limits.get((side, task_queue)) or LimitState()
+
+    def wait_default(self, record: LimitsSet, deadline: float) -> bool:
+        """Wait until ``record``, a default, was read; False if the deadline came first."""
+
+        def is_read() -> bool:
+            state = self._settings.limits.get((record.side, record.task_queue))
+            default = None if state is None else state.default
+            return default is not None and default.change_id == record.change_id
+
+        with self._changed:
+            return self._changed.wait_for(is_read, remaining(self._clock, deadline))
+
+    def wait_verdict(self, change_id: str, deadline: float) -> LimitsSet | None:
+        """Wait until the change ``change_id`` of limits was read: returns what was in force then,
+        the change itself or what somebody else had set before it; ``None`` if the deadline came
+        first.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: change_id in self._settings.verdicts, remaining(self._clock, deadline)
+            )
+            return self._settings.verdicts.get(change_id)
 
     def _read(self, deliveries: Sequence[Delivery]) -> None:
         rules_changed = False

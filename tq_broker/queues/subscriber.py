@@ -31,6 +31,7 @@ from tq_broker.clock import Clock, remaining
 from tq_broker.exceptions import (
     AccessRefused,
     DeadlineExceeded,
+    NotFound,
     TqBrokerError,
 )
 from tq_broker.queues.backoff import backoff_s
@@ -114,6 +115,7 @@ class AmqpSubscription:
         self.error: TqBrokerError | None = None
         self.retry_at = 0.0
         self.attempt = 0
+        self._over_told = False
 
     def __repr__(self) -> str:
         return f"<AmqpSubscription to {self._queue}>"
@@ -125,6 +127,13 @@ class AmqpSubscription:
     @property
     def missing(self) -> bool:
         return self.wanted and self.feed is None
+
+    def tell_over(self, reader: Host) -> None:
+        """It has ended: its owner is told, after what has come in this turn was handed over."""
+        on_over = self.options.on_over
+        if on_over is not None and not self._over_told and not reader.closing:
+            self._over_told = True
+            reader.post(lambda _: on_over())
 
     def cancel(self, deadline: float) -> None:
         self._subscriber.cancel(self, deadline)
@@ -271,6 +280,10 @@ class Subscriber:
         """RabbitMQ has taken back all that was delivered on ``feed``."""
         self._reader.forget(feed)
         subscription: AmqpSubscription = feed.owner
+        if subscription.options.on_lost is not None:
+            subscription.options.on_lost()
+        if subscription.options.once:
+            subscription.wanted = False
         if subscription.feed is feed:
             subscription.feed = None
             subscription.cancel_at = None
@@ -293,6 +306,7 @@ class Subscriber:
     def _drop(self, subscription: AmqpSubscription) -> None:
         if subscription in self._all:
             self._all.remove(subscription)
+        subscription.tell_over(self._reader)
 
     def _establish(self, subscription: AmqpSubscription, deadline: float) -> None:
         plan = subscription.options.plan
@@ -315,8 +329,13 @@ class Subscriber:
     def _failed(
         self, subscription: AmqpSubscription, error: TqBrokerError | None, wait_s: float
     ) -> None:
-        if str(subscription.error) != str(error) and not isinstance(error, Locked):
+        is_told = isinstance(error, Locked) or subscription.options.once
+        if str(subscription.error) != str(error) and not is_told:
             log.warning("consumer: cannot consume %s: %s; trying again", subscription.queue, error)
+        if subscription.options.once and isinstance(error, NotFound):
+            subscription.wanted = False
+            self._drop(subscription)
+            return
         with self._changed:
             subscription.error = error
             subscription.attempt += 1
@@ -328,7 +347,10 @@ class Subscriber:
         feed = reader.open_feed(subscription.queue, deadline, subscription)
         with self._changed:
             subscription.source = feed
-            feed.paused = subscription.leaving and bool(subscription.options.prefetch)
+            # What is acknowledged makes room for more: with ``once`` it is told when all have come.
+            feed.paused = subscription.options.once or (
+                subscription.leaving and bool(subscription.options.prefetch)
+            )
         channel: Channel = feed.channel
         channel.on_ended = functools.partial(self._on_ended, feed)
         channel.on_cancel_ok = functools.partial(self._on_cancel_ok, feed)
@@ -360,8 +382,12 @@ class Subscriber:
             self._changed.notify_all()
         if not subscription.wanted:
             self._begin_cancel(subscription, feed)
-        elif subscription.options.on_accepted is not None:
-            subscription.options.on_accepted()
+            return
+        if options.once:
+            subscription.cancel_at = self._clock.monotonic() + NEVER_S
+            self._tended = False
+        if options.on_accepted is not None:
+            options.on_accepted()
 
     def _on_ended(self, feed: Feed, error: Exception) -> None:
         """RabbitMQ has closed the channel, for instance because of its own timeout."""
@@ -419,11 +445,14 @@ class Subscriber:
         is_full = feed.paused and feed.ledger.held >= subscription.options.prefetch
         if is_full or now >= subscription.cancel_at:
             subscription.cancel_at = None
+            if subscription.options.once:
+                subscription.wanted = False
             feed.channel.cancel_nowait(subscription.tag)
 
     def _on_cancel_ok(self, feed: Feed) -> None:
         """Nothing more will come on ``feed``."""
         feed.owner.over = True
+        feed.owner.tell_over(self._reader)
         self._go_on(feed)
         self.retire(feed)
         self.notify()

@@ -252,6 +252,39 @@ def held_queue(names: Names, queue: QueueName) -> Plan:
     )
 
 
+def permits(names: Names, permit: QueueName, bank: QueueName, ledger: QueueName) -> Plan:
+    """The permits of a limit: where workers take them, where they are kept, and the book of both.
+
+    What is rejected in one of the first two queues goes to the other: a permit changes places in
+    one step of RabbitMQ's, so that there are never more of them, nor less, whoever dies when.
+    The bank has a single active consumer, which is the election of the one who hands them out.
+    """
+    tasks = names.exchange(Exchange.TASKS)
+    return Plan(
+        (
+            DeclareQueue(
+                str(permit),
+                {
+                    "x-queue-type": "classic",
+                    "x-dead-letter-exchange": tasks,
+                    "x-dead-letter-routing-key": bank.key,
+                },
+            ),
+            DeclareQueue(
+                str(bank),
+                {
+                    "x-queue-type": "classic",
+                    "x-single-active-consumer": True,
+                    "x-dead-letter-exchange": tasks,
+                    "x-dead-letter-routing-key": permit.key,
+                },
+            ),
+            DeclareQueue(str(ledger), {"x-queue-type": "classic", "x-max-length": 1}),
+            *(BindQueue(str(queue), tasks, queue.key) for queue in (permit, bank, ledger)),
+        )
+    )
+
+
 def history_shard(names: Names, queue: QueueName) -> Plan:
     """The inbox of one shard of the history service.
 

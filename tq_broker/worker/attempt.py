@@ -23,6 +23,7 @@ from tq_broker.exceptions import TimeoutType
 from tq_broker.model.control import TaskToken
 from tq_broker.model.tasks import ActivityTask, TaskBody
 from tq_broker.queues.broker import Delivery
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.poller import Source
 from tq_broker.worker.registry import Registered
 
@@ -78,6 +79,7 @@ class Attempt:
         "held_since",
         "leasing",
         "on_heartbeat",
+        "passage",
         "place",
         "registered",
         "saved",
@@ -122,6 +124,8 @@ class Attempt:
         self.saved: list[msgspec.Raw] | None = None
         """The heartbeat details in the lease or known to history, as of ``saved_at``."""
         self.saved_at = float("-inf")
+        self.passage: Passage = FREE
+        """What a limit of its task queue is told of it."""
         self.is_local = False
         """It runs within a workflow task, and has no delivery of its own."""
         self.announced = False

@@ -6,10 +6,11 @@ it, the `reporter` tells how it ended, and only then is it acknowledged.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +39,7 @@ from tq_broker.worker.insistence import Then
 from tq_broker.worker.intake import Action, Decision, Known, Situation
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.notices import Notices
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.poller import Source
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registered, Registry
@@ -90,6 +92,8 @@ class Handler:
         self._turn = threading.RLock()
         self._claiming = 0
         self._asking: dict[str, _Early] = {}
+        self._limited: dict[_Early, None] = {}
+        """Tasks that wait for a limit of their task queue, and are for nobody else."""
         self._unreported = 0
         self._closing = False
 
@@ -103,10 +107,29 @@ class Handler:
         """Whether code runs, or may be about to because history was asked for leave."""
         return bool(self._table.running() or self._asking)
 
+    @property
+    def free_slots(self) -> int:
+        """Slots that nothing runs in or waits for."""
+        return self._free_slots() - len(self._waiting)
+
     def close_intake(self) -> None:
         """Begin nothing more: what is waiting and what still comes is given back."""
         self._closing = True
         self.give_back_waiting(all_of_them=True)
+        while self._limited:
+            with self._turn:
+                for early in list(self._limited):
+                    del self._limited[early]
+                    self._give_back(early)
+
+    def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
+        """A limit comes into force: what runs already counts as well."""
+        for attempt in self._table.open():
+            is_free = attempt.passage is FREE and attempt.code_running
+            if is_free and attempt.task.task_queue == task_queue:
+                attempt.passage = make()
+                if not attempt.code_running:  # since we looked
+                    attempt.passage.ended()
 
     # --- taking ---------------------------------------------------------------------------------
 
@@ -129,29 +152,71 @@ class Handler:
     def _take(self, consumer: Source, delivery: Delivery, now_ms: int) -> Attempt | None:
         task = self._read(consumer, delivery)
         self.recent.took(task, now_ms)
-        registered = self._registry.find(task.activity_type)
-        decision = intake.decide(
+        early = _Early(task, delivery, consumer, self._clock.monotonic())
+        decision = self._decide(early, self._known(task), now_ms)
+        if decision.action in intake.BEGINS:
+            passage = consumer.admit(functools.partial(self._admitted, early))
+            if passage is None and consumer.waits:
+                self._early[key_of(task)] = early
+                self._limited[early] = None
+                return None
+            if passage is None:
+                decision = intake.LIMITED
+            else:
+                early.passage = passage
+        if decision.action is Action.RUN:
+            registered = self._registry.find(task.activity_type)
+            assert registered is not None, "only what is served is run"
+            try:
+                return self._begin(early, registered, now_ms)
+            except Malformed:
+                early.passage.unused()
+                raise
+        self._dispose(decision, early)
+        return None
+
+    def _admitted(self, early: _Early, passage: Passage) -> None:
+        """A limit allows ``early`` now, which has waited for it; on the limits' thread."""
+        begun: Attempt | None = None
+        with self._turn:
+            early.passage = passage
+            if early not in self._limited:
+                passage.unused()  # given back
+                return
+            del self._limited[early]
+            now_ms = epoch_ms(self._clock)
+            decision = self._decide(early, Known.NO, now_ms)
+            registered = self._registry.find(early.task.activity_type)
+            try:
+                if decision.action is Action.RUN and registered is not None:
+                    begun = self._begin(early, registered, now_ms)
+                else:
+                    self._dispose(decision, early)
+            except Malformed as error:
+                self._park_early(early, error.reason)
+        if begun is not None:
+            self.executors[begun.where].start([begun])
+
+    def _decide(self, early: _Early, known: Known, now_ms: int) -> Decision:
+        task = early.task
+        return intake.decide(
             task,
             Situation(
                 now_ms=now_ms,
                 redelivered=(
-                    delivery.redelivered or envelope.HANDED_OUT in delivery.message.headers
+                    early.delivery.redelivered
+                    or envelope.HANDED_OUT in early.delivery.message.headers
                 ),
-                known=self._known(task),
+                known=known,
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
-                serves=registered is not None,
+                serves=self._registry.find(task.activity_type) is not None,
                 registered=self._registry.types,
                 answerable=self._is_answerable(task),
                 closing=self._closing,
-                free_slots=self._free_slots() - len(self._waiting),
+                free_slots=self.free_slots,
                 moved=self._is_moved(task, now_ms),
             ),
         )
-        early = _Early(task, delivery, consumer, self._clock.monotonic())
-        if decision.action is Action.RUN and registered is not None:
-            return self._begin(early, registered, now_ms)
-        self._dispose(decision, early)
-        return None
 
     @staticmethod
     def _read(consumer: Source, delivery: Delivery) -> ActivityTask:
@@ -196,8 +261,10 @@ class Handler:
                 on_heartbeat=(self.keeper if task.workflow is None else self.notices).beat,
             )
             attempt.announced = task.workflow is not None and task.workflow.claim
+            attempt.passage = early.passage
             self._table.add(attempt)
             self._early.pop(key_of(task), None)
+        attempt.passage.begun()
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
             attempt.request_cancel()
         if task.schedule_to_start_ms:
@@ -242,6 +309,7 @@ class Handler:
 
     def _fail(self, early: _Early, failure: Failure) -> None:
         """The attempt ends without having run here."""
+        early.passage.unused()
         task = early.task
         body = envelope.read_task_body(task, self._place.converter)
         self._early[key_of(task)] = early
@@ -258,6 +326,7 @@ class Handler:
         self._reporter.park(delivery.message, consumer.name, reason, done)
 
     def _give_back(self, early: _Early) -> None:
+        early.passage.unused()
         with self._lock:
             # The fresh copy may come here, and must not be taken for the one in hand.
             self._early.pop(key_of(early.task), None)
@@ -363,6 +432,7 @@ class Handler:
         self.executors[attempt.where].start([attempt])
 
     def _park_early(self, early: _Early, reason: str) -> None:
+        early.passage.unused()
         with self._lock:
             self._early.pop(key_of(early.task), None)
         self._park(early.window, early.delivery, reason)
@@ -470,6 +540,7 @@ class Handler:
 
     def _code_stopped(self, attempt: Attempt) -> None:
         self._table.stopped(attempt)
+        attempt.passage.ended()
         self._start_waiting()
 
     # --- ends of attempts -------------------------------------------------------------------------
@@ -541,6 +612,7 @@ class Handler:
 
     def _let_go(self, early: _Early) -> None:
         """``early`` has been dealt with."""
+        early.passage.unused()
         with self._lock:
             if self._early.get(key_of(early.task)) is early:
                 del self._early[key_of(early.task)]
@@ -565,7 +637,7 @@ class _Early:
     claimed, or what became of it is being told.
     """
 
-    __slots__ = ("delivery", "since", "task", "window")
+    __slots__ = ("delivery", "passage", "since", "task", "window")
 
     def __init__(
         self, task: ActivityTask, delivery: Delivery, window: Source, since: float
@@ -574,6 +646,7 @@ class _Early:
         self.delivery = delivery
         self.window = window
         self.since = since
+        self.passage = FREE
 
 
 def _readable(raw: msgspec.Raw) -> Any:

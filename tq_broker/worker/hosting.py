@@ -24,6 +24,7 @@ from tq_broker.queues.broker import Delivery
 from tq_broker.queues.delay import delayed
 from tq_broker.queues.kombu_queue import kombu_queue
 from tq_broker.queues.sender import LADDER, Sender
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.poller import Source
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,12 @@ class HostedSource:
 
     def released(self) -> None:
         """Nothing: the windows are fixed."""
+
+    waits = False
+
+    def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
+        """Always: the host program's consumers know no limits."""
+        return FREE
 
 
 class HostedDelivery:

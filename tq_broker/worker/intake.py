@@ -5,7 +5,8 @@ Rules of this file:
 * ``redelivered`` means that somebody may have begun: the attempt is *lost*, and goes to the retry
   policy, never blindly to the activity again;
 * a task that is given back has used no attempt;
-* limits (rates, permits, pauses) are further questions asked here, in this order.
+* a limit of the task queue is asked last, when it is known that nothing else stands in the way: no
+  permit is spent on a task that does not run.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ HOLD = Decision(Action.HOLD)
 ADOPT = Decision(Action.ADOPT)
 DROP = Decision(Action.DROP)
 LOST = Decision(Action.LOST)
+BEGINS = frozenset({Action.RUN, Action.CLAIM, Action.ASK, Action.HOLD})
+"""What leads to a run, for which a limited task queue wants a permit."""
+LIMITED = Decision(Action.GIVE_BACK, reason="a limit does not allow it now")
 CLOSING = Decision(Action.GIVE_BACK, reason="the worker is shutting down")
 FORGED = Decision(Action.PARK, reason="reply_to is not a reply queue of this namespace")
 

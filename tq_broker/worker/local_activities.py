@@ -26,6 +26,7 @@ from tq_broker.worker import watch
 from tq_broker.worker.attempt import Attempt, Place, State
 from tq_broker.worker.conclusion import failure_of
 from tq_broker.worker.executors import Executor
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone
 
@@ -312,6 +313,12 @@ class _Inside:
 
     def released(self) -> None:
         """No window counts it."""
+
+    waits = False
+
+    def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
+        """Always: it is a part of a workflow task."""
+        return FREE
 
 
 def _ignore(attempt: Attempt) -> None:

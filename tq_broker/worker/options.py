@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from tq_broker.common import check_duration
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.limits import check_rate
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 
 SLOTS_MAX = 10_000
@@ -36,6 +37,10 @@ class WorkerOptions:
         debug_mode: There is no such timeout, so that a debugger can stop in workflow code.
         no_remote_activities: Run activities only as local ones.
         max_concurrent_activities: Slots, shared by all task queues; 1 to 10 000.
+        max_activities_per_second: Activities that this worker begins per second.
+        max_task_queue_activities_per_second: Activities begun per second on each of its task
+            queues, by all workers together, as long as nobody has set limits (``tq-broker
+            task-queue config``). Of workers with different ones the last one started counts.
         activity_executor: Runs synchronous activities instead of the worker's own threads.
         max_processes: Processes for activities with ``executor="process"``; the number of
             cores by default.
@@ -64,6 +69,8 @@ class WorkerOptions:
     debug_mode: bool = False
     no_remote_activities: bool = False
     max_concurrent_activities: int = 100
+    max_activities_per_second: float | None = None
+    max_task_queue_activities_per_second: float | None = None
     activity_executor: Executor | None = None
     max_processes: int | None = None
     graceful_shutdown_timeout: timedelta = timedelta(seconds=30)
@@ -95,6 +102,9 @@ class WorkerOptions:
                 raise InvalidArgument(
                     f"workflow_failure_exception_types has {kind!r}, which is no exception type"
                 )
+        for name in ("max_activities_per_second", "max_task_queue_activities_per_second"):
+            if getattr(self, name) is not None:
+                check_rate(getattr(self, name), name)
         if self.max_processes is not None:
             _check_count("max_processes", self.max_processes, 1000)
         zero = timedelta(0)

@@ -12,6 +12,7 @@ from tq_broker.model.names import Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
+from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.windows import Change, Close, Grow, Windows
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,26 @@ class Source(Protocol):
     def released(self) -> None:
         """One of its deliveries was acknowledged, or is counted elsewhere from now on."""
 
+    def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
+        """Leave to begin one task of it; ``None`` if a limit does not allow it now.
+
+        Args:
+            resume: Called with the leave later, on another thread, if there is none now and the
+                task is to wait here for it, because nobody else could run it. Where others
+                could, it is not called, and `waits` is False.
+        """
+
+    @property
+    def waits(self) -> bool:
+        """Whether a task of it may wait here for its leave."""
+
+
+class Gate(Protocol):
+    """A limit of a task queue, as far as its private queues are concerned."""
+
+    def admit_elsewhere(self, resume: Callable[[Passage], None] | None) -> Passage | None:
+        """Leave to begin a task that the gate has not let in; see `Source.admit`."""
+
 
 class Consumer:
     """One subscription of one queue; ``open`` until it has been closed."""
@@ -55,6 +76,17 @@ class Consumer:
 
     def released(self) -> None:
         self._poller.released(self)
+
+    @property
+    def waits(self) -> bool:
+        return self.queue.kind not in (Kind.ACTIVITY, Kind.WORKFLOW)
+
+    def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
+        gates = self._poller.gates
+        gate = gates.get(self.task_queue) if gates else None
+        if gate is None:
+            return FREE
+        return gate.admit_elsewhere(resume if self.waits else None)
 
 
 OnDeliveries = Callable[[Source, Sequence[Delivery]], None]
@@ -82,6 +114,8 @@ class Poller:
         self._plans: dict[str, Plan] = {}
         self._pausing: dict[str, QueueName] = {}
         self._consumers: dict[str, list[Consumer]] = {}
+        self.gates: dict[str, Gate] = {}
+        """The task queues that are limited, and by what."""
         self._stopped = False
 
     def serve(
@@ -104,6 +138,19 @@ class Poller:
     def serves(self, queue: QueueName) -> bool:
         """Whether ``queue`` is consumed, or would be if it were not paused."""
         return str(queue) in self._queues
+
+    def hand_over(self, queue: QueueName, gate: Gate) -> None:
+        """Consume the shared queue ``queue`` no more: ``gate`` takes its tasks from now on."""
+        with self._lock:
+            self.gates[queue.parts[-1]] = gate
+            for change in self._windows.bar(str(queue)):
+                self._end_soon(self._close(change))
+
+    def take_back(self, queue: QueueName) -> None:
+        """``queue`` has no limit any more."""
+        with self._lock:
+            self.gates.pop(queue.parts[-1], None)
+            self._windows.unbar(str(queue))
 
     def adjust(self, occupied: int) -> None:
         """Open and close consumers as it is fit now.

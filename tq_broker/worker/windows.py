@@ -16,7 +16,8 @@ Rules of this file:
   `tq_broker.queues.subscriber`), and it can take only one message before it is full;
 * else a window only shrinks when another queue wants what it does not use, and by more than a
   little, unless the other has nothing;
-* a queue that is paused has no window: only what is still in hand from it counts.
+* a queue that is paused, or barred because somebody else serves it, has no window: only what is
+  still in hand from it counts.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Windows:
         self.capacity = capacity
         self._windows: dict[str, Window] = {}
         self._paused: set[str] = set()
+        self._barred: set[str] = set()
 
     def __getitem__(self, queue: str) -> Window:
         return self._windows[queue]
@@ -85,6 +87,16 @@ class Windows:
     def add(self, queue: str) -> None:
         """Serve ``queue`` from the next `plan` on."""
         self._windows.setdefault(queue, Window())
+
+    def bar(self, queue: str) -> list[Close]:
+        """Serve ``queue`` no more, until it is unbarred; what to close is taken as closed."""
+        self.add(queue)
+        self._barred.add(queue)
+        return [self._close(queue)] if self._windows[queue].size else []
+
+    def unbar(self, queue: str) -> None:
+        """Serve ``queue`` again."""
+        self._barred.discard(queue)
 
     def pause(self, queue: str, paused: bool) -> list[Close]:
         """Whether ``queue`` is paused from now on; what to close is taken as closed."""
@@ -135,10 +147,11 @@ class Windows:
         return changes
 
     def _open(self) -> dict[str, Window]:
-        """The windows of queues that are not paused."""
-        if not self._paused:
+        """The windows of queues that are neither paused nor barred."""
+        if not (self._paused or self._barred):
             return self._windows
-        return {q: w for q, w in self._windows.items() if q not in self._paused}
+        closed = self._paused | self._barred
+        return {q: w for q, w in self._windows.items() if q not in closed}
 
     def _crowded(self, capacity: int) -> list[Change]:
         is_free = self._in_hand() < capacity

@@ -16,12 +16,14 @@ from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
 from tq_broker.model.detours import Detour
+from tq_broker.model.limits import Limits, Side, default_burst
 from tq_broker.model.names import Kind, QueueName, check_task_queue
 from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     WORKFLOW_SIDE,
     ActivityCanceled,
+    LimitsSet,
     Record,
     TaskQueueDeclared,
     TaskQueuePaused,
@@ -37,6 +39,7 @@ from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
 from tq_broker.worker.desk import Desk, private_queues
 from tq_broker.worker.executors import AsyncExecutor, Executor, Owner, ThreadExecutor
+from tq_broker.worker.gates import Gates, Scope
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.housekeeper import Housekeeper
@@ -44,6 +47,7 @@ from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.pace import Pace
 from tq_broker.worker.poller import Poller
 from tq_broker.worker.processes import ProcessExecutor, check_runnable
 from tq_broker.worker.registry import Registry
@@ -142,6 +146,7 @@ class Worker:
             self._registry, table, self._reporter, sender, place, slots
         )
         self._poller = Poller(broker, sender, slots, handler.on_deliveries, self._settings.pause_of)
+        self._gates = self._make_gates(handler)
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
             broker, sender, names, place, table, throttle, lease_after_s
@@ -185,6 +190,21 @@ class Worker:
             None
             if after is None
             else Housekeeper(connection, self._settings, after.total_seconds())
+        )
+
+    def _make_gates(self, handler: Handler) -> Gates:
+        connection, rate = self._connection, self.options.max_activities_per_second
+        scope = Scope(
+            side=Side.ACTIVITY,
+            queue_of=connection.names.activity,
+            limits_of=lambda task_queue: self._settings.limits(Side.ACTIVITY, task_queue).limits,
+            is_paused=self._settings.pause_of,
+            free_slots=lambda: handler.free_slots,
+            cover=handler.cover,
+        )
+        pace = None if rate is None else Pace(rate, default_burst(rate))
+        return Gates(
+            scope, connection.sender, self._clock, self._poller, handler.on_deliveries, pace
         )
 
     def _make_executors(self, owner: Owner, slots: int) -> dict[str, Executor]:
@@ -267,6 +287,7 @@ class Worker:
                 for task_queue in self.task_queues
                 if self._settings.pause_of(queue := self._connection.names.activity(task_queue))
             ),
+            banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -284,6 +305,8 @@ class Worker:
         if self._runs_activities:
             for task_queue in self.task_queues:
                 self._poller.serve(self._connection.names.activity(task_queue))
+            # Before anything is consumed: not one task is to slip through.
+            self._gates.tick(self.task_queues)
         self._poller.adjust(0)
         try:
             subscriptions = [*self._poller.subscriptions(), *self._start_workflows()]
@@ -335,9 +358,10 @@ class Worker:
         try:
             supporting = [self._desk.open(), self._settings.follow(), self._rerouter.open()]
             self._connection.broker.wait_subscribed(supporting, deadline)
-            # What was cancelled must be known before the first task comes.
+            # What was cancelled or limited must be known before the first task comes.
             self._read_settings()
             self._connection.traffic.attach(self._settings)
+            self._tell_defaults(deadline)
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -352,6 +376,28 @@ class Worker:
         deadline = self._clock.monotonic() + SETTINGS_WITHIN_S
         if not self._settings.catch_up(deadline):
             log.warning("the settings log was not read to its end in %g s", SETTINGS_WITHIN_S)
+
+    def _tell_defaults(self, deadline: float) -> None:
+        """Tell the settings log of the limits in the options, if they are news."""
+        rate = self.options.max_task_queue_activities_per_second
+        if rate is None or not self._runs_activities:
+            return
+        wanted = Limits(rate=float(rate))
+        for task_queue in self.task_queues:
+            default = self._settings.limits(Side.ACTIVITY, task_queue).default
+            if default is None or default.limits != wanted:
+                record = LimitsSet(
+                    task_queue=task_queue,
+                    side=Side.ACTIVITY,
+                    limits=wanted,
+                    at_ms=epoch_ms(self._clock),
+                    change_id=self._connection.sender.ids.next(),
+                    by=self.identity,
+                    reason="max_task_queue_activities_per_second",
+                    is_default=True,
+                )
+                self._connection.sender.append(record, deadline, _ignore)
+                self._settings.wait_default(record, deadline)
 
     def _announce(self) -> None:
         """Tell the settings log of task queues that it does not know."""
@@ -407,6 +453,7 @@ class Worker:
         try:
             if self._side is not None:
                 self._side.close_intake(deadline)
+            self._gates.close_intake(deadline)
             self._poller.stop(deadline)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
@@ -502,7 +549,7 @@ class Worker:
                     self._serve_detour(queue, request.detour)
                 elif queue in self._private and not self._stopping.is_set():
                     self._poller.serve(self._private[queue])
-                    self._poller.adjust(self._table.occupied())
+                    self._poller.adjust(self._occupied())
                     self._wills.make(queue)
                 elif self._side is not None and queue == str(self._side.sticky):
                     self._wills.make(queue)
@@ -637,13 +684,19 @@ class Worker:
         self._handler.give_back_waiting()
         self._keeper.tick(attempts, now)
         self._notices.tick(attempts, now)
-        self._poller.adjust(self._table.occupied())
+        if self._runs_activities and not self._stopping.is_set():
+            self._gates.tick(self.task_queues)
+        self._poller.adjust(self._occupied())
         if now >= self._keep_at:
             self._keep_at = now + KEEP_EVERY_S
             if any(map(self._settings.pause_of, self._private.values())):
                 self._connection.sender.in_background(self._keep_paused)
         if self._side is not None:
             self._side.tick(now)
+
+    def _occupied(self) -> int:
+        """Slots in use that no window counts."""
+        return self._table.occupied() + self._gates.in_hand
 
 
 def _options(keywords: dict[str, Any]) -> WorkerOptions:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -47,7 +47,8 @@ from tq_broker.worker.attempt import Place
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
-from tq_broker.worker.poller import Source
+from tq_broker.worker.passage import FREE, Passage
+from tq_broker.worker.poller import Gate, Source
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep, Replay
@@ -113,6 +114,8 @@ class WorkflowHandler:
         self._homeless: deque[InHand] = deque()
         """Tasks that wait for room in the cache."""
         self._closing = False
+        self.gates: Mapping[str, Gate] = {}
+        """The limited task queues."""
 
     @property
     def busy(self) -> bool:
@@ -156,7 +159,7 @@ class WorkflowHandler:
 
     def _begin(self, held: InHand, seat: Seat) -> None:
         """No other task of its run is at work."""
-        if self._closing or self._must_wait(held):
+        if self._closing or self._must_wait(held) or not self._is_admitted(held):
             self._give_back(held)
         else:
             self._step(held, self._find, seat)
@@ -169,6 +172,36 @@ class WorkflowHandler:
         task = held.the_task
         is_sticky = held.source.queue.kind is Kind.STICKY
         return is_sticky and bool(task.scheduled_event_id) and self.is_paused(task.task_queue)
+
+    def _is_admitted(self, held: InHand) -> bool:
+        """Whether a limit of the task queue allows it now; what only asks is not limited.
+
+        What came through the sticky queue and may not begin goes back to history, which puts it
+        on the shared queue: there the limit decides who gets it, and when.
+        """
+        task = held.the_task
+        if not task.scheduled_event_id:
+            return True
+        if held.source.queue.kind is Kind.STICKY:
+            gate = self.gates.get(task.task_queue)
+            passage = FREE if gate is None else gate.admit_elsewhere(None)
+        else:
+            passage = held.source.admit()
+        if passage is None:
+            return False
+        held.passage = passage
+        passage.begun()
+        return True
+
+    def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
+        """A limit comes into force: what is at work already counts as well."""
+        for held in list(self._held):
+            task = held.task
+            if task is None or task.task_queue != task_queue or held.passage is not FREE:
+                continue
+            held.passage = make()
+            if held.ended:
+                held.passage.ended()
 
     def _step(self, held: InHand, step: Callable[[InHand, Seat], None], seat: Seat) -> None:
         if held.ended:
@@ -518,7 +551,8 @@ class WorkflowHandler:
                 return False
             held.ended = True
             held.untold = parts
-            return True
+        held.passage.ended()
+        return True
 
     def _finish(self, held: InHand) -> None:
         """A part of what follows from ``held`` is safe with the broker."""
@@ -685,6 +719,7 @@ class InHand:
         "events",
         "kept",
         "last_event_id",
+        "passage",
         "progress_at",
         "rebuilt",
         "source",
@@ -706,6 +741,7 @@ class InHand:
         self.progress_at = now + PROGRESS_AFTER_S
         self.ended = False
         self.untold = 0
+        self.passage = FREE
 
     @property
     def the_task(self) -> WorkflowTask:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
@@ -15,6 +16,7 @@ from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import Plan
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.executors import Executor
+from tq_broker.worker.gates import Gates, Scope
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
@@ -82,6 +84,17 @@ class WorkflowSide:
         self._poller = Poller(
             connection.broker, sender, slots, self._handler.on_deliveries, settings.pause_of
         )
+        self._handler.gates = self._poller.gates
+        scope = Scope(
+            side=Side.WORKFLOW,
+            queue_of=connection.names.workflow,
+            limits_of=lambda task_queue: settings.limits(Side.WORKFLOW, task_queue).limits,
+            is_paused=settings.pause_of,
+            free_slots=lambda: slots - self._handler.running,
+            cover=self._handler.cover,
+        )
+        self._gates = Gates(scope, sender, clock, self._poller, self._handler.on_deliveries)
+        self._task_queues: Sequence[str] = ()
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -120,6 +133,8 @@ class WorkflowSide:
         self.local.executors = executors
         for task_queue in task_queues:
             self._poller.serve(names.workflow(task_queue))
+        self._task_queues = task_queues
+        self._gates.tick(task_queues)
         if self.sticky is not None:
             wait = self._options.sticky_queue_schedule_to_start_timeout
             ttl_ms = round(wait.total_seconds() * 1000)
@@ -136,11 +151,13 @@ class WorkflowSide:
     def tick(self, now: float) -> None:
         """Look at what takes long, and at windows; done often."""
         self._handler.tick(now)
-        self._poller.adjust(0)
+        self._gates.tick(self._task_queues)
+        self._poller.adjust(self._gates.in_hand)
 
     def close_intake(self, deadline: float) -> None:
         """Take nothing more; tasks that have not begun go to others; blocks."""
         try:
+            self._gates.close_intake(deadline)
             self._poller.stop(deadline)
         finally:
             self._handler.close_intake()

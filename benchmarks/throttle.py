@@ -1,0 +1,275 @@
+"""Throttle: how exactly the rate of a task queue is kept, while workers die.
+
+``python -m benchmarks.throttle`` measures each rate with each number of workers: a backlog, workers
+with many slots and with few, and in each case a worker killed at a third of the time, and the one
+that hands the permits out at two thirds (``kill -9``; another one is started before, so that their
+number stays). What is counted are the begins of activities, as the workers saw them.
+
+Two figures per case: the begins in the time measured against ``rate * time``, and how far any
+window whatsoever was above ``rate * window + burst``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from benchmarks import servers
+from benchmarks.throttle_worker import TIMEOUT
+from tq_broker.client import BlockingClient
+from tq_broker.client.operations import Operations
+from tq_broker.model.limits import Limits, default_burst
+
+QUEUE = "throttled"
+SLOTS = (500, 2)
+"""In turn: half of the workers have few."""
+SETTLE_S = 3.0
+MARGIN = 1.3
+
+
+@dataclass(slots=True)
+class Case:
+    """One rate with so many workers, and what came of it."""
+
+    rate: float
+    workers: int
+    seconds: float
+    begins: list[float] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list)
+    since: float = 0.0
+
+    @property
+    def burst(self) -> int:
+        return default_burst(self.rate)
+
+    @property
+    def ideal(self) -> float:
+        return self.rate * self.seconds
+
+    @property
+    def counted(self) -> int:
+        """Begins in the time measured."""
+        return sum(self.since <= at < self.since + self.seconds for at in self.begins)
+
+    @property
+    def is_exact(self) -> bool:
+        """Within one task of the ideal, or within 1 %."""
+        return abs(self.counted - self.ideal) <= max(1.0, 0.01 * self.ideal)
+
+    @property
+    def excess(self) -> float:
+        """The most that any window has above ``rate * window + burst``; 0 or less is right."""
+        return excess(self.begins, self.rate, self.burst)
+
+    def row(self) -> tuple[str, ...]:
+        error = self.counted - self.ideal
+        return (
+            f"{self.rate:g}/s",
+            str(self.workers),
+            f"{self.ideal:g}",
+            str(self.counted),
+            f"{error:+g} ({100 * error / self.ideal:+.2f} %)",
+            f"{self.excess:+.2f}",
+            "yes" if self.is_exact and self.excess <= 0 else "NO",
+        )
+
+
+HEAD = ("rate", "workers", "ideal", "begun", "error", "above the bound", "kept")
+
+
+def excess(begins: Sequence[float], rate: float, burst: int) -> float:
+    """The most that any window of ``begins`` has above ``rate * window + burst``."""
+    worst, lowest = float("-inf"), float("inf")
+    for number, at in enumerate(sorted(begins)):
+        level = number - rate * at
+        lowest = min(lowest, level)
+        worst = max(worst, level - lowest + 1 - burst)
+    return worst
+
+
+class Pool:
+    """Worker processes; each writes its begins to a file of its own."""
+
+    def __init__(self, url: str, namespace: str, directory: Path) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._directory = directory
+        self._numbers = itertools.count()
+        self._processes: dict[subprocess.Popen[bytes], int] = {}
+        """With the slots of each."""
+
+    def start(self, count: int) -> None:
+        """Start so many, with many slots and with few in turn, and wait until they serve."""
+        self._start([SLOTS[number % len(SLOTS)] for number in range(count)])
+
+    def _start(self, slots: Sequence[int]) -> None:
+        fresh = {self._spawn(count): count for count in slots}
+        for process in fresh:
+            assert process.stdout is not None, "it is a pipe"
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError("a worker has ended early")
+        self._processes |= fresh
+
+    def _spawn(self, slots: int) -> subprocess.Popen[bytes]:
+        arguments = (QUEUE, str(slots), str(self._directory / f"{next(self._numbers)}"))
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "benchmarks.throttle_worker"),
+                *(self._url, self._namespace, *arguments),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def replace(self, pid: int | None) -> None:
+        """Start one like the one with ``pid`` (or like the oldest one), then kill that one."""
+        oldest = next(iter(self._processes))
+        victim = next((one for one in self._processes if one.pid == pid), oldest)
+        self._start([self._processes.pop(victim)])
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        for pipe in (victim.stdin, victim.stdout):
+            assert pipe is not None, "they are pipes"
+            pipe.close()
+
+    def begins(self) -> list[float]:
+        """What all of them have begun so far, in order of time."""
+        lines = (
+            line for path in self._directory.iterdir() for line in path.read_text().splitlines()
+        )
+        return sorted(float(line.split()[0]) for line in lines)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None, "they are pipes"
+                pipe.close()
+
+
+def measure(case: Case, url: str, *, faults: bool) -> None:
+    """Run ``case`` on the broker."""
+    namespace = f"throttle-{secrets.token_hex(4)}"
+    with (
+        BlockingClient.connect(url, namespace=namespace) as client,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        operations = Operations(client.core)
+        # The first task makes the queue; a limit is refused for one that nobody has used.
+        _add(client, 1)
+        operations.set_limits(QUEUE, lambda _: Limits(rate=case.rate), reason="benchmark")
+        _add(client, round(case.rate * (case.seconds + SETTLE_S) * MARGIN) + 2 * case.burst + 5)
+        pool = Pool(url, namespace, Path(directory))
+        try:
+            pool.start(case.workers)
+            time.sleep(SETTLE_S)
+            case.since = time.time()
+            if faults:
+                _wait_until(case.since + case.seconds / 3)
+                case.kills.append(time.time())
+                pool.replace(None)
+                _wait_until(case.since + case.seconds * 2 / 3)
+                keepers = [one.pid for one in operations.workers() if QUEUE in one.banks]
+                case.kills.append(time.time())
+                pool.replace(keepers[0] if keepers else None)
+            _wait_until(case.since + case.seconds)
+            case.begins = pool.begins()
+        finally:
+            pool.close()
+
+
+def _add(client: BlockingClient, count: int) -> None:
+    calls: list[tuple[()]] = [()] * count
+    client.start_activities(
+        "hit", calls, task_queue=QUEUE, wait_result=False, start_to_close_timeout=TIMEOUT
+    )
+
+
+def _wait_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.time()))
+
+
+def table(cases: Sequence[Case]) -> str:
+    """The cases as a reStructuredText table."""
+    rows = [HEAD, *(case.row() for case in cases)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    line = " ".join("=" * width for width in widths)
+    told = [
+        " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([line, told[0], line, *told[1:], line])
+
+
+def plot(cases: Sequence[Case], path: Path) -> None:
+    """Begins over time beside the ideal line, one picture per case; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    rates = sorted({case.rate for case in cases})
+    counts = sorted({case.workers for case in cases})
+    figure = Figure(figsize=(4 * len(counts), 3 * len(rates)), layout="constrained")
+    axes = figure.subplots(len(rates), len(counts), squeeze=False)
+    for case in cases:
+        ax = axes[rates.index(case.rate)][counts.index(case.workers)]
+        inside = [at - case.since for at in case.begins if 0 <= at - case.since < case.seconds]
+        ax.step(inside, range(1, len(inside) + 1), where="post", label="begun")
+        ax.plot([0, case.seconds], [0, case.ideal], linestyle="--", label="ideal")
+        for killed in case.kills:
+            ax.axvline(killed - case.since, color="red", linewidth=0.8)
+        ax.set_title(f"{case.rate:g}/s, {case.workers} worker(s)")
+        ax.set_xlabel("seconds; red: a kill -9")
+        ax.legend()
+    figure.savefig(path)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+@click.command()
+@click.option("--rates", default="0.2,10,1000", show_default=True, help="Tasks per second.")
+@click.option("--workers", default="1,3,10", show_default=True, help="Worker processes.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time measured, per case.")
+@click.option("--no-faults", is_flag=True, help="Kill nobody.")
+@click.option("--broker", metavar="URL", help="A broker that runs already. Default: a private one.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a PNG.")
+@click.option("--rst", "rst_file", type=click.Path(path_type=Path), help="Write the table.")
+def main(
+    *,
+    rates: str,
+    workers: str,
+    seconds: float,
+    no_faults: bool,
+    broker: str | None,
+    picture: Path | None,
+    rst_file: Path | None,
+) -> None:
+    """Measure how exactly the rate of a task queue is kept, while workers die."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cases = []
+    with servers.started(broker) as running:
+        for rate, count in itertools.product(_numbers(rates), _numbers(workers)):
+            case = Case(rate, int(count), seconds)
+            measure(case, running.url, faults=not no_faults)
+            cases.append(case)
+            click.echo("  ".join(case.row()), err=True)
+    click.echo(table(cases))
+    if rst_file:
+        rst_file.write_text(table(cases) + "\n")
+    if picture:
+        plot(cases, picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How a turnstile takes permits and tasks; what its users see is in ``test_gates.py``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.worker.worlds import NAMES, QUEUE, World
+from tq_broker.model import permits
+from tq_broker.model.limits import Limits, Side
+from tq_broker.model.message import Message
+from tq_broker.model.permits import Flavor, Permit, place_of
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Delivery
+from tq_broker.worker.pace import Pace
+from tq_broker.worker.passage import Passage
+from tq_broker.worker.poller import Source
+from tq_broker.worker.turnstile import FULL_S, Turnstile
+
+RATES = place_of(NAMES, Flavor.RATE, Side.ACTIVITY, "q")
+SLOTS = place_of(NAMES, Flavor.CONCURRENCY, Side.ACTIVITY, "q")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+class Bench:
+    def __init__(self, world: World, limits: Limits, pace: Pace | None = None) -> None:
+        self.world = world
+        self.now = 100.0
+        self.taken: list[tuple[Delivery, Passage | None]] = []
+        for place in (RATES, SLOTS):
+            plan = topology.permits(NAMES, place.permits, place.bank, place.ledger)
+            world.broker.apply(topology.namespace(NAMES) + plan, world.soon())
+        world.client.connection.sender.ensure([QUEUE], world.soon())
+        self.turnstile = Turnstile(
+            QUEUE,
+            world.client.connection.sender,
+            world.clock,
+            rates=RATES,
+            slots=SLOTS,
+            pace=pace,
+            on_deliveries=self.take,
+            wake=lambda: None,
+        )
+        self.turnstile.limit(limits)
+
+    def take(self, source: Source, deliveries: Sequence[Delivery]) -> None:
+        self.taken += [(delivery, source.admit()) for delivery in deliveries]
+
+    def permits(self, count: int, place: permits.Place = RATES) -> None:
+        for rank in range(count):
+            self.world.publish(permits.permit_message(Permit("m", rank), f"p{rank}"), place.permits)
+
+    def tasks(self, count: int) -> None:
+        for number in range(count):
+            self.world.publish(Message(body=b"{}", message_id=f"t{number}"))
+
+    def step(self, free_slots: int = 100, times: int = 6) -> None:
+        for _ in range(times):
+            self.turnstile.step(self.now, free_slots)
+            self.now += 0.04
+            self.world.broker.wait_quiet(self.world.soon())
+
+    def passages(self) -> list[Passage]:
+        return [passage for _, passage in self.taken if passage is not None]
+
+
+def test_tasks_are_taken_as_far_as_permits_reach(world: World) -> None:
+    bench = Bench(world, Limits(rate=100.0))
+    bench.tasks(10)
+    bench.permits(4)
+    bench.step(times=10)
+    assert len(bench.taken) == len(bench.passages()) == 4
+    assert world.count() == 6
+    assert world.count(RATES.bank) == 0, "none is used up before a task begins"
+    for passage in bench.passages():
+        passage.begun()
+        passage.ended()
+    assert world.count(RATES.bank) == 4
+
+
+def test_a_permit_of_what_does_not_run_is_for_another(world: World) -> None:
+    bench = Bench(world, Limits(rate=0.1, burst=1))
+    bench.tasks(2)
+    bench.permits(1)
+    bench.step()
+    assert len(bench.taken) == 1
+    bench.passages()[0].unused()
+    bench.passages()[0].unused()
+    bench.step()
+    assert len(bench.taken) == 2
+    assert world.count(RATES.bank) == 0
+
+
+def test_both_limits_hold_together(world: World) -> None:
+    bench = Bench(world, Limits(rate=100.0, concurrency=2))
+    bench.tasks(9)
+    bench.permits(9)
+    bench.permits(2, SLOTS)
+    bench.step(times=10)
+    assert len(bench.passages()) == 2
+    passage = bench.passages()[0]
+    passage.begun()
+    passage.ended()
+    passage.ended()
+    assert world.count(SLOTS.bank) == 1
+
+
+def test_no_more_are_taken_than_slots_are_free(world: World) -> None:
+    bench = Bench(world, Limits(rate=1000.0))
+    bench.tasks(9)
+    bench.permits(9)
+    bench.step(free_slots=1, times=1)
+    bench.world.broker.wait_quiet(world.soon())
+    bench.step(free_slots=1, times=1)
+    assert len(bench.taken) <= 1
+
+
+def test_a_full_worker_lets_others_have_its_permits(world: World) -> None:
+    bench = Bench(world, Limits(rate=1.0, burst=2))
+    bench.permits(2)
+    bench.step(times=2)
+    assert world.count(RATES.permits) == 1
+    bench.step(free_slots=0, times=int(FULL_S / 0.04) + 3)
+    world.eventually(lambda: world.count(RATES.permits) == 2)
+
+
+def test_a_paused_one_holds_nothing_and_lets_nothing_begin(world: World) -> None:
+    bench = Bench(world, Limits(rate=1.0, burst=1))
+    bench.permits(1)
+    bench.step(times=2)
+    bench.turnstile.limit(Limits(rate=1.0, burst=1), paused=True)
+    bench.step(times=3)
+    assert bench.turnstile.admit() is None
+    assert world.count(RATES.permits) == 1
+
+
+def test_the_pace_of_the_worker_bounds_it_as_well(world: World) -> None:
+    bench = Bench(world, Limits(), Pace(0.001, 2))
+    bench.tasks(5)
+    bench.step(times=10)
+    assert len(bench.passages()) == 2
+    bench.passages()[0].unused()
+    bench.step(times=4)
+    assert len(bench.passages()) == 3
+
+
+def test_what_came_elsewhere_waits_for_its_permit(world: World) -> None:
+    bench = Bench(world, Limits(rate=1.0, burst=1))
+    got = threading.Event()
+    assert bench.turnstile.admit_elsewhere(None) is None
+    assert bench.turnstile.admit_elsewhere(lambda passage: got.set()) is None
+    bench.permits(1)
+    bench.step()
+    assert got.is_set()
+
+
+def test_nothing_is_left_when_all_was_settled(world: World) -> None:
+    bench = Bench(world, Limits(rate=100.0))
+    bench.tasks(1)
+    bench.permits(1)
+    bench.step()
+    assert bench.turnstile.in_hand == 1
+    delivery, passage = bench.taken[0]
+    assert passage is not None
+    passage.begun()
+    passage.ended()
+    delivery.ack()
+    bench.turnstile.released()
+    bench.turnstile.close()
+    bench.step(times=2)
+    assert bench.turnstile.is_idle

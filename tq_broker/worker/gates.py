@@ -1,0 +1,283 @@
+"""The limits of one worker's task queues: who stands at which queue, as the settings log says.
+
+An unlimited task queue has nothing here. When the log limits one, its shared queue goes from the
+poller to a `Turnstile`, and this worker stands for election as the `Bank` of its permits; when the
+limit is lifted it goes back. Two threads run as long as anything is limited: ``tq-gates`` for the
+turnstiles, and ``tq-bank`` for the banks, because these wait for confirms.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tq_broker.clock import Clock
+from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.limits import Limits, Side
+from tq_broker.model.names import QueueName
+from tq_broker.model.permits import Flavor, place_of
+from tq_broker.queues.sender import Sender
+from tq_broker.worker.bank import Bank
+from tq_broker.worker.pace import Pace
+from tq_broker.worker.passage import Passage
+from tq_broker.worker.poller import OnDeliveries, Poller
+from tq_broker.worker.turnstile import Turnstile
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.05
+"""The longest pause of a thread here: slots may become free without a word."""
+RETRY_S = 0.25
+DECLARE_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The one side of a worker that these limits are for.
+
+    Attributes:
+        queue_of: The shared queue of a task queue.
+        limits_of: What the settings log says of a task queue.
+        is_paused: Whether the settings log says that a queue is paused.
+        free_slots: Slots that nothing runs in.
+        cover: Covers what runs without leave, when a limit comes into force.
+    """
+
+    side: Side
+    queue_of: Callable[[str], QueueName]
+    limits_of: Callable[[str], Limits]
+    is_paused: Callable[[QueueName], object]
+    free_slots: Callable[[], int]
+    cover: Callable[[str, Callable[[], Passage]], None]
+
+
+class Gates:
+    """See the module.
+
+    Args:
+        pace: The worker's own limit, if it has one: then every task queue has a turnstile.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        sender: Sender,
+        clock: Clock,
+        poller: Poller,
+        on_deliveries: OnDeliveries,
+        pace: Pace | None = None,
+    ) -> None:
+        self._scope = scope
+        self._sender = sender
+        self._clock = clock
+        self._poller = poller
+        self._on_deliveries = on_deliveries
+        self._pace = pace
+        self._ticking = threading.Lock()
+        self._lock = threading.Lock()
+        self._turnstiles: dict[str, Turnstile] = {}
+        self._leaving: list[Turnstile] = []
+        self._banks: dict[tuple[Flavor, str], Bank] = {}
+        self._closed_banks: list[Bank] = []
+        self._gates_turn = _Turns("tq-gates", self._step_turnstiles)
+        self._banks_turn = _Turns("tq-bank", self._step_banks)
+        self._closed = False
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    @property
+    def in_hand(self) -> int:
+        """Deliveries of limited queues that no window counts."""
+        with self._lock:
+            return sum(one.in_hand for one in (*self._turnstiles.values(), *self._leaving))
+
+    def keeps(self, task_queue: str) -> list[str]:
+        """The banks of the task queue that are kept by this worker: ``rate``, ``concurrency``."""
+        with self._lock:
+            return [
+                flavor.value
+                for (flavor, name), bank in self._banks.items()
+                if name == task_queue and bank.is_kept_here
+            ]
+
+    # --- from the supervisor ----------------------------------------------------------------------
+
+    def tick(self, task_queues: Sequence[str]) -> None:
+        """Put the limits of ``task_queues`` into force, as they are now; done often."""
+        with self._ticking:  # the thread that starts the worker, and its supervisor
+            if not self._closed:
+                self._tick(task_queues)
+
+    def _tick(self, task_queues: Sequence[str]) -> None:
+        for task_queue in task_queues:
+            limits = self._scope.limits_of(task_queue)
+            turnstile = self._turnstiles.get(task_queue)
+            if turnstile is None:
+                if not limits.is_unlimited or self._pace is not None:
+                    try:
+                        self._enter(task_queue, limits)
+                    except TqBrokerError as error:
+                        log.warning("limits of %s not in force yet: %s", task_queue, error)
+            elif limits.is_unlimited and self._pace is None:
+                self._leave(task_queue)
+            else:
+                self._change(turnstile, limits)
+        with self._lock:
+            self._leaving = [one for one in self._leaving if not one.is_idle]
+
+    def _change(self, turnstile: Turnstile, limits: Limits) -> None:
+        paused = bool(self._scope.is_paused(turnstile.queue))
+        if turnstile.limits != limits:
+            self._run_banks(turnstile.task_queue, limits)
+        if turnstile.limits != limits or turnstile.is_paused != paused:
+            turnstile.limit(limits, paused=paused)
+
+    def _enter(self, task_queue: str, limits: Limits) -> None:
+        scope, names = self._scope, self._sender.names
+        queue = scope.queue_of(task_queue)
+        # A turnstile consumes it only when it has a permit, and others want to publish now.
+        self._sender.ensure([queue], self._clock.monotonic() + DECLARE_WITHIN_S)
+        turnstile = Turnstile(
+            queue,
+            self._sender,
+            self._clock,
+            rates=place_of(names, Flavor.RATE, scope.side, task_queue),
+            slots=place_of(names, Flavor.CONCURRENCY, scope.side, task_queue),
+            pace=self._pace,
+            on_deliveries=self._on_deliveries,
+            wake=self._gates_turn.wake,
+        )
+        turnstile.limit(limits, paused=bool(scope.is_paused(queue)))
+        self._poller.hand_over(queue, turnstile)
+        if limits.concurrency is not None:
+            scope.cover(task_queue, turnstile.cover)
+        self._run_banks(task_queue, limits)
+        with self._lock:
+            self._turnstiles[task_queue] = turnstile
+        self._gates_turn.start()
+
+    def _leave(self, task_queue: str) -> None:
+        with self._lock:
+            turnstile = self._turnstiles.pop(task_queue)
+            self._leaving.append(turnstile)
+        turnstile.limit(Limits())
+        turnstile.close()
+        self._run_banks(task_queue, Limits())
+        self._poller.take_back(self._scope.queue_of(task_queue))
+
+    def _run_banks(self, task_queue: str, limits: Limits) -> None:
+        self._run_bank(Flavor.RATE, task_queue, limits.burst_size, limits.rate)
+        self._run_bank(Flavor.CONCURRENCY, task_queue, limits.concurrency or 0, None)
+
+    def _run_bank(self, flavor: Flavor, task_queue: str, size: int, rate: float | None) -> None:
+        key = (flavor, task_queue)
+        bank = self._banks.get(key)
+        if bank is not None and size:
+            bank.resize(size, rate)
+        elif bank is not None:
+            with self._lock:
+                del self._banks[key]
+                self._closed_banks.append(bank)
+            self._banks_turn.wake()
+        elif size:
+            place = place_of(self._sender.names, flavor, self._scope.side, task_queue)
+            bank = Bank(place, self._sender, self._clock, self._banks_turn.wake)
+            bank.open(size, rate)
+            with self._lock:
+                self._banks[key] = bank
+            self._banks_turn.start()
+
+    # --- end --------------------------------------------------------------------------------------
+
+    def close_intake(self, deadline: float) -> None:
+        """Take nothing more, and leave the banks to others; what runs keeps its permits."""
+        with self._ticking:
+            self._closed = True
+        with self._lock:
+            turnstiles = list(self._turnstiles.values())
+        for turnstile in turnstiles:
+            turnstile.close()
+        self._gates_turn.stop()
+        for turnstile in turnstiles:
+            subscription = turnstile.open_batch()
+            if subscription is not None:
+                subscription.cancel(deadline)
+        with self._lock:
+            self._closed_banks += self._banks.values()
+            self._banks.clear()
+        self._banks_turn.stop()
+        self._close_banks()
+
+    # --- on the threads ---------------------------------------------------------------------------
+
+    def _step_turnstiles(self) -> float:
+        now = self._clock.monotonic()
+        due = now + LOOK_S
+        with self._lock:
+            turnstiles = (*self._turnstiles.values(), *self._leaving)
+        for turnstile in turnstiles:
+            again = turnstile.step(now, self._scope.free_slots())
+            due = due if again is None else min(due, again)
+        return due - now
+
+    def _step_banks(self) -> float:
+        self._close_banks()
+        now = self._clock.monotonic()
+        due = now + LOOK_S
+        with self._lock:
+            banks = list(self._banks.values())
+        for bank in banks:
+            try:
+                again = bank.step()
+            except TqBrokerError as error:
+                log.warning("permits not handed out: %s", error)
+                again = now + RETRY_S
+            due = due if again is None else min(due, again)
+        return due - self._clock.monotonic()
+
+    def _close_banks(self) -> None:
+        with self._lock:
+            banks, self._closed_banks = self._closed_banks, []
+        for bank in banks:
+            bank.close()
+
+
+class _Turns:
+    """A daemon thread that takes turns: after so long as the last one said, or when woken."""
+
+    def __init__(self, name: str, turn: Callable[[], float]) -> None:
+        self._name = name
+        self._turn = turn
+        self._woken = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Harmless if it runs."""
+        if self._thread is None and not self._stopped:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """The next turn is to be taken now."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Take no more turns; waits for the one that is being taken."""
+        self._stopped = True
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._woken.clear()
+            try:
+                wait_s = self._turn()
+            except Exception:  # supervisor: a defect must not stop all that is limited
+                log.exception("%s: a defect", self._name)
+                wait_s = RETRY_S
+            if not self._stopped:
+                self._woken.wait(max(0.001, min(wait_s, LOOK_S)))

@@ -1,0 +1,490 @@
+"""A turnstile: how one worker takes tasks of a limited task queue.
+
+*The permit first, then the task.* Three ways were weighed:
+
+* take tasks as ever, and let them wait here for their permits: whoever holds a task that it may not
+  start keeps it from all others, and if it dies RabbitMQ marks the task as redelivered, so that an
+  attempt is used up that never ran. With one task held per worker that is once per worker; with a
+  prefetch window it is the window;
+* ask for a task by hand (``basic.get``) with a permit in hand: exact, but each costs a round trip
+  through the log of a quorum queue, also when nothing waits; a queue with 1 000 tasks per second
+  would be slower than without a limit;
+* hold a permit, and subscribe for exactly as many tasks as there are permits (``once``): exact as
+  well, and it waits without asking. This is what is done here.
+
+So a worker holds no task that it may not start, and a permit is used up in the moment in which the
+code of a task begins: what is cancelled, expired, refused or lost costs none. Permits wait here
+unused, few of them, and only while slots are free to use them: they can be used up here as well as
+anywhere, because every worker takes from the same queue.
+
+While there is a backlog a subscription for one is followed by one for two, four, ..., as long as
+the permits reach; and at high rates permits are gathered for `GATHER_S`. So the price of a
+subscription is spread over many tasks at high rates, and nothing waits at low ones. Only a
+subscription for one waits for long: a larger one that is not filled at once has met the end of the
+backlog, and is given up.
+
+Threads: `step` belongs to one thread; deliveries and permits come on the broker's reading thread;
+passages are used on any.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tq_broker.clock import Clock
+from tq_broker.model.limits import Limits
+from tq_broker.model.names import Names, QueueName
+from tq_broker.model.permits import Place
+from tq_broker.queues import topology
+from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
+from tq_broker.queues.sender import Sender
+from tq_broker.queues.topology import Plan
+from tq_broker.worker.pace import Pace
+from tq_broker.worker.passage import Passage
+from tq_broker.worker.poller import OnDeliveries
+from tq_broker.worker.tap import Tap, Token
+
+GATHER_S = 0.1
+FAST = 100.0
+"""Permits are gathered from this rate on, per second: below a subscription each costs little."""
+FILL_WITHIN_S = 0.5
+BATCH_MAX = 256
+FULL_S = 0.1
+"""A worker without free slots keeps its unused permits for so long: the next slot may be near."""
+UNUSED_S = 0.2
+"""Permits of a rate that a worker may hold unused: what comes in so long, but at least one."""
+
+
+NO_PLAN = Plan(())
+
+Resume = Callable[[Passage], None]
+"""Called with the leave that a task has waited for."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A subscription for ``size`` tasks; ``left`` have not come yet."""
+
+    size: int
+    left: int
+    opened_at: float
+    subscription: Subscription | None = None
+    given_up: bool = False
+    is_over: bool = False
+
+
+class TokenPassage(Passage):
+    """Leave to begin one task, with the permits that it takes."""
+
+    __slots__ = ("_is_over", "_turnstile", "rate", "slot")
+
+    def __init__(self, turnstile: Turnstile, rate: Token | None, slot: Token | None) -> None:
+        self._turnstile = turnstile
+        self._is_over = False
+        self.rate = rate
+        self.slot = slot
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs under it, nor will."""
+        return self._is_over
+
+    def begun(self) -> None:
+        self._turnstile.used(self)
+
+    def ended(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._turnstile.left(self)
+
+    def unused(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._turnstile.returned(self)
+
+
+class Turnstile:
+    """Takes the tasks of one queue; the `Source` of what it takes.
+
+    Args:
+        queue: The shared queue of the task queue.
+        plan: How to declare it.
+        rates: Where the permits of its rate are.
+        slots: Where those of its concurrency are.
+        pace: The worker's own limit.
+        wake: Called when `step` has something to do.
+    """
+
+    def __init__(
+        self,
+        queue: QueueName,
+        sender: Sender,
+        clock: Clock,
+        *,
+        rates: Place,
+        slots: Place,
+        pace: Pace | None,
+        on_deliveries: OnDeliveries,
+        wake: Callable[[], None],
+    ) -> None:
+        assert queue.task_queue is not None, "only queues of task queues are limited"
+        self.queue = queue
+        self.name = str(queue)
+        self.task_queue = queue.task_queue
+        self._broker = sender.broker
+        self._plan = sender.plan(queue)
+        self._clock = clock
+        self._pace = pace
+        self._on_deliveries = on_deliveries
+        self._wake = wake
+        self._lock = threading.Lock()
+        self.limits = Limits()
+        self.is_paused = False
+        self._closed = False
+        self._in_hand = 0
+        self._batch: _Batch | None = None
+        self._boost = 1
+        self._is_declared = False
+        self._last_opened = float("-inf")
+        self._full_since: float | None = None
+        self._waiting: deque[Resume] = deque()
+        self._rate_tokens: deque[Token] = deque()
+        self._slot_tokens: deque[Token] = deque()
+        self._busy: set[TokenPassage] = set()
+        self._uncovered: deque[TokenPassage] = deque()
+        """They run, and RabbitMQ took their permit back with a connection that broke: the next
+        ones that come are theirs."""
+        self._rate_tap = self._tap(sender.names, rates, self._on_rate)
+        self._slot_tap = self._tap(sender.names, slots, self._on_slot)
+
+    def _tap(self, names: Names, place: Place, on_token: Callable[[Token], None]) -> Tap:
+        plan = topology.permits(names, place.permits, place.bank, place.ledger)
+        return Tap(self._broker, place.permits, plan, on_token, self._on_lost)
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    @property
+    def in_hand(self) -> int:
+        """Deliveries that are not acknowledged yet."""
+        return self._in_hand
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing that it let through is left."""
+        return not (self._in_hand or self._busy or self._batch)
+
+    # --- `Source` ---------------------------------------------------------------------------------
+
+    def released(self) -> None:
+        """See `tq_broker.worker.poller.Source`."""
+        with self._lock:
+            self._in_hand -= 1
+
+    waits = False
+
+    def admit(self, resume: Resume | None = None) -> Passage | None:
+        """See `tq_broker.worker.poller.Source`."""
+        with self._lock:
+            return self._admit()
+
+    def admit_elsewhere(self, resume: Resume | None) -> Passage | None:
+        """Leave for a task that did not come through here: of a queue that is only this worker's
+        or host's, where nobody else could run it.
+
+        Args:
+            resume: Called with the leave when there is one, if there is none now; ``None`` does
+                not wait.
+        """
+        with self._lock:
+            left = 0 if self._batch is None else self._batch.left
+            passage = self._admit(spared=left)
+            if passage is None and resume is not None:
+                self._waiting.append(resume)
+        if passage is None:
+            self._wake()
+        return passage
+
+    def _admit(self, spared: int = 0) -> Passage | None:
+        limits = self.limits
+        if self.is_paused:
+            return None
+        has_rate = limits.rate is None or len(self._rate_tokens) > spared
+        has_slot = limits.concurrency is None or len(self._slot_tokens) > spared
+        if not (has_rate and has_slot):
+            return None
+        if self._pace is not None:
+            if not self._pace.available(self._clock.monotonic()):
+                return None
+            self._pace.take()
+        passage = TokenPassage(
+            self,
+            self._rate_tokens.popleft() if limits.rate is not None else None,
+            self._slot_tokens.popleft() if limits.concurrency is not None else None,
+        )
+        self._busy.add(passage)
+        return passage
+
+    def cover(self) -> Passage:
+        """For a task that runs already, since before there was a limit: it counts from now on."""
+        passage = TokenPassage(self, None, None)
+        with self._lock:
+            self._busy.add(passage)
+            if self.limits.concurrency is not None:
+                self._uncovered.append(passage)
+        return passage
+
+    # --- passages, on any thread ------------------------------------------------------------------
+
+    def used(self, passage: TokenPassage) -> None:
+        """The task of ``passage`` begins."""
+        token, passage.rate = passage.rate, None
+        if token is not None:
+            self._rate_tap.used_up(token)
+
+    def left(self, passage: TokenPassage) -> None:
+        """The task of ``passage`` has ended."""
+        with self._lock:
+            self._busy.discard(passage)
+            token, passage.slot = passage.slot, None
+        if token is not None:
+            # Not to the next worker at once: should the limit have shrunk, the bank keeps it.
+            self._slot_tap.used_up(token)
+        self._wake()
+
+    def returned(self, passage: TokenPassage) -> None:
+        """No task has begun with ``passage``: the permits can be used for another."""
+        with self._lock:
+            self._busy.discard(passage)
+            if self._pace is not None:
+                self._pace.give_back()
+            rate, passage.rate = passage.rate, None
+            slot, passage.slot = passage.slot, None
+            if rate is not None and not rate.is_lost:
+                self._rate_tokens.appendleft(rate)
+            if slot is not None and not slot.is_lost:
+                self._slot_tokens.appendleft(slot)
+        self._wake()
+
+    # --- on the reading thread --------------------------------------------------------------------
+
+    def _on_rate(self, token: Token) -> None:
+        with self._lock:
+            self._rate_tokens.append(token)
+        self._wake()
+
+    def _on_slot(self, token: Token) -> None:
+        with self._lock:
+            while self._uncovered:
+                passage = self._uncovered.popleft()
+                if passage in self._busy:
+                    passage.slot = token
+                    return
+            self._slot_tokens.append(token)
+        self._wake()
+
+    def _on_lost(self, tokens: Sequence[Token]) -> None:
+        lost = set(tokens)
+        with self._lock:
+            self._rate_tokens = deque(t for t in self._rate_tokens if t not in lost)
+            self._slot_tokens = deque(t for t in self._slot_tokens if t not in lost)
+            for passage in self._busy:
+                if passage.slot in lost:
+                    passage.slot = None
+                    self._uncovered.append(passage)
+        self._wake()
+
+    def _on_tasks(self, batch: _Batch, deliveries: Sequence[Delivery]) -> None:
+        with self._lock:
+            batch.left -= len(deliveries)
+            self._in_hand += len(deliveries)
+        self._on_deliveries(self, deliveries)
+        self._wake()
+
+    def _on_batch_over(self, batch: _Batch) -> None:
+        batch.is_over = True
+        self._wake()
+
+    # --- on the turnstiles' thread ----------------------------------------------------------------
+
+    def limit(self, limits: Limits, *, paused: bool = False) -> None:
+        """These are the limits from now on; ``paused``: nothing begins."""
+        self.is_paused = paused
+        with self._lock:
+            before, self.limits = self.limits, limits
+            if before.concurrency is None and limits.concurrency is not None:
+                self._uncovered.extend(one for one in self._busy if one.slot is None)
+        if before.rate != limits.rate or before.burst_size != limits.burst_size:
+            self._close_rates(to_bank=True)
+        if before.concurrency != limits.concurrency:
+            self._close_slots(to_bank=True)
+        self._wake()
+
+    def close(self) -> None:
+        """Take no more tasks; what runs keeps its permits until it ends."""
+        self._closed = True
+        self._give_up()
+        self._close_rates()
+        self._close_slots()
+
+    def open_batch(self) -> Subscription | None:
+        """The subscription that may still bring tasks."""
+        batch = self._batch
+        return None if batch is None or batch.is_over else batch.subscription
+
+    def step(self, now: float, free_slots: int) -> float | None:
+        """Take permits and tasks as far as ``free_slots`` reach; returns when to look again."""
+        self._end_batch(now)
+        if self._closed:
+            return None
+        if free_slots > 0:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
+        if self.is_paused or (self._full_since is not None and not self._waiting):
+            return self._step_back(now)
+        self._take_permits(max(1, free_slots))
+        self._let_wait_go_on()
+        batch = self._batch
+        if batch is not None:
+            if batch.size == 1:
+                return None
+            give_up_at = batch.opened_at + FILL_WITHIN_S
+            if now < give_up_at:
+                return give_up_at
+            self._give_up()
+            return None
+        return self._open(now, free_slots)
+
+    def _step_back(self, now: float) -> float | None:
+        """Nothing may begin here: let others have the permits."""
+        full_until = now if self._full_since is None else self._full_since + FULL_S
+        if now < full_until and not self.is_paused:
+            return full_until
+        self._give_up()
+        self._close_rates()
+        self._close_idle_slots()
+        return None
+
+    def _let_wait_go_on(self) -> None:
+        """Give permits to tasks that wait for them; they come before new ones."""
+        while self._waiting:
+            with self._lock:
+                left = 0 if self._batch is None else self._batch.left
+                passage = self._admit(spared=left)
+                if passage is None:
+                    break
+                resume = self._waiting.popleft()
+            resume(passage)
+        if self._waiting:
+            self._give_up()
+
+    def _end_batch(self, now: float) -> None:
+        batch = self._batch
+        # What is full brings nothing more, also before RabbitMQ has said that it is over.
+        if batch is not None and (batch.is_over or not batch.left):
+            self._batch = None
+            # Declaring takes many steps, so it is done only when there was reason to.
+            self._is_declared = batch.left < batch.size or batch.given_up
+            was_quick = not batch.left and now - batch.opened_at < FILL_WITHIN_S
+            self._boost = min(2 * self._boost, BATCH_MAX) if was_quick else 1
+
+    def _open(self, now: float, free_slots: int) -> float | None:
+        """Subscribe for as many tasks as may begin now."""
+        if self._waiting:
+            return None
+        count = self._startable(now, free_slots)
+        if not count:
+            return self._next_pace(now)
+        wanted = min(self._boost, free_slots)
+        gathered_at = self._last_opened + GATHER_S
+        is_fast = (self.limits.rate or 0.0) >= FAST
+        if is_fast and count < wanted and now < gathered_at:
+            return gathered_at
+        size = min(count, wanted)
+        batch = self._batch = _Batch(size, size, now)
+        self._last_opened = now
+        batch.subscription = self._broker.subscribe(
+            self.name,
+            lambda deliveries: self._on_tasks(batch, deliveries),
+            SubscribeOptions(
+                prefetch=size,
+                plan=NO_PLAN if self._is_declared else self._plan,
+                once=True,
+                on_over=lambda: self._on_batch_over(batch),
+            ),
+        )
+        return now + FILL_WITHIN_S if size > 1 else None
+
+    def _startable(self, now: float, free_slots: int) -> int:
+        with self._lock:
+            limits = self.limits
+            count = free_slots
+            if limits.rate is not None:
+                count = min(count, len(self._rate_tokens))
+            if limits.concurrency is not None:
+                count = min(count, len(self._slot_tokens))
+            if self._pace is not None:
+                count = min(count, self._pace.available(now))
+            return count
+
+    def _next_pace(self, now: float) -> float | None:
+        with self._lock:
+            if self._pace is None or self._pace.available(now):
+                return None
+            return self._pace.next_at(now)
+
+    def _take_permits(self, free_slots: int) -> None:
+        limits = self.limits
+        if limits.rate is not None and not self._rate_tap.capacity:
+            unused = max(1, math.ceil(limits.rate * UNUSED_S))
+            self._rate_tap.open(min(unused, limits.burst_size, BATCH_MAX))
+        if limits.concurrency is None:
+            return
+        capacity = self._slot_tap.capacity
+        with self._lock:
+            unused_slots, busy = len(self._slot_tokens), len(self._busy)
+        if not capacity:
+            self._slot_tap.open(1)
+        elif not unused_slots and self._slot_tap.held >= capacity:
+            # All that it may hold is in use, and there is room for more. Doubled, so that few
+            # subscriptions are needed; at most half of them can be unused.
+            self._slot_tap.open(min(capacity, free_slots, BATCH_MAX))
+        elif unused_slots > 1 and not busy and self._batch is None:
+            self._close_slots()
+            self._slot_tap.open(1)
+
+    def _give_up(self) -> None:
+        batch = self._batch
+        if batch is not None and not batch.given_up and batch.subscription is not None:
+            batch.given_up = True
+            batch.subscription.cancel_nowait()
+
+    def _close_rates(self, *, to_bank: bool = False) -> None:
+        self._rate_tap.close()
+        with self._lock:
+            tokens, self._rate_tokens = self._rate_tokens, deque()
+        for token in tokens:
+            if to_bank:
+                self._rate_tap.used_up(token)
+            else:
+                self._rate_tap.put_back(token)
+
+    def _close_slots(self, *, to_bank: bool = False) -> None:
+        self._slot_tap.close()
+        with self._lock:
+            tokens, self._slot_tokens = self._slot_tokens, deque()
+        for token in tokens:
+            if to_bank:
+                self._slot_tap.used_up(token)
+            else:
+                self._slot_tap.put_back(token)
+
+    def _close_idle_slots(self) -> None:
+        with self._lock:
+            has_unused = bool(self._slot_tokens)
+        if has_unused or self._slot_tap.held < self._slot_tap.capacity:
+            self._close_slots()
