@@ -49,6 +49,21 @@ def test_the_plan_comes_before_and_the_options_are_passed_on(
     assert repr(wish) == "<AmqpSubscription to q>"
 
 
+def test_a_plan_is_not_taken_again_while_another_consumes_the_queue(
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+) -> None:
+    options = SubscribeOptions(prefetch=7, plan=PLAN)
+    first = broker.subscribe("q", Inbox(), options)
+    broker.wait_subscribed([first], soon())
+    server.wait_for(spec.Queue.Declare)
+    server.wait_for(spec.Basic.Consume)
+    broker.wait_subscribed([broker.subscribe("q", Inbox(), options)], soon())
+    methods = []
+    while spec.Basic.Consume not in methods:
+        methods.append(type(server.seen.get(timeout=PATIENCE_S)[2]))
+    assert spec.Queue.Declare not in methods
+
+
 def test_a_closed_channel_is_replaced_and_its_deliveries_are_forgotten(
     server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
 ) -> None:

@@ -311,7 +311,7 @@ class Subscriber:
     def _establish(self, subscription: AmqpSubscription, deadline: float) -> None:
         plan = subscription.options.plan
         try:
-            if plan.steps:
+            if plan.steps and not self._is_taken(subscription):
                 self._reader.take_plan(plan, deadline)
             self._consume(subscription, deadline)
         except Locked as locked:
@@ -325,6 +325,17 @@ class Subscriber:
             if is_fatal(error):
                 self._failed(subscription, translate(error), FATAL_RETRY_S)
             raise
+
+    def _is_taken(self, subscription: AmqpSubscription) -> bool:
+        """Whether another consumer shows that the plan is in force: RabbitMQ would have ended it
+        with its queue. Windows grow often, and a plan is several round trips."""
+        return any(
+            other.wanted
+            and other.feed is not None
+            and other.options.plan == subscription.options.plan
+            for other in self._all
+            if other.queue == subscription.queue and other is not subscription
+        )
 
     def _failed(
         self, subscription: AmqpSubscription, error: TqBrokerError | None, wait_s: float
