@@ -294,10 +294,13 @@ class ActivityOptions:
 
     def over(self, defaults: ActivityOptions) -> ActivityOptions:
         """These options, completed by ``defaults`` where they say nothing."""
-        said = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        said = {name: v for name in _NAMES if (v := getattr(self, name)) is not None}
         if self.headers and defaults.headers:
             said["headers"] = {**defaults.headers, **self.headers}
         return replace(defaults, **said)
+
+
+_NAMES = tuple(field.name for field in fields(ActivityOptions))
 
 
 class ActivityOptionsDict(TypedDict, total=False):
@@ -316,10 +319,9 @@ class ActivityOptionsDict(TypedDict, total=False):
 
 def options_from(keywords: Any) -> ActivityOptions:
     """Make `ActivityOptions` of keywords; an unknown one is an `InvalidArgument`."""
-    known = {f.name for f in fields(ActivityOptions)}
-    unknown = sorted(set(keywords) - known)
+    unknown = sorted(set(keywords).difference(_NAMES))
     if unknown:
         raise InvalidArgument(
-            f"unknown activity option {unknown[0]!r}; known are: {', '.join(sorted(known))}"
+            f"unknown activity option {unknown[0]!r}; known are: {', '.join(sorted(_NAMES))}"
         )
     return ActivityOptions(**keywords)
