@@ -38,6 +38,9 @@ class Admission(msgspec.Struct, frozen=True):
     step: Step
 
 
+_REUSE_POLICIES = frozenset(WorkflowIDReusePolicy)
+_CONFLICT_POLICIES = frozenset(WorkflowIDConflictPolicy)
+
 BEGIN = Admission(begin=True, step=Step())
 
 
@@ -81,9 +84,9 @@ def check(request: StartWorkflow) -> None:
     for name in ("execution_timeout_ms", "run_timeout_ms", "task_timeout_ms", "start_delay_ms"):
         if not 0 <= getattr(request, name) <= DURATION_MAX_MS:
             raise InvalidArgument(f"{name} must be from 0 to ten years")
-    if request.id_reuse_policy not in list(WorkflowIDReusePolicy):
+    if request.id_reuse_policy not in _REUSE_POLICIES:
         raise InvalidArgument(f"id_reuse_policy is {request.id_reuse_policy}")
-    if request.id_conflict_policy not in list(WorkflowIDConflictPolicy):
+    if request.id_conflict_policy not in _CONFLICT_POLICIES:
         raise InvalidArgument(f"id_conflict_policy is {request.id_conflict_policy}")
     check_policy(request.retry_policy)
     if request.cron_schedule:

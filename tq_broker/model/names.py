@@ -16,6 +16,7 @@ Rules of this file:
 from __future__ import annotations
 
 import enum
+import functools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ def check_task_queue(value: object) -> str:
     return check_text("task_queue", value, bytes_max=TASK_QUEUE_BYTES_MAX)
 
 
+@functools.lru_cache(1024)  # every message names some queue, and they are few
 def encode_part(text: str) -> str:
     """Encode one user-given part for use in a name or key."""
     if _PLAIN.match(text):
@@ -157,6 +159,7 @@ def encode_part(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
+@functools.lru_cache(1024)
 def decode_part(part: str) -> str:
     """Undo `encode_part`. Raises `InvalidArgument` for what it cannot have made."""
     if not _ENCODED.match(part):
