@@ -260,7 +260,7 @@ ACTIONS = sorted(name for name in vars(Actor) if not name.startswith("_"))
 STEPS = 120
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32))
 def test_whatever_happens_the_run_is_sound(seed: int) -> None:
     dice = random.Random(seed)

@@ -279,7 +279,7 @@ ANYTHING = [
 ONWARDS = ["workflow_task", "activity", "other_run", "signal", "time"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 1 << 32))
 def test_a_history_can_be_replayed_at_any_moment_of_its_life(seed: int) -> None:
     dice = random.Random(seed)

@@ -117,7 +117,7 @@ def strategy(event_class: type) -> st.SearchStrategy[Event]:
 
 
 @pytest.mark.parametrize("event_class", get_args(Event))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_event_comes_back_as_it_was(event_class: type, data: st.DataObject) -> None:
     event = data.draw(strategy(event_class))

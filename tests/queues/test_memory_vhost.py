@@ -588,5 +588,5 @@ class RandomUse(RuleBasedStateMachine):
             assert due is None or due > self.here.now or self.here.vhost.next_due() == due
 
 
-RandomUse.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+RandomUse.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_random_use = RandomUse.TestCase

@@ -235,7 +235,7 @@ ANSWERS: dict[type, Any] = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(program=PROGRAMS, data=st.data())
 def test_the_cache_and_a_replay_come_to_the_same(program: Program, data: st.DataObject) -> None:
     run = Run(Interpreter, program, local=local)

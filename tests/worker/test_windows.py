@@ -181,7 +181,7 @@ class AnyLoad(RuleBasedStateMachine):
                 assert load.size(queue) > 0, "idle slots, and nobody takes the backlog"
 
 
-AnyLoad.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+AnyLoad.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestAnyLoad = AnyLoad.TestCase
 
 
