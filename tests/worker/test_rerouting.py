@@ -12,6 +12,7 @@ from tests.worker.attempts import place
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
 from tq_broker.common import RetryPolicy, Route
 from tq_broker.converter import DEFAULT
+from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
@@ -23,6 +24,7 @@ from tq_broker.model.workflow_tasks import RunKey, WorkflowTask, read_task, task
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Receipt, SubscribeOptions
 from tq_broker.queues.delay import delayed
+from tq_broker.queues.sender import NoRoute
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Fate, Rerouter, fate
 
@@ -185,6 +187,44 @@ def test_a_will_empties_and_removes_the_queue_of_a_target_that_is_gone(bench: Be
 
     assert {bench.outcome().failure.type for _ in range(2)} == {"TargetGone"}
     bench.world.eventually(lambda: gone(bench))
+
+
+def test_what_was_on_its_way_to_the_queue_when_it_was_emptied_is_not_lost_with_it(
+    bench: Bench,
+) -> None:
+    leave(bench, "a")
+    will(bench)
+    assert bench.outcome().failure.type == "TargetGone"
+    assert isinstance(put(bench, "b"), NoRoute)  # nothing more is routed there
+
+    late = envelope.task_message(task(activity_id="late", route=Route.host("h")))
+    bench.world.broker.publish(
+        Publication("", str(HOST), late), bench.world.soon(), lambda receipt: None
+    )
+
+    assert bench.outcome().failure.type == "TargetGone"
+    bench.world.eventually(lambda: gone(bench))
+
+
+def test_a_queue_that_is_served_anew_while_it_is_removed_stays_bound(bench: Bench) -> None:
+    leave(bench, "a")
+    will(bench)
+    assert bench.outcome().failure.type == "TargetGone"
+    again = bench.world.broker.subscribe(
+        str(HOST), lambda deliveries: None, SubscribeOptions(prefetch=1)
+    )
+    bench.world.broker.wait_subscribed([again], bench.world.soon())
+
+    bench.world.eventually(lambda: put(bench, "b") is None)
+
+
+def put(bench: Bench, activity_id: str) -> TqBrokerError | None:
+    """What becomes of a task for the host that does not ask who is there."""
+    message = envelope.task_message(task(activity_id=activity_id, route=Route.host("h")))
+    ended: Future[TqBrokerError | None] = Future()
+    publication = Publication(NAMES.exchange(Exchange.TASKS), HOST.key, message)
+    bench.world.client.connection.sender.send(publication, (), bench.world.soon(), ended.set_result)
+    return ended.result(SOON_S)
 
 
 def test_what_the_target_had_begun_is_a_lost_attempt(bench: Bench) -> None:

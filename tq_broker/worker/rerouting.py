@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tq_broker.clock import epoch_ms
-from tq_broker.exceptions import DeadlineExceeded, InvalidArgument, Malformed, TqBrokerError
+from tq_broker.exceptions import (
+    DeadlineExceeded,
+    InvalidArgument,
+    Malformed,
+    NotFound,
+    TqBrokerError,
+)
 from tq_broker.model import control, envelope
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
@@ -24,7 +30,7 @@ from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.delay import destination_key
 from tq_broker.queues.sender import Nacked, NoRoute, Sender
 from tq_broker.queues.sticky_estate import StickyEstate
-from tq_broker.queues.topology import DeleteQueue, Plan
+from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan, UnbindQueue
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.insistence import Then
 from tq_broker.worker.intake import lost
@@ -38,6 +44,8 @@ INHERITED = (*PRIVATE, Kind.DETOUR, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
 SOON_S = 0.05
+ARRIVES_WITHIN_S = 1.0
+"""What was routed to a queue has arrived there; the same as the grace of a reclaimed task queue."""
 LOOKS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before somebody who was there is looked for again: then he lives."""
 
@@ -154,7 +162,8 @@ class Rerouter:
         def asked(error: TqBrokerError | None) -> None:
             log.debug("will about %s, look %d: %s", queue, found, error or "somebody is there")
             if error is None and found == len(LOOKS_S):
-                will.ack()  # somebody serves the queue, and has made a will of its own now
+                # Somebody serves the queue, and has made a will of its own now.
+                self._sender.in_background(lambda: self._keep(queue, will))
             elif error is None:
                 # The will may have come before RabbitMQ has removed the queue that a dead worker
                 # was asked through.
@@ -174,8 +183,7 @@ class Rerouter:
         try:
             is_settled = StickyEstate(self._sender, queue).settle(self._deadline())
         except TqBrokerError as error:
-            log.warning("%s not emptied, trying again: %s", queue, error)
-            self._later(lambda: self._execute(will))
+            self._try_again(queue, will, error)
         else:
             self._emptied(will, is_gone=is_settled)
 
@@ -189,19 +197,64 @@ class Rerouter:
             self._later(lambda: self._execute(will), SOON_S)
 
     def _empty(self, queue: QueueName, will: Delivery) -> None:
-        """Settle what is left in the queue of a target that is gone, and remove it; blocks."""
+        """Settle what is left in the queue of a target that is gone; blocks.
+
+        It is removed some time later. What is routed to a queue, but has not arrived when the queue
+        is deleted, is lost, and confirmed: RabbitMQ takes it for one that was deleted with its
+        messages. So first nothing more is routed there.
+        """
         try:
-            while self._is_left(queue):
+            is_left = self._is_left(queue)
+            if is_left:
+                self._broker.apply(Plan((UnbindQueue(*self._binding(queue)),)), self._deadline())
                 self._settle_all(queue)
-                # Not if somebody has put a task there in the meantime, or serves it anew.
+            is_gone = not is_left and self._broker.stats(str(queue), self._deadline()) is None
+        except TqBrokerError as error:
+            self._try_again(queue, will, error)
+        else:
+            if is_left:
+                self._later(lambda: self._remove(queue, will), ARRIVES_WITHIN_S)
+            else:
+                self._emptied(will, is_gone=is_gone)
+
+    def _remove(self, queue: QueueName, will: Delivery) -> None:
+        """All that was on its way to ``queue`` has come; blocks."""
+        try:
+            if self._is_left(queue):
+                self._settle_all(queue)
+                # Not if somebody serves it anew.
                 delete = Plan((DeleteQueue(str(queue), only_idle=True),))
                 self._broker.apply(delete, self._deadline())
-            is_gone = self._broker.stats(str(queue), self._deadline()) is None
+            is_gone = not self._bind(queue)
         except TqBrokerError as error:
-            log.warning("%s not emptied, trying again: %s", queue, error)
-            self._later(lambda: self._execute(will))
+            self._try_again(queue, will, error)
         else:
             self._emptied(will, is_gone=is_gone)
+
+    def _keep(self, queue: QueueName, will: Delivery) -> None:
+        """``queue`` is served: whoever began to remove it may have died half-way; blocks."""
+        try:
+            if queue.kind is not Kind.STICKY:
+                self._bind(queue)
+        except TqBrokerError as error:
+            self._try_again(queue, will, error)
+        else:
+            will.ack()
+
+    def _bind(self, queue: QueueName) -> bool:
+        """Have tasks routed to ``queue`` again; False if there is no such queue."""
+        try:
+            self._broker.apply(Plan((BindQueue(*self._binding(queue)),)), self._deadline())
+        except NotFound:
+            return False
+        return True
+
+    def _binding(self, queue: QueueName) -> tuple[str, str, str]:
+        return str(queue), self._names.exchange(Exchange.TASKS), queue.key
+
+    def _try_again(self, queue: QueueName, will: Delivery, error: TqBrokerError) -> None:
+        log.warning("%s not emptied, trying again: %s", queue, error)
+        self._later(lambda: self._execute(will))
 
     def _settle_all(self, queue: QueueName) -> None:
         """Settle every task in ``queue``; returns when what follows from each is safe."""
