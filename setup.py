@@ -5,7 +5,14 @@ from setuptools import find_packages, setup
 
 HISTORY = ["sqlalchemy>=2.0"]
 POSTGRESQL = [*HISTORY, "psycopg[binary]>=3.1"]
-TEST = [*POSTGRESQL, "pytest>=8", "trustme>=1.1", "hypothesis>=6.100", "coverage>=7.5"]
+TEST = [
+    *POSTGRESQL,
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "trustme>=1.1",
+    "hypothesis>=6.100",
+    "coverage>=7.5",
+]
 LINT = ["ruff>=0.11", "import-linter>=2.3"]
 TYPES = [*POSTGRESQL, "mypy>=1.15"]
 # The neighbours that benchmarks compare with; nothing in tq_broker imports them.
