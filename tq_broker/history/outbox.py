@@ -102,7 +102,13 @@ class Outbox:
         mails: list[tuple[Sending, Publication, tuple[QueueName, ...]]] = []
         deadline = self._deadline()
         for sending in sendings:
-            mail = self._build[type(sending.record)](sending, sending.record)
+            try:
+                mail = self._build[type(sending.record)](sending, sending.record)
+            except TqBrokerError as error:
+                # A row that nothing can be made of ends alone: raised again at each replay of the
+                # outbox, it would keep all of the shard's runs from going on.
+                self._ended(sending, error)
+                continue
             if mail is NoMail.OVER:
                 self._ended(sending, None)
             if isinstance(mail, NoMail):
