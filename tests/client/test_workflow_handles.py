@@ -84,6 +84,29 @@ def test_wrong_calls_are_refused_before_anything_is_sent(side: Side) -> None:
     assert side.history.seen == []
 
 
+def test_texts_that_are_not_unicode_are_refused(side: Side) -> None:
+    side.history.script[requests.RequestCancel] = lambda _: requests.Done()
+    handle, wrong = handle_of(side), "\ud800"
+
+    def start(**options: Any) -> Any:
+        return side.do(side.client.start_workflow(Order.run, id="w", task_queue="q", **options))
+
+    for ask in (
+        lambda: side.do(handle.cancel(reason=wrong)),
+        lambda: side.do(handle.terminate(reason=wrong)),
+        lambda: side.do(handle_of(side, first_execution_run_id=wrong).cancel()),
+        lambda: side.do(handle.get_update_handle(wrong).result()),
+        lambda: side.do(side.client.count_workflows(f"id = '{wrong}'")),
+        lambda: start(memo={wrong: 1}),
+        lambda: start(static_summary=wrong),
+        lambda: start(static_details=wrong),
+        lambda: start(cron_schedule=wrong),
+    ):
+        with pytest.raises(InvalidArgument, match="is not Unicode"):
+            ask()
+    side.do(handle.cancel())  # it goes on
+
+
 def test_an_unknown_workflow_is_not_found_whatever_is_asked(side: Side) -> None:
     for kind in (
         requests.SignalWorkflow,
