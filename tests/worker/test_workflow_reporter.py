@@ -87,6 +87,20 @@ def test_commands_that_are_too_large_fail_the_task() -> None:
     bench.world.close()
 
 
+def test_texts_that_are_not_unicode_fail_the_task(bench: Bench) -> None:
+    """Memos, details and names come from workflow code."""
+    wrong = msgspec.structs.replace(COMPLETED, current_details="\ud800")
+    bench.reporter.answer(3, wrong, bench.done.release)
+    assert bench.is_done()
+    told = read_request(bench.told(NAMES.history(3)))
+    assert isinstance(told, WorkflowTaskFailed)
+    assert told.failure is not None
+    assert (told.failure.type, told.failure.message) == (
+        "InvalidArgument",
+        r"'\ud800' is not Unicode",
+    )
+
+
 def test_a_failure_that_cannot_be_told_does_not_hold_up_the_worker() -> None:
     bench = Bench(bytes_max=10)
     failed = WorkflowTaskFailed(run=RunKey("w", "r"), scheduled_event_id=7, cause="deadlock")
