@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -189,6 +190,16 @@ def test_an_update_is_executed(side: Side) -> None:
     assert (first.update.name, first.run_id, first.wait) == ("change", "r", 3)
     assert payload.load(first.update.input, DEFAULT) == [7]
     assert first.update.update_id != second.update.update_id == "mine"
+
+
+def test_an_update_that_takes_too_long_is_not_waited_for(side: Side) -> None:
+    handle = handle_of(side)
+    stage = WorkflowUpdateStage.ACCEPTED
+    with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.05 s"):
+        side.do(handle.execute_update("u", id="1", timeout=timedelta(seconds=0.05)))
+    with pytest.raises(DeadlineExceeded):
+        side.do(handle.start_update("u", id="1", wait_for_stage=stage, timeout=0.05))
+    assert {request.update.update_id for request in side.history.seen} == {"1"}
 
 
 def test_an_update_that_failed_raises_where_its_result_is_wanted(side: Side) -> None:
