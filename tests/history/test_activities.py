@@ -220,7 +220,7 @@ def test_what_its_worker_does_not_measure_any_more_is_measured_here() -> None:
 
 
 def test_an_attempt_that_nobody_spoke_of_has_no_timeout_of_its_own() -> None:
-    assert with_one(heartbeat_ms=1_000).run.next_ms() is None
+    assert with_one(heartbeat_ms=1_000).run.next_ms(looks=False) is None
 
 
 # --- cancellation --------------------------------------------------------------------------------
