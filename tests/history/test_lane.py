@@ -90,6 +90,23 @@ def test_a_run_that_cannot_be_woken_does_not_stop_the_others(
         assert timed.workflow_task().run.workflow_id == "w"
 
 
+def test_a_history_that_grows_long_is_told_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "WARN_EVENTS", 5)
+    world.service()
+    world.start()
+    for number in range(8):
+        world.ask(SignalWorkflow(workflow_id="w", signal_name=str(number)))
+        if number == 3:
+            world.complete(world.workflow_task())
+    world.ask(Describe(workflow_id="w"))
+    told = [message for message in caplog.messages if "it should continue as new" in message]
+    assert len(told) == 1
+    assert "workflow 'w' has a history of" in told[0]
+    assert f"terminated at {machine.EVENTS_MAX} and {machine.BYTES_MAX}" in told[0]
+
+
 def test_more_than_fits_in_memory(world: World) -> None:
     world.service(max_cached_runs=2)
     for number in range(6):
