@@ -103,9 +103,7 @@ def test_what_strangers_send_harms_nobody(
         for request, properties in HOSTILE:
             stranger.send(request, **properties)
         for number in range(10):  # of all shards, in the same batches as far as may be
-            done = client.execute_workflow(
-                Double.run, number, id=f"good{number}", task_queue="q"
-            )
+            done = client.execute_workflow(Double.run, number, id=f"good{number}", task_queue="q")
             assert done == 2 * number
         parked = str(names.queue(Kind.PARKED))
         soon = client.connection.clock.monotonic() + 60

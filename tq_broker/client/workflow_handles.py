@@ -16,6 +16,7 @@ from tq_broker.client.waiting import UNSET, Asked, Timeout, one_or_many
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.client.workflow_start import check_id
 from tq_broker.client.workflow_targets import handler_target
+from tq_broker.common import QueryRejectCondition
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
@@ -35,13 +36,6 @@ class WorkflowUpdateStage(enum.IntEnum):
     ACCEPTED = 2
     """Its validator let it pass; or it was rejected."""
     COMPLETED = 3
-
-
-class QueryRejectCondition(enum.IntEnum):
-    """When a query is not to be answered (Temporal's numbers)."""
-
-    NONE = 1
-    NOT_OPEN = 2
 
 
 class _UpdateHandle(Generic[R]):
