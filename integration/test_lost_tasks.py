@@ -25,6 +25,7 @@ def client(
     """Of a history service that does not wait for 40 minutes before it looks."""
     monkeypatch.setattr(looks, "FIRST_MS", 1_000)
     monkeypatch.setattr(looks, "PAUSE_MAX_MS", 1_000)
+    monkeypatch.setattr(looks, "GRAIN_MS", 100)
     store = f"sqlite:///{tmp_path / 'history.sqlite'}"
     system = EmbeddedSystem(
         SystemClock(), broker_url, store, namespace=namespace, data_converter=DEFAULT

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.history.worlds import NAMES, World
 from tq_broker.history import looks
@@ -25,14 +27,20 @@ ACTIVITY = ScheduleActivity(
 
 
 def test_pauses_grow_to_a_bound() -> None:
-    at, pauses = looks.first_ms(1_000), []
+    at, pauses = looks.first_ms(60_000), []
     for _ in range(8):
-        following = looks.next_ms(1_000, at)
+        following = looks.next_ms(60_000, at)
         pauses.append(following - at)
         at = following
-    assert looks.first_ms(0) > 1_800_000
     assert pauses[:3] == [2_400_000, 4_800_000, 9_600_000]
     assert pauses[-1] == looks.PAUSE_MAX_MS
+
+
+@given(st.integers(0, 1 << 45))
+def test_a_first_look_is_at_a_full_minute(published_ms: int) -> None:
+    at_ms = looks.first_ms(published_ms)
+    assert at_ms % 60_000 == 0
+    assert 1_800_000 < looks.FIRST_MS <= at_ms - published_ms < looks.FIRST_MS + 60_000
 
 
 @pytest.fixture
@@ -74,7 +82,7 @@ def test_a_task_that_its_queue_has_lost_is_published_again(world: World, queue: 
     lose(world, queue)
     wait(world, looks.FIRST_MS / 1000 - 60)
     assert world.count(queue) == 0
-    wait(world, 120)
+    wait(world, 180)
     world.eventually(lambda: world.count(queue) == 1)
 
 

@@ -16,11 +16,15 @@ FIRST_MS = 2_400_000
 """Longer than RabbitMQ's acknowledgement timeout of 30 minutes: what a silent worker held until
 then is in the queue again."""
 PAUSE_MAX_MS = 21_600_000
+GRAIN_MS = 60_000
+"""A first look is at a full minute: so that the tasks of a short run, one after the other, have the
+same, and the database's index of what is due need not be changed for each."""
 
 
 def first_ms(published_ms: int) -> int:
     """When to look first at the queue of a task that was published at ``published_ms``."""
-    return published_ms + FIRST_MS
+    at_ms = published_ms + FIRST_MS
+    return at_ms + -at_ms % GRAIN_MS
 
 
 def next_ms(published_ms: int, now_ms: int) -> int:
