@@ -9,6 +9,7 @@ import pytest
 from tests.history.stage import Stage, an_activity
 from tq_broker.history import plan
 from tq_broker.model import commands as c
+from tq_broker.model import payload
 from tq_broker.model.commands import Command
 from tq_broker.model.failure import application
 from tq_broker.model.requests import UpdateWorkflow
@@ -16,6 +17,7 @@ from tq_broker.model.tasks import WireRetryPolicy
 from tq_broker.model.workflow_tasks import UpdateRequest
 
 NO = application("no", "No")
+BIG = b"[" + b"1" * (payload.BYTES_MAX + 1) + b"]"
 
 
 def a_timer(timer_id: str = "t", ms: int = 5) -> c.StartTimer:
@@ -60,6 +62,9 @@ BAD: list[tuple[list[Command], str]] = [
     ([an_activity(retry_policy=WireRetryPolicy(initial_ms=1 << 62))], "ScheduleActivity: "),
     ([an_activity(route="{")], "tq-route"),
     ([an_activity(input=b"\0zlib")], "its head is cut short"),
+    ([an_activity(input=BIG)], "input of ScheduleActivity of workflow 'order-1' is 2097155 bytes"),
+    ([c.CompleteWorkflow(result=BIG)], "result of CompleteWorkflow of workflow 'order-1' is"),
+    ([c.ContinueAsNew(memo={"a": BIG})], "memo of ContinueAsNew of workflow 'order-1' is"),
     ([c.RequestCancelActivity(scheduled_event_id=4)], "no activity with the scheduled event 4"),
     ([a_timer("running")], "a timer with the id 'running' is running"),
     ([a_timer(""), a_timer()], "command 1 of 2, StartTimer: timer_id is empty"),

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from tq_broker import retry
-from tq_broker.exceptions import Malformed, TimeoutType
+from tq_broker.exceptions import Malformed, PayloadTooLarge, TimeoutType
 from tq_broker.history import looks
 from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
 from tq_broker.history.state import Activity, Execution
@@ -38,7 +38,7 @@ from tq_broker.model.events import (
     ActivityTaskStarted,
     ActivityTaskTimedOut,
 )
-from tq_broker.model.failure import Failure, FailureKind, timed_out
+from tq_broker.model.failure import Failure, FailureKind, application, timed_out
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import Outcome
 from tq_broker.model.tasks import (
@@ -254,6 +254,13 @@ def _noticed(turn: Turn, message: Outcome, activity: Activity) -> None:
 
 def _completed(turn: Turn, message: Outcome, activity: Activity) -> None:
     activity.attempt = message.outcome.attempt
+    what = f"the result of activity {activity.activity_id!r} of workflow {turn.run.workflow_id!r}"
+    try:
+        payload.check_size(message.body, what)
+    except PayloadTooLarge as error:
+        refused = application(str(error), type(error).__name__, non_retryable=True)
+        after_failure(turn, message.scheduled_event_id, activity, refused, message.outcome)
+        return
     _end(turn, message.scheduled_event_id, activity, ActivityTaskCompleted, message.outcome,
          result=message.body)  # fmt: skip
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from tq_broker.common import DURATION_MAX, ParentClosePolicy, WorkflowIDReusePolicy, to_ms
-from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed, Rejected
 from tq_broker.history import cron
 from tq_broker.history.state import Execution
 from tq_broker.model import commands, payload
@@ -69,7 +69,8 @@ def problem(run: Execution, wanted: Sequence[Command]) -> str | None:
             if isinstance(command, commands.CLOSING) and index != last:
                 raise Wrong("a command follows that ends the run")
             _CHECKS[type(command)](plan, command)
-        except (Wrong, InvalidArgument, Malformed, OverflowError) as error:
+            commands.check_payloads(command, run.workflow_id)
+        except (Wrong, Rejected, Malformed, OverflowError) as error:
             return f"command {index + 1} of {last + 1}, {type(command).__name__}: {error}"
     return None
 

@@ -12,6 +12,7 @@ from tq_broker.exceptions import PayloadTooLarge, Rejected, TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
+from tq_broker.model.commands import check_payloads
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
 from tq_broker.model.requests import Request, reply_message, request_message
@@ -51,6 +52,9 @@ class WorkflowReporter:
                 self.answer(shard, _unsendable(answer, error), done)
 
         try:
+            if isinstance(answer, answers.WorkflowTaskCompleted):
+                for command in answer.commands:
+                    check_payloads(command, answer.run.workflow_id)
             message = self._message(answer)
             self._check_size(message)
         except Rejected as error:
