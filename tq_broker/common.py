@@ -225,6 +225,13 @@ class WorkflowIDConflictPolicy(enum.IntEnum):
     TERMINATE_EXISTING = 3
 
 
+class QueryRejectCondition(enum.IntEnum):
+    """When a query is not to be answered (Temporal's numbers)."""
+
+    NONE = 1
+    NOT_OPEN = 2
+
+
 class ParentClosePolicy(enum.IntEnum):
     """What becomes of a child when its parent has ended (Temporal's numbers)."""
 

@@ -186,6 +186,15 @@ def test_an_update_prints_its_result_or_its_id(invoke: Invoke, history: FakeHist
     assert [request.wait for request in history.seen] == [3, 2, 3]
 
 
+def test_an_update_is_not_waited_for_longer_than_wanted(
+    invoke: Invoke, history: FakeHistory
+) -> None:
+    late = invoke("workflow", "update", "w", "change", "--timeout", "50ms")
+    assert history.seen
+    assert late.exit_code == 3
+    assert "not ended within 0.05 s" in late.stderr
+
+
 INFO = requests.RunInfo(
     workflow_id="w",
     run_id="r1",

@@ -12,6 +12,7 @@ from tq_broker.exceptions import (
     AccessRefused,
     BrokerUnavailable,
     DeadlineExceeded,
+    InvalidArgument,
     TqBrokerError,
     Unavailable,
 )
@@ -172,3 +173,20 @@ def test_after_the_end_nothing_is_sent(world: World, leave: Callable[[Any], None
     world.advance(100)
     assert world.sent == 1
     assert all(isinstance(error, Unavailable) for error in world.failures)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_cannot_be_made_a_message_ends_its_call(world: World, again: bool) -> None:
+    """It may be made on the thread of the clock, which must live on."""
+
+    def refuse() -> Publication:
+        raise InvalidArgument("not Unicode")
+
+    if again:
+        world.begin().publication = refuse
+        world.advance(4.0)
+    else:
+        world.publication = refuse  # type: ignore[method-assign]
+        world.begin()
+    assert [str(error) for error in world.failures] == ["not Unicode"]
+    assert not world.calls.open_count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -82,6 +83,29 @@ def test_wrong_calls_are_refused_before_anything_is_sent(side: Side) -> None:
     with pytest.raises(PayloadTooLarge, match="the input of signal 'go-on'"):
         side.do(handle.signal(Order.go, BIG))
     assert side.history.seen == []
+
+
+def test_texts_that_are_not_unicode_are_refused(side: Side) -> None:
+    side.history.script[requests.RequestCancel] = lambda _: requests.Done()
+    handle, wrong = handle_of(side), "\ud800"
+
+    def start(**options: Any) -> Any:
+        return side.do(side.client.start_workflow(Order.run, id="w", task_queue="q", **options))
+
+    for ask in (
+        lambda: side.do(handle.cancel(reason=wrong)),
+        lambda: side.do(handle.terminate(reason=wrong)),
+        lambda: side.do(handle_of(side, first_execution_run_id=wrong).cancel()),
+        lambda: side.do(handle.get_update_handle(wrong).result()),
+        lambda: side.do(side.client.count_workflows(f"id = '{wrong}'")),
+        lambda: start(memo={wrong: 1}),
+        lambda: start(static_summary=wrong),
+        lambda: start(static_details=wrong),
+        lambda: start(cron_schedule=wrong),
+    ):
+        with pytest.raises(InvalidArgument, match="is not Unicode"):
+            ask()
+    side.do(handle.cancel())  # it goes on
 
 
 def test_an_unknown_workflow_is_not_found_whatever_is_asked(side: Side) -> None:
@@ -166,6 +190,16 @@ def test_an_update_is_executed(side: Side) -> None:
     assert (first.update.name, first.run_id, first.wait) == ("change", "r", 3)
     assert payload.load(first.update.input, DEFAULT) == [7]
     assert first.update.update_id != second.update.update_id == "mine"
+
+
+def test_an_update_that_takes_too_long_is_not_waited_for(side: Side) -> None:
+    handle = handle_of(side)
+    stage = WorkflowUpdateStage.ACCEPTED
+    with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.05 s"):
+        side.do(handle.execute_update("u", id="1", timeout=timedelta(seconds=0.05)))
+    with pytest.raises(DeadlineExceeded):
+        side.do(handle.start_update("u", id="1", wait_for_stage=stage, timeout=0.05))
+    assert {request.update.update_id for request in side.history.seen} == {"1"}
 
 
 def test_an_update_that_failed_raises_where_its_result_is_wanted(side: Side) -> None:

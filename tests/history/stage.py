@@ -175,6 +175,7 @@ class Stage:
         attempt: int = 1,
         failure: Failure | None = None,
         heartbeat: bytes | None = None,
+        body: bytes = b'{"result":2}',
     ) -> Step:
         """A worker tells of an activity."""
         told = ActivityOutcome(
@@ -188,7 +189,7 @@ class Stage:
             worker_id="worker-2",
             started_ms=self.now_ms,
         )
-        return self.tell(Outcome(event_id, KEY.run_id, told, b'{"result":2}', heartbeat), None)
+        return self.tell(Outcome(event_id, KEY.run_id, told, body, heartbeat), None)
 
     # --- what is seen ---------------------------------------------------------------------------
 

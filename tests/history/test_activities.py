@@ -12,6 +12,7 @@ from tq_broker.history import activities
 from tq_broker.history.effects import CancelActivity, DispatchActivity
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
+from tq_broker.model import payload
 from tq_broker.model.failure import Failure, FailureKind, application, canceled, timed_out
 from tq_broker.model.payload import join
 from tq_broker.model.tasks import Status, WireRetryPolicy, WorkflowOrigin, dump_route
@@ -220,7 +221,22 @@ def test_what_its_worker_does_not_measure_any_more_is_measured_here() -> None:
 
 
 def test_an_attempt_that_nobody_spoke_of_has_no_timeout_of_its_own() -> None:
-    assert with_one(heartbeat_ms=1_000).run.next_ms() is None
+    assert with_one(heartbeat_ms=1_000).run.next_ms(looks=False) is None
+
+
+def test_a_result_that_is_too_large_fails_the_activity_for_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = b'{"result":"' + b"x" * payload.BYTES_WARN + b'"}'
+    stage = with_one()
+    stage.outcome(FIRST, body=large)
+    assert "the result of activity '1' of workflow 'order-1' is 5243" in caplog.text
+    assert stage.the(e.ActivityTaskCompleted).result == large
+    stage = with_one()
+    stage.outcome(FIRST, body=large * 4)
+    failed = stage.the(e.ActivityTaskFailed).failure
+    assert (failed.type, failed.non_retryable) == ("PayloadTooLarge", True)
+    assert "the bound is 2097152" in failed.message
 
 
 # --- cancellation --------------------------------------------------------------------------------

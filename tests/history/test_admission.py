@@ -147,10 +147,15 @@ def test_a_parent_is_told_that_the_id_is_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"workflow_id": ""}, "workflow_id has 0 characters"),
-        ({"workflow_id": "x" * 1001}, "workflow_id has 1001 characters"),
+        ({"workflow_id": ""}, "workflow_id is empty"),
+        ({"workflow_id": "x" * 1001}, "workflow_id has 1001 bytes"),
+        ({"workflow_id": "\u4e2d" * 334}, "workflow_id has 1002 bytes"),
+        ({"workflow_id": "a\0b"}, "workflow_id has the character"),
         ({"workflow_type": ""}, "workflow_type"),
+        ({"workflow_type": "T\0"}, "workflow_type has the character"),
         ({"task_queue": ""}, "task_queue"),
+        ({"task_queue": "q\n"}, "task_queue has the control or invisible character"),
+        ({"task_queue": "q" * 200}, "task_queue is 200 bytes long"),
         ({"run_timeout_ms": -1}, "run_timeout_ms"),
         ({"start_delay_ms": 1 << 60}, "start_delay_ms"),
         ({"id_reuse_policy": 9}, "id_reuse_policy is 9"),

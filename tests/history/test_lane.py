@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,6 +89,30 @@ def test_a_run_that_cannot_be_woken_does_not_stop_the_others(
             timed.start(name)
             timed.complete(timed.workflow_task(), timer)
         assert timed.workflow_task().run.workflow_id == "w"
+
+
+def test_a_history_that_grows_long_is_told_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "WARN_EVENTS", 5)
+    world.service()
+    world.start()
+    for number in range(8):
+        world.ask(SignalWorkflow(workflow_id="w", signal_name=str(number)))
+        if number == 3:
+            world.complete(world.workflow_task())
+    world.ask(Describe(workflow_id="w"))
+    told = [message for message in caplog.messages if "it should continue as new" in message]
+    assert len(told) == 1
+    assert "workflow 'w' has a history of" in told[0]
+    assert f"terminated at {machine.EVENTS_MAX} and {machine.BYTES_MAX}" in told[0]
+
+
+def test_run_ids_sort_by_the_time_of_the_start(world: World) -> None:
+    world.service()
+    started = [uuid.UUID(world.start(f"w{number}").run_id) for number in range(3)]
+    assert {one.version for one in started} == {7}
+    assert [one.int >> 80 for one in started] == sorted(one.int >> 80 for one in started)
 
 
 def test_more_than_fits_in_memory(world: World) -> None:

@@ -116,3 +116,41 @@ def test_an_outcome_of_what_is_no_workflow_s_activity(activity_id: str) -> None:
 def test_a_message_of_another_kind(kind: str) -> None:
     with pytest.raises(Malformed, match="is not for a history shard"):
         letters.read(Message(body=b"", message_id="m", kind=kind), 0, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "properties", "named"),
+    [
+        (requests.Describe(workflow_id="a\0b"), {}, "workflow_id"),
+        (requests.Describe(workflow_id="w", run_id="a\0b"), {}, "run_id"),
+        (requests.SignalWorkflow(workflow_id="w", signal_name="s"), {"message_id": "\0"}, "mess"),
+        (
+            requests.SignalWorkflow(workflow_id="w", signal_name="s"),
+            {"message_id": "\ud800"},
+            "message_id",
+        ),
+        (
+            requests.Describe(workflow_id="w"),
+            {"reply_to": REPLY, "correlation_id": "\udfff"},
+            "correlation_id",
+        ),
+    ],
+)
+def test_what_no_store_can_keep_does_not_come_in(
+    content: Any, properties: dict[str, str], named: str
+) -> None:
+    message_id = properties.pop("message_id", "m")
+    message = requests.request_message(content, message_id, **properties)
+    with pytest.raises(Malformed, match=named):
+        letters.read(message, shard_of(content.workflow_id), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tq-identity", "\ud800"), ("tq-host", "\udfff"), ("tq-worker-id", "a\ud800")],
+)
+def test_what_an_outcome_says_of_its_worker_is_text(name: str, value: str) -> None:
+    message = outcome("r/5")
+    message.headers[name] = value
+    with pytest.raises(Malformed, match=name):
+        letters.read(message, SHARD, NAMES)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.history.runs import NOW_MS, begin
 from tests.history.worlds import NAMES, World
-from tq_broker.exceptions import TqBrokerError
+from tq_broker.exceptions import Malformed, TqBrokerError
 from tq_broker.history.cache import Cache, Held
 from tq_broker.history.effects import DispatchWorkflowTask, ReplyTo
 from tq_broker.history.outbox import Outbox, Parked
@@ -168,3 +168,13 @@ def test_nothing_can_be_sent_through_a_closed_broker(desk: Desk) -> None:
     connection.broker.close(desk.world.soon())
     (error,) = desk.send(ReplyRecord(to, Done()))
     assert error is not None
+
+
+def test_what_cannot_be_built_ends_alone(desk: Desk) -> None:
+    """A row that nothing can be made of must not keep a shard from being owned."""
+    desk.run.live = None
+    desk.rows = [EventRow("r", 1, 2, b"\xc1")]
+    answer = ReplyRecord(ReplyTo(str(desk.world.reply_queue), "c"), Done())
+    refused, sent = desk.send(TaskRecord(desk.task), answer)
+    assert isinstance(refused, Malformed)
+    assert sent is None

@@ -9,6 +9,7 @@ import pytest
 from tests.history.stage import Stage, an_activity
 from tq_broker.history import plan
 from tq_broker.model import commands as c
+from tq_broker.model import payload
 from tq_broker.model.commands import Command
 from tq_broker.model.failure import application
 from tq_broker.model.requests import UpdateWorkflow
@@ -16,6 +17,7 @@ from tq_broker.model.tasks import WireRetryPolicy
 from tq_broker.model.workflow_tasks import UpdateRequest
 
 NO = application("no", "No")
+BIG = b"[" + b"1" * (payload.BYTES_MAX + 1) + b"]"
 
 
 def a_timer(timer_id: str = "t", ms: int = 5) -> c.StartTimer:
@@ -42,9 +44,17 @@ BAD: list[tuple[list[Command], str]] = [
     ([an_activity("running")], "an activity with the id 'running' is pending"),
     ([an_activity(), an_activity()], "command 2 of 2, ScheduleActivity: an activity with the id"),
     ([an_activity("")], "activity_id is empty"),
-    ([an_activity("x" * 1001)], "activity_id has 1001 characters; the bound is 1000"),
+    ([an_activity("x" * 1001)], "activity_id has 1001 bytes; the bound is 1000"),
+    ([an_activity("\u4e2d" * 334)], "activity_id has 1002 bytes; the bound is 1000"),
+    ([an_activity(task_queue="q\n")], "task_queue has the control or invisible character"),
+    ([an_activity(task_queue="q" * 200)], "task_queue is 200 bytes long"),
+    ([a_child(task_queue="q\0")], "task_queue has the control or invisible character"),
+    ([c.ContinueAsNew(task_queue="q\n")], "task_queue has the control"),
+    ([c.ContinueAsNew(workflow_type="T\0")], "workflow_type has the character U+0000"),
+    ([a_child(workflow_id="a\0b")], "workflow_id has the character U+0000"),
+    ([a_child(workflow_type="a\0b")], "workflow_type has the character U+0000"),
     ([an_activity(activity_type="")], "activity_type is empty"),
-    ([an_activity(task_queue="")], "task_queue is empty"),
+    ([an_activity(task_queue="")], "task_queue must not be empty"),
     ([an_activity(start_to_close_ms=0)], "start_to_close_ms or schedule_to_close_ms must be set"),
     ([an_activity(heartbeat_ms=-1)], "heartbeat_ms is -1"),
     ([an_activity(schedule_to_close_ms=1 << 60)], "it must be from 0 to ten years"),
@@ -52,6 +62,9 @@ BAD: list[tuple[list[Command], str]] = [
     ([an_activity(retry_policy=WireRetryPolicy(initial_ms=1 << 62))], "ScheduleActivity: "),
     ([an_activity(route="{")], "tq-route"),
     ([an_activity(input=b"\0zlib")], "its head is cut short"),
+    ([an_activity(input=BIG)], "input of ScheduleActivity of workflow 'order-1' is 2097155 bytes"),
+    ([c.CompleteWorkflow(result=BIG)], "result of CompleteWorkflow of workflow 'order-1' is"),
+    ([c.ContinueAsNew(memo={"a": BIG})], "memo of ContinueAsNew of workflow 'order-1' is"),
     ([c.RequestCancelActivity(scheduled_event_id=4)], "no activity with the scheduled event 4"),
     ([a_timer("running")], "a timer with the id 'running' is running"),
     ([a_timer(""), a_timer()], "command 1 of 2, StartTimer: timer_id is empty"),

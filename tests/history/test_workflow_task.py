@@ -138,7 +138,7 @@ def test_the_last_failure_is_described() -> None:
 
 
 def test_a_task_that_nobody_has_taken_waits_for_ever() -> None:
-    assert Stage().run.next_ms() is None
+    assert Stage().run.next_ms(looks=False) is None
 
 
 def test_a_task_that_is_not_heard_of_any_more_is_given_out_anew() -> None:
@@ -186,7 +186,7 @@ def test_what_a_sticky_queue_gives_back_goes_to_the_task_queue() -> None:
     assert not stage.last.events
     task = stage.dispatched()
     assert (task.sticky, task.first_event_id, task.scheduled_event_id) == ("", 1, 6)
-    assert stage.run.next_ms() is None
+    assert stage.run.next_ms(looks=False) is None
     stage.tell(given_back(stage, sticky=WORKER), None)
     assert not stage.last.changed
 

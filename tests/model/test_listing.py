@@ -14,7 +14,7 @@ from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.listing import Condition, Filter, parse
 from tq_broker.model.requests import Status
 
-quoted = st.text(max_size=9)
+quoted = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9)
 moments = st.datetimes(timezones=st.just(timezone.utc))
 
 
@@ -122,3 +122,9 @@ def test_an_open_run_has_no_close_time() -> None:
     row = SimpleNamespace(close_ms=0, status=Status.RUNNING)
     assert not parse("close_time < '2100-01-01'").matches(row)
     assert parse("status in ('running', 'failed')").matches(row)
+
+
+@pytest.mark.parametrize("text", ["id = 'a\0b'", "id = '\ud800'"])
+def test_what_no_database_takes_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="query"):
+        parse(text)

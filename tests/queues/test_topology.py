@@ -172,6 +172,12 @@ def test_parked_messages_stay_for_ever() -> None:
     assert parked.arguments["x-delivery-limit"] >= 1_000_000
 
 
+def test_an_inbox_outlives_what_rabbitmq_counts_for_its_consumers() -> None:
+    """Lost connections and hand-overs, before 4.3."""
+    inbox = declared(topology.history_shard(NAMES, NAMES.history(1)))[str(NAMES.history(1))]
+    assert 1_000 <= inbox.arguments["x-delivery-limit"] < 1_000_000
+
+
 def test_a_task_queue_is_bound_where_tasks_and_due_tasks_arrive_and_guarded_by_a_lock() -> None:
     plan = PLANS["task queue"]
     name, key = str(ACTIVITY), "activity.mail%2Feu"

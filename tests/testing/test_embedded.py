@@ -104,3 +104,9 @@ def test_a_store_that_cannot_be_opened_leaves_nothing_either() -> None:
     with pytest.raises(InvalidArgument, match="store url"):
         system.start()
     assert server_for(url) is not server
+
+
+def test_looks_at_queues_are_nothing_to_come(system: EmbeddedSystem) -> None:
+    """Or a clock that is put forward to them would be put forward for ever."""
+    BlockingClient(system.core).start_workflow("Any", id="w", task_queue="t")
+    assert at_rest(system) == float("inf")

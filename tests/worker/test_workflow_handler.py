@@ -586,11 +586,32 @@ def test_a_query_for_a_run_that_left_the_cache_brings_it_back(bench: Bench) -> N
     assert len(Replay.made) == 1
 
 
-def test_a_query_with_the_whole_history_leaves_nothing_behind(bench: Bench) -> None:
-    bench.take(last=7, **queries_only(events=events_of(1, 7)))
+def test_what_was_asked_about_once_is_asked_again_without_a_replay(bench: Bench) -> None:
+    for last in (7, 7, 9):
+        bench.take(last=last, **queries_only(events=events_of(1, last)))
+        bench.confirm()
+    assert len(bench.reporter.queries) == 3
+    assert [replay.last_event_id for replay in Replay.made] == [9]
+
+
+def test_a_query_of_a_cached_run_that_history_takes_for_lost(bench: Bench) -> None:
+    bench.run(last=2)
+    bench.take(last=2, **queries_only(events=events_of(1, 2)))
     bench.confirm()
-    assert [answer.result for answer in bench.reporter.queries] == [b"7"]
-    assert (bench.replay.closed, len(bench.handler.cache)) == (1, 0)
+    assert len(Replay.made) == 1
+    bench.take(last=7, **queries_only(events=events_of(1, 7)))
+    assert [replay.closed for replay in Replay.made] == [1, 0]
+
+
+def test_no_run_has_to_go_for_a_query() -> None:
+    bench = Bench(max_cached_workflows=1)
+    bench.run("a")
+    bench.take("b", last=7, **queries_only(events=events_of(1, 7)))
+    bench.confirm()
+    assert "a" in bench.handler.cache
+    assert [replay.closed for replay in Replay.made] == [0, 1]
+    bench.run("c")
+    assert "a" not in bench.handler.cache
 
 
 def test_queries_may_ride_with_a_task(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from tests.worker.attempts import place
 from tests.worker.test_workflow_handler import Delivery
 from tests.worker.worlds import NAMES, World
 from tq_broker.converter import DataConverter
+from tq_broker.model import payload
 from tq_broker.model.commands import CompleteWorkflow
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -85,6 +86,34 @@ def test_commands_that_are_too_large_fail_the_task() -> None:
     assert told.failure is not None
     assert "the bound is 500" in told.failure.message
     bench.world.close()
+
+
+def test_a_payload_that_is_too_large_fails_the_task_loudly(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = b"1" * (payload.BYTES_MAX + 1)
+    large = msgspec.structs.replace(COMPLETED, commands=[CompleteWorkflow(result=result)])
+    bench.reporter.answer(3, large, bench.done.release)
+    assert bench.is_done()
+    told = read_request(bench.told(NAMES.history(3)))
+    assert isinstance(told, WorkflowTaskFailed)
+    assert told.failure is not None
+    assert told.failure.type == "PayloadTooLarge"
+    assert "result of CompleteWorkflow of workflow 'w' is 2097153 bytes long" in caplog.text
+
+
+def test_texts_that_are_not_unicode_fail_the_task(bench: Bench) -> None:
+    """Memos, details and names come from workflow code."""
+    wrong = msgspec.structs.replace(COMPLETED, current_details="\ud800")
+    bench.reporter.answer(3, wrong, bench.done.release)
+    assert bench.is_done()
+    told = read_request(bench.told(NAMES.history(3)))
+    assert isinstance(told, WorkflowTaskFailed)
+    assert told.failure is not None
+    assert (told.failure.type, told.failure.message) == (
+        "InvalidArgument",
+        r"'\ud800' is not Unicode",
+    )
 
 
 def test_a_failure_that_cannot_be_told_does_not_hold_up_the_worker() -> None:

@@ -21,6 +21,8 @@ class Drawing:
         second = workflow.new_random().random()
         assert first != second
         assert workflow.uuid4().version == 4
+        timed = workflow.uuid7()
+        assert (timed.version, timed.int >> 80) == (7, workflow.time_ns() // 1_000_000)
         return [workflow.random().random(), first, second, workflow.random_seed()]
 
 

@@ -209,6 +209,7 @@ def query(
     show_default=True,
     help="How far it must have come.",
 )
+@_timeout
 @click.pass_context
 def update(
     ctx: click.Context,
@@ -218,15 +219,19 @@ def update(
     run_id: str | None,
     update_id: str | None,
     wait: str,
+    timeout: timedelta | None,
 ) -> int:
     """Send UPDATE to the workflow ID, and print its result as JSON (its id, if not waited for).
 
-    Exit code 1 if it was rejected or failed.
+    Exit code 1 if it was rejected or failed, 3 if it has not come so far within --timeout; it may
+    be under way then: ask again with its --update-id.
     """
     stage = WorkflowUpdateStage[wait.upper()]
     with _client(ctx) as (session, client):
         handle = client.get_workflow_handle(id, run_id=run_id)
-        sent = handle.start_update(name, args=inputs, id=update_id, wait_for_stage=stage)
+        sent = handle.start_update(
+            name, args=inputs, id=update_id, wait_for_stage=stage, timeout=timeout
+        )
         data = {"id": id, "update": name, "update_id": sent.id}
         if stage is not WorkflowUpdateStage.COMPLETED:
             session.output.done(sent.id, data=data)

@@ -38,12 +38,12 @@ from tq_broker.client.workflow_faces import (
 from tq_broker.client.workflow_handles import (
     BlockingWorkflowHandle,
     BlockingWorkflowUpdateHandle,
-    QueryRejectCondition,
     WorkflowHandle,
     WorkflowUpdateHandle,
     WorkflowUpdateStage,
 )
 from tq_broker.client.workflow_start import StartWorkflowOptions
+from tq_broker.common import QueryRejectCondition
 from tq_broker.exceptions import (
     WorkflowContinuedAsNewError,
     WorkflowFailureError,
@@ -51,6 +51,7 @@ from tq_broker.exceptions import (
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
 )
+from tq_broker.model.history_json import WorkflowHistory
 
 __all__ = [
     "ActivityHandle",
@@ -80,6 +81,7 @@ __all__ = [
     "WorkflowExecutionStatus",
     "WorkflowFailureError",
     "WorkflowHandle",
+    "WorkflowHistory",
     "WorkflowQueryFailedError",
     "WorkflowQueryRejectedError",
     "WorkflowUpdateFailedError",

@@ -113,9 +113,12 @@ class Calls:
         until = now + self._send_s if call.deadline is None else call.deadline
         self._book(call, now)
         call.is_sent = True
-        self._sender.send(
-            call.publication(), call.needs, until, lambda error: self._sent(call, error)
-        )
+        try:
+            publication = call.publication()
+        except TqBrokerError as error:
+            self.fail(call, error)
+            return
+        self._sender.send(publication, call.needs, until, lambda error: self._sent(call, error))
 
     def be_patient(self, call: Call, again_s: float) -> None:
         """From here on ``call`` waits for as long as it takes."""

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.execution import WorkflowExecution, WorkflowExecutionCount
-from tq_broker.client.waiting import UNSET, Asked, one_or_many
+from tq_broker.client.waiting import UNSET, Asked, Timeout, one_or_many
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.client.workflow_handles import (
     BlockingWorkflowHandle,
@@ -278,6 +278,7 @@ class AsyncWorkflows(_Workflows):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> Any:
         """Start a workflow unless it runs, send it an update, and wait for the update's result.
 
@@ -289,7 +290,7 @@ class AsyncWorkflows(_Workflows):
             one_or_many(arg, args),
             id,
             WorkflowUpdateStage.COMPLETED,
-        ).awaited()
+        ).awaited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return self.workflows.update_value(state, hint)
 
@@ -303,11 +304,12 @@ class AsyncWorkflows(_Workflows):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> WorkflowUpdateHandle[Any]:
         """The same, but return when the update has come as far as ``wait_for_stage``."""
         state = await self._start_with_update(
             start_workflow_operation, update, one_or_many(arg, args), id, wait_for_stage
-        ).awaited()
+        ).awaited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return WorkflowUpdateHandle(
             self.workflows,
@@ -415,6 +417,7 @@ class BlockingWorkflows(_Workflows):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> Any:
         """Start a workflow unless it runs, send it an update, and wait for the update's result."""
         state = self._start_with_update(
@@ -423,7 +426,7 @@ class BlockingWorkflows(_Workflows):
             one_or_many(arg, args),
             id,
             WorkflowUpdateStage.COMPLETED,
-        ).waited()
+        ).waited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return self.workflows.update_value(state, hint)
 
@@ -437,11 +440,12 @@ class BlockingWorkflows(_Workflows):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> BlockingWorkflowUpdateHandle[Any]:
         """The same, but return when the update has come as far as ``wait_for_stage``."""
         state = self._start_with_update(
             start_workflow_operation, update, one_or_many(arg, args), id, wait_for_stage
-        ).waited()
+        ).waited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return BlockingWorkflowUpdateHandle(
             self.workflows,

@@ -16,6 +16,7 @@ from tq_broker.client.waiting import UNSET, Asked, Timeout, one_or_many
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.client.workflow_start import check_id
 from tq_broker.client.workflow_targets import handler_target
+from tq_broker.common import QueryRejectCondition
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
@@ -35,13 +36,6 @@ class WorkflowUpdateStage(enum.IntEnum):
     ACCEPTED = 2
     """Its validator let it pass; or it was rejected."""
     COMPLETED = 3
-
-
-class QueryRejectCondition(enum.IntEnum):
-    """When a query is not to be answered (Temporal's numbers)."""
-
-    NONE = 1
-    NOT_OPEN = 2
 
 
 class _UpdateHandle(Generic[R]):
@@ -317,17 +311,21 @@ class WorkflowHandle(_Handle[R]):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> Any:
-        """Send an update and wait for its result, for as long as it takes.
+        """Send an update and wait for its result.
 
         Args:
             id: Makes it idempotent: a second update with the same id joins the first.
+            timeout: ``None``: for as long as it takes.
 
         Raises:
             WorkflowUpdateFailedError: it was rejected, is unknown, or its handler failed.
+            DeadlineExceeded: it has not ended within ``timeout``; it may be under way, ask again
+                with its ``id``.
         """
         request = self._update_request(update, arg, args, id, WorkflowUpdateStage.COMPLETED)
-        state = await self._core.update(request).awaited()
+        state = await self._core.update(request).awaited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return self._core.update_value(state, hint)
 
@@ -340,13 +338,15 @@ class WorkflowHandle(_Handle[R]):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> WorkflowUpdateHandle[Any]:
         """Send an update; returns when it has come as far as ``wait_for_stage``.
 
-        One that was rejected raises from the handle's `WorkflowUpdateHandle.result`.
+        One that was rejected raises from the handle's `WorkflowUpdateHandle.result`. Raises
+        `DeadlineExceeded` as `execute_update` does.
         """
         request = self._update_request(update, arg, args, id, wait_for_stage)
-        state = await self._core.update(request).awaited()
+        state = await self._core.update(request).awaited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return WorkflowUpdateHandle(
             self._core, state.update_id, self._id, state.run_id, hint, state
@@ -418,10 +418,11 @@ class BlockingWorkflowHandle(_Handle[R]):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> Any:
         """Send an update and wait for its result. See `WorkflowHandle.execute_update`."""
         request = self._update_request(update, arg, args, id, WorkflowUpdateStage.COMPLETED)
-        state = self._core.update(request).waited()
+        state = self._core.update(request).waited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return self._core.update_value(state, hint)
 
@@ -434,10 +435,11 @@ class BlockingWorkflowHandle(_Handle[R]):
         args: Sequence[Any] = (),
         id: str | None = None,
         result_type: Any = None,
+        timeout: Timeout = None,
     ) -> BlockingWorkflowUpdateHandle[Any]:
         """Send an update. See `WorkflowHandle.start_update`."""
         request = self._update_request(update, arg, args, id, wait_for_stage)
-        state = self._core.update(request).waited()
+        state = self._core.update(request).waited(timeout)
         hint = handler_target("update", update, result_type).result_type
         return BlockingWorkflowUpdateHandle(
             self._core, state.update_id, self._id, state.run_id, hint, state

@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from tq_broker import retry
-from tq_broker.exceptions import Malformed, TimeoutType
+from tq_broker.exceptions import Malformed, PayloadTooLarge, TimeoutType
+from tq_broker.history import looks
 from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
 from tq_broker.history.state import Activity, Execution
 from tq_broker.history.turn import JUST_BEFORE, Turn
@@ -37,7 +38,7 @@ from tq_broker.model.events import (
     ActivityTaskStarted,
     ActivityTaskTimedOut,
 )
-from tq_broker.model.failure import Failure, FailureKind, timed_out
+from tq_broker.model.failure import Failure, FailureKind, application, timed_out
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import Outcome
 from tq_broker.model.tasks import (
@@ -132,6 +133,7 @@ def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
 def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
     activity.waits = False
     activity.attempt_ms = turn.now_ms
+    activity.look_ms = looks.first_ms(turn.now_ms)
     last = turn.events[-1] if turn.events else None
     turn.effects.append(
         DispatchActivity(
@@ -252,6 +254,13 @@ def _noticed(turn: Turn, message: Outcome, activity: Activity) -> None:
 
 def _completed(turn: Turn, message: Outcome, activity: Activity) -> None:
     activity.attempt = message.outcome.attempt
+    what = f"the result of activity {activity.activity_id!r} of workflow {turn.run.workflow_id!r}"
+    try:
+        payload.check_size(message.body, what)
+    except PayloadTooLarge as error:
+        refused = application(str(error), type(error).__name__, non_retryable=True)
+        after_failure(turn, message.scheduled_event_id, activity, refused, message.outcome)
+        return
     _end(turn, message.scheduled_event_id, activity, ActivityTaskCompleted, message.outcome,
          result=message.body)  # fmt: skip
 
@@ -393,6 +402,24 @@ def tick(turn: Turn) -> None:
             _dispatch(turn, event_id, activity)
         else:
             _timed_out(turn, event_id, activity, timeout)
+    for event_id, activity in turn.run.activities.items():
+        if activity.is_silent and 0 < activity.look_ms <= turn.now_ms:
+            _look(turn, event_id, activity)
+
+
+def _look(turn: Turn, event_id: int, activity: Activity) -> None:
+    """Publish the attempt again if it is in its queue no more."""
+    activity.look_ms = looks.next_ms(activity.attempt_ms, turn.now_ms)
+    turn.effects.append(
+        DispatchActivity(
+            scheduled_event_id=event_id,
+            attempt=activity.attempt,
+            attempt_scheduled_ms=activity.attempt_ms,
+            heartbeat=activity.heartbeat,
+            if_missing=True,
+        )
+    )
+    turn.changed = True
 
 
 def _timed_out(turn: Turn, event_id: int, activity: Activity, timeout: TimeoutType) -> None:

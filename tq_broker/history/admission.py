@@ -8,10 +8,11 @@ from tq_broker.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.history import closing, cron, externals, updates, workflow_task
 from tq_broker.history.effects import Effect, Reply, ReplyTo, ToShard
-from tq_broker.history.plan import DURATION_MAX_MS, ID_MAX, check_policy
+from tq_broker.history.plan import DURATION_MAX_MS, check_id, check_policy
 from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
 from tq_broker.history.turn import Turn
+from tq_broker.model.names import check_task_queue
 from tq_broker.model.requests import (
     ChildRefused,
     ChildStarted,
@@ -75,12 +76,9 @@ def admit(
 
 def check(request: StartWorkflow) -> None:
     """Raises `InvalidArgument`: nobody can start this."""
-    for name in ("workflow_id", "workflow_type", "task_queue"):
-        value = getattr(request, name)
-        if not 0 < len(value) <= ID_MAX:
-            raise InvalidArgument(
-                f"{name} has {len(value)} characters; it must have from 1 to {ID_MAX}"
-            )
+    check_id("workflow_id", request.workflow_id)
+    check_id("workflow_type", request.workflow_type)
+    check_task_queue(request.task_queue)
     for name in ("execution_timeout_ms", "run_timeout_ms", "task_timeout_ms", "start_delay_ms"):
         if not 0 <= getattr(request, name) <= DURATION_MAX_MS:
             raise InvalidArgument(f"{name} must be from 0 to ten years")

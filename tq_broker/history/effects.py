@@ -30,9 +30,13 @@ class DispatchWorkflowTask(msgspec.Struct, frozen=True):
 
     ``task.events`` is empty: fill it in with the events from ``task.first_event_id`` on
     (`tq_broker.history.state.Execution.events_from`, or else the store).
+
+    Attributes:
+        if_missing: It was published before: do so again only if nothing is ready in its queue.
     """
 
     task: WorkflowTask
+    if_missing: bool = False
 
 
 class DispatchQuery(msgspec.Struct, frozen=True):
@@ -48,6 +52,7 @@ class DispatchActivity(msgspec.Struct, frozen=True):
     Attributes:
         scheduled: Its event, if this step wrote it; otherwise it has to be read from the store.
         heartbeat: The last details of the attempt before, if there are any.
+        if_missing: As of `DispatchWorkflowTask`.
     """
 
     scheduled_event_id: int
@@ -55,6 +60,7 @@ class DispatchActivity(msgspec.Struct, frozen=True):
     attempt_scheduled_ms: int
     scheduled: ActivityTaskScheduled | None = None
     heartbeat: Payload | None = None
+    if_missing: bool = False
 
 
 class CancelActivity(msgspec.Struct, frozen=True):

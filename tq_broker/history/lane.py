@@ -14,11 +14,12 @@ Rules of this file:
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 
@@ -36,6 +37,7 @@ from tq_broker.history.records import ReplyRecord
 from tq_broker.history.transaction import Sending, Transaction
 from tq_broker.model import envelope
 from tq_broker.model.requests import Reply, ShardInfo
+from tq_broker.model.uuids import RANDOM_BITS, version_7
 from tq_broker.queues.broker import Delivery, Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.stores.store import Conflict, Fenced, OutcomeUnknown, Store
@@ -331,7 +333,7 @@ class Lane:
     def _carry_out(self, parcels: list[Parcel], wakes: list[Wake], *, is_suspect: bool) -> None:
         owner, now_ms = self._owner, self._owner.now_ms()
         transaction = self._transaction = Transaction(
-            owner.cache, owner.owned, owner.recent, now_ms, _new_run_id
+            owner.cache, owner.owned, owner.recent, now_ms, partial(_new_run_id, now_ms)
         )
         owner.load(
             {parcel.letter.run_id for parcel in parcels} | {run_id for _, run_id in wakes},
@@ -405,8 +407,8 @@ class Lane:
             self._park(parcel.letter.shard, parcel.delivery, f"internal error: {error!r}")
 
 
-def _new_run_id() -> str:
-    return str(uuid.uuid4())
+def _new_run_id(now_ms: int) -> str:
+    return str(version_7(now_ms, secrets.randbits(RANDOM_BITS)))
 
 
 def _may_be_second(delivery: Delivery | None) -> bool:

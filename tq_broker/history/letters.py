@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.history.effects import ReplyTo
 from tq_broker.history.machine import Message as Content
 from tq_broker.model import envelope, requests, workflow_tasks
 from tq_broker.model.message import Message
-from tq_broker.model.names import Kind, Names
+from tq_broker.model.names import Kind, Names, check_storable
 from tq_broker.model.requests import Outcome, shard_of
 from tq_broker.model.workflow_tasks import WorkflowTask
 
@@ -64,6 +64,7 @@ def read(message: Message, shard: int, names: Names) -> Letter:
         raise Malformed(f"a message of type {message.kind!r:.40} is not for a history shard")
     content: Content = reader(message)
     workflow_id, run_id = _TARGETS.get(type(content), _of_request)(content)
+    _check_texts(message, workflow_id, run_id)
     if workflow_id and shard_of(workflow_id) != shard:
         raise Malformed(f"it is for shard {shard_of(workflow_id)}, not for {shard}")
     once = isinstance(content, ONCE)
@@ -78,6 +79,18 @@ def read(message: Message, shard: int, names: Names) -> Letter:
         run_id=run_id,
         once=once,
     )
+
+
+def _check_texts(message: Message, workflow_id: str, run_id: str) -> None:
+    """What is looked up or kept is what a store can keep: else the whole batch that it gets into
+    would fail."""
+    try:
+        check_storable("message_id", message.message_id)
+        check_storable("correlation_id", message.correlation_id or "")
+        check_storable("workflow_id", workflow_id)
+        check_storable("run_id", run_id)
+    except InvalidArgument as error:
+        raise Malformed(str(error)) from None
 
 
 def _sender(message: Message, names: Names) -> ReplyTo | None:

@@ -56,6 +56,10 @@ EVENTS_MAX = 51_200
 BYTES_MAX = 50 * 1024 * 1024
 """A run whose history is longer is terminated."""
 
+WARN_EVENTS = 10_240
+WARN_BYTES = 10 * 1024 * 1024
+"""Who operates the service is warned of a run whose history gets so long."""
+
 WAITERS_MAX = 1_000
 """So many may wait for the result of one run."""
 
@@ -235,6 +239,16 @@ _HANDLERS: dict[type, Handler] = {
     workflow_tasks.WorkflowTask: _unasked(workflow_task.abandoned),
     workflow_tasks.ClaimStart: activities.claim,
 }
+
+
+def has_grown_long(run: Execution, step: Step) -> bool:
+    """Whether ``step`` is the one that made the history so long that it should be told."""
+    before = run.history_length - len(step.events), run.history_bytes - len(step.data)
+    after = run.history_length, run.history_bytes
+    return any(
+        old < bound <= new
+        for old, new, bound in zip(before, after, (WARN_EVENTS, WARN_BYTES), strict=True)
+    )
 
 
 # --- time -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ What is sent is built here, from the record, the run and its history. A record w
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ from tq_broker.queues.connection import Connection
 from tq_broker.queues.routing import Destination
 from tq_broker.queues.sender import error_of
 from tq_broker.stores.store import EventRow
+
+log = logging.getLogger(__name__)
 
 SEND_WITHIN_S = 30.0
 
@@ -102,13 +105,21 @@ class Outbox:
         mails: list[tuple[Sending, Publication, tuple[QueueName, ...]]] = []
         deadline = self._deadline()
         for sending in sendings:
-            mail = self._build[type(sending.record)](sending, sending.record)
+            try:
+                mail = self._build[type(sending.record)](sending, sending.record)
+            except TqBrokerError as error:
+                # A row that nothing can be made of ends alone: raised again at each replay of the
+                # outbox, it would keep all of the shard's runs from going on.
+                self._ended(sending, error)
+                continue
             if mail is NoMail.OVER:
                 self._ended(sending, None)
             if isinstance(mail, NoMail):
                 continue
             publication, needs = mail
-            if self._declared.issuperset(needs):
+            if getattr(sending.record, "if_missing", False):
+                self._send_if_missing(sending, publication, needs, deadline)
+            elif self._declared.issuperset(needs):
                 mails.append((sending, publication, needs))
             else:
                 self._send_declaring(sending, publication, needs, deadline)
@@ -133,6 +144,31 @@ class Outbox:
         except BrokerUnavailable as error:  # closed before anything was taken
             for sending, _, _ in mails:
                 self._ended(sending, error)
+
+    def _send_if_missing(
+        self,
+        sending: Sending,
+        publication: Publication,
+        needs: tuple[QueueName, ...],
+        deadline: float,
+    ) -> None:
+        """Send it unless something is ready in its queue: it may be among that."""
+        connection, (queue,) = self._connection, needs
+
+        def look() -> None:
+            try:
+                stats = connection.broker.stats(str(queue), deadline)
+            except TqBrokerError as error:
+                self._ended(sending, error)
+                return
+            if stats is not None and stats.ready:
+                self._ended(sending, None)
+                return
+            message_id = publication.message.message_id
+            log.warning("history: %s has lost %s; it is published again", queue, message_id)
+            self._send_declaring(sending, publication, needs, deadline)
+
+        self._sender.in_background(look)
 
     def _send_declaring(
         self,
@@ -164,6 +200,8 @@ class Outbox:
         to = None if task.sticky else self._by_rule(task, held.run)
         if to is None:
             return mail
+        if record.if_missing:
+            return NoMail.OVER
         self._connection.dispatcher.divert(
             mail[0].message,
             self._names.workflow(task.task_queue),
@@ -218,6 +256,8 @@ class Outbox:
         dispatcher, memo = self._connection.dispatcher, held.run.memo
         to = dispatcher.destination(task, memo)
         if to.private or to.rule is not None:
+            if record.if_missing:
+                return NoMail.OVER  # private queues give back what they hold; loans, too
             dispatcher.dispatch(
                 task,
                 message,

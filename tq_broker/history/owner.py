@@ -13,7 +13,7 @@ from functools import partial
 
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError
-from tq_broker.history import records
+from tq_broker.history import machine, records
 from tq_broker.history.cache import Cache
 from tq_broker.history.feedback import feedback
 from tq_broker.history.flights import Flights, Group
@@ -274,6 +274,16 @@ class Owner:
                     log.error("history: run %s wants to be woken for nothing", run_id)
                     next_ms = now_ms + AHEAD_MS
                 self.wakeups.set(held.shard, run_id, next_ms)
+        for run in transaction.long:
+            log.warning(
+                "history: workflow %r has a history of %d events and %d bytes; a run is terminated"
+                " at %d and %d: it should continue as new",
+                run.workflow_id,
+                run.history_length,
+                run.history_bytes,
+                machine.EVENTS_MAX,
+                machine.BYTES_MAX,
+            )
         self.recent.update(transaction.taken)
         while len(self.recent) > RECENT_MAX:
             self.recent.popitem(last=False)

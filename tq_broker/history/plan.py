@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from tq_broker.common import DURATION_MAX, ParentClosePolicy, WorkflowIDReusePolicy, to_ms
-from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed, Rejected
 from tq_broker.history import cron
 from tq_broker.history.state import Execution
 from tq_broker.model import commands, payload
@@ -23,13 +23,14 @@ from tq_broker.model.events import (
     ActivityTaskTimedOut,
     TimerFired,
 )
+from tq_broker.model.names import check_storable, check_task_queue
 from tq_broker.model.tasks import WireRetryPolicy, load_route, retry_policy
 
 PENDING_MAX = 2_000
 """Of each kind: activities, timers, children, signals and cancellations under way."""
 
-ID_MAX = 1_000
-"""Characters of an id, a type, or a name of a task queue."""
+ID_BYTES_MAX = 1_000
+"""Of an id or a type: what a database's index can hold has a bound in bytes."""
 
 DURATION_MAX_MS = to_ms(DURATION_MAX)
 
@@ -68,7 +69,8 @@ def problem(run: Execution, wanted: Sequence[Command]) -> str | None:
             if isinstance(command, commands.CLOSING) and index != last:
                 raise Wrong("a command follows that ends the run")
             _CHECKS[type(command)](plan, command)
-        except (Wrong, InvalidArgument, Malformed, OverflowError) as error:
+            commands.check_payloads(command, run.workflow_id)
+        except (Wrong, Rejected, Malformed, OverflowError) as error:
             return f"command {index + 1} of {last + 1}, {type(command).__name__}: {error}"
     return None
 
@@ -78,11 +80,7 @@ def problem(run: Execution, wanted: Sequence[Command]) -> str | None:
 
 def _need(command: Any, *names: str) -> None:
     for name in names:
-        value = getattr(command, name)
-        if not value:
-            raise Wrong(f"{name} is empty")
-        if len(value) > ID_MAX:
-            raise Wrong(f"{name} has {len(value)} characters; the bound is {ID_MAX}")
+        check_id(name, getattr(command, name))
 
 
 def _durations(command: Any, *names: str) -> None:
@@ -96,6 +94,15 @@ def _room(kind: str, count: int) -> None:
         raise Wrong(f"{PENDING_MAX} {kind} are pending")
 
 
+def check_id(name: str, value: str) -> None:
+    """Raises `InvalidArgument`: it cannot be an id or a type."""
+    if not value:
+        raise InvalidArgument(f"{name} is empty")
+    size = len(check_storable(name, value).encode())
+    if size > ID_BYTES_MAX:
+        raise InvalidArgument(f"{name} has {size} bytes; the bound is {ID_BYTES_MAX}")
+
+
 def check_policy(policy: WireRetryPolicy | None) -> None:
     """Raises `InvalidArgument`, `OverflowError`."""
     if policy is not None:
@@ -106,7 +113,8 @@ def check_policy(policy: WireRetryPolicy | None) -> None:
 
 
 def _schedule_activity(plan: Plan, command: commands.ScheduleActivity) -> None:
-    _need(command, "activity_id", "activity_type", "task_queue")
+    _need(command, "activity_id", "activity_type")
+    check_task_queue(command.task_queue)
     _durations(
         command, "schedule_to_close_ms", "schedule_to_start_ms", "start_to_close_ms", "heartbeat_ms"
     )
@@ -166,7 +174,8 @@ def _record_marker(_plan: Plan, command: commands.RecordMarker) -> None:
 
 
 def _start_child(plan: Plan, command: commands.StartChildWorkflow) -> None:
-    _need(command, "workflow_id", "workflow_type", "task_queue")
+    _need(command, "workflow_id", "workflow_type")
+    check_task_queue(command.task_queue)
     _durations(command, "execution_timeout_ms", "run_timeout_ms", "task_timeout_ms")
     if command.parent_close_policy not in list(ParentClosePolicy):
         raise Wrong(f"parent_close_policy is {command.parent_close_policy}")
@@ -221,6 +230,10 @@ def _end(_plan: Plan, _command: Any) -> None:
 
 
 def _continue_as_new(_plan: Plan, command: commands.ContinueAsNew) -> None:
+    if command.task_queue:
+        check_task_queue(command.task_queue)
+    if command.workflow_type:
+        check_id("workflow_type", command.workflow_type)
     _durations(command, "run_timeout_ms", "task_timeout_ms", "backoff_ms")
     check_policy(command.retry_policy)
 

@@ -33,6 +33,7 @@ class TaskRecord(msgspec.Struct, frozen=True, array_like=True, tag="task"):
     """A workflow task, without its events; one with only queries is never stored."""
 
     task: WorkflowTask
+    if_missing: bool = False
 
 
 class ActivityRecord(msgspec.Struct, frozen=True, array_like=True, tag="activity"):
@@ -44,6 +45,7 @@ class ActivityRecord(msgspec.Struct, frozen=True, array_like=True, tag="activity
     attempt_scheduled_ms: int
     heartbeat: Payload | None = None
     scheduled: ActivityTaskScheduled | None = None
+    if_missing: bool = False
 
 
 class CancelRecord(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
@@ -85,7 +87,9 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 def record(effect: Effect, run_id: str) -> Record:
     """The record of an effect that run ``run_id`` has had."""
     match effect:
-        case DispatchWorkflowTask(task) | DispatchQuery(task):
+        case DispatchWorkflowTask(task, if_missing):
+            return TaskRecord(task, if_missing)
+        case DispatchQuery(task):
             return TaskRecord(task)
         case DispatchActivity():
             return ActivityRecord(
@@ -95,6 +99,7 @@ def record(effect: Effect, run_id: str) -> Record:
                 effect.attempt_scheduled_ms,
                 effect.heartbeat,
                 effect.scheduled,
+                effect.if_missing,
             )
         case CancelActivity(activity_id):
             return CancelRecord(activity_id)

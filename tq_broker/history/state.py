@@ -39,6 +39,7 @@ class Task(Noun):
         dispatch_ms: It waits until then (a backoff, or the delay of the first one); 0: it is out.
         deadline_ms: It times out then; 0: it does not (nobody has said that it has started).
         history_bytes: Size of the history when it was scheduled.
+        look_ms: Unless it has a deadline, its queue is looked at then (`tq_broker.history.looks`).
     """
 
     scheduled_event_id: int
@@ -52,6 +53,7 @@ class Task(Noun):
     history_bytes: int = 0
     last_failure: Failure | None = None
     last_cause: str = ""
+    look_ms: int = 0
 
 
 class Activity(Noun):
@@ -65,6 +67,7 @@ class Activity(Noun):
         cancel_event_id: Of the ActivityTaskCancelRequested; 0: it is wanted.
         claim: Which request was granted the start of this attempt.
         next_ms: Its next deadline; 0: none.
+        look_ms: While it `is_silent` its queue is looked at then (`tq_broker.history.looks`).
     """
 
     activity_id: str
@@ -90,6 +93,12 @@ class Activity(Noun):
     identity: str = ""
     host: str = ""
     worker_id: str = ""
+    look_ms: int = 0
+
+    @property
+    def is_silent(self) -> bool:
+        """This attempt is out, and nobody has said that it has begun."""
+        return not self.waits and not self.since_ms
 
 
 class Timer(Noun):
@@ -216,15 +225,22 @@ class Execution(Noun):
         """How many events the history has."""
         return self.next_event_id - 1
 
-    def next_ms(self) -> int | None:
-        """When `tq_broker.history.machine.tick` has something to do; ``None`` for never."""
+    def next_ms(self, *, looks: bool = True) -> int | None:
+        """When `tq_broker.history.machine.tick` has something to do; ``None`` for never.
+
+        Args:
+            looks: False leaves out the looks at queues, which change nothing if all is well.
+        """
         if self.closed is not None:
             return None
         times = [activity.next_ms for activity in self.activities.values()]
+        if looks:
+            times += [one.look_ms for one in self.activities.values() if one.is_silent]
         times += [timer.fire_ms for timer in self.timers.values()]
         times += (self.run_deadline_ms, self.started.execution_deadline_ms)
         if self.task is not None:
-            times.append(self.task.dispatch_ms or self.task.deadline_ms)
+            task = self.task
+            times.append(task.dispatch_ms or task.deadline_ms or (task.look_ms if looks else 0))
         return min(filter(None, times), default=None)
 
     def events_from(self, first_event_id: int) -> list[Event] | None:

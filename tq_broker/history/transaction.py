@@ -22,6 +22,7 @@ from tq_broker.history.effects import (
     ReplyTo,
 )
 from tq_broker.history.letters import Letter
+from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.requests import StartWorkflow
@@ -89,6 +90,8 @@ class Transaction:
         self.touched: dict[str, Held] = {}
         self.changed: dict[str, Held] = {}
         self.shards: set[int] = set()
+        self.long: list[Execution] = []
+        """Runs whose history has come near its bound."""
         self.sendings: list[Sending] = []
 
     def take(self, letter: Letter) -> None:
@@ -192,6 +195,8 @@ class Transaction:
         if step.data:
             row = EventRow(run_id, step.first_event_id, len(step.events), step.data)
             self._events.append(row)
+            if machine.has_grown_long(held.run, step):
+                self.long.append(held.run)
         self._carry_out(step.effects, run_id, held.shard, letter)
         if step.next_run is not None:
             following = Held(step.next_run.run, held.shard)

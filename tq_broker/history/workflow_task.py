@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tq_broker.history import looks
 from tq_broker.history.effects import DispatchQuery, DispatchWorkflowTask
 from tq_broker.history.state import Execution, Task, scheduled_event
 from tq_broker.history.step import Step
@@ -87,6 +88,7 @@ def launch(turn: Turn) -> None:
     task.started_ms = 0
     task.sticky = run.sticky_worker
     task.deadline_ms = turn.now_ms + run.sticky_timeout_ms if task.sticky else 0
+    task.look_ms = looks.first_ms(turn.now_ms)
     task.written = task.attempt == 1 or knows_more
     if task.written:
         turn.append(scheduled_event(run, task))
@@ -118,7 +120,8 @@ def finish(turn: Turn) -> Step:
     data = turn.seal()
     if turn.publishes and run.task is not None:
         run.task.history_bytes = run.history_bytes
-        turn.effects.append(DispatchWorkflowTask(_message(run, run.task, turn.now_ms)))
+        queries = _waiting(run, turn.now_ms)
+        turn.effects.append(DispatchWorkflowTask(_message(run, run.task, queries)))
     elif not run.is_out:
         queries = _waiting(run, turn.now_ms)
         if queries:
@@ -132,7 +135,7 @@ def _may_hurry(run: Execution) -> bool:
     return run.started.initiator in ("start", "child") and not run.started.cron_schedule
 
 
-def _message(run: Execution, task: Task, now_ms: int) -> WorkflowTask:
+def _message(run: Execution, task: Task, queries: list[QueryRequest]) -> WorkflowTask:
     return WorkflowTask(
         run=RunKey(run.workflow_id, run.run_id),
         workflow_type=run.started.workflow_type,
@@ -148,7 +151,7 @@ def _message(run: Execution, task: Task, now_ms: int) -> WorkflowTask:
         continue_as_new_suggested=_suggested(task),
         sticky=task.sticky,
         updates=_admitted(run),
-        queries=_waiting(run, now_ms),
+        queries=queries,
     )
 
 
@@ -338,8 +341,18 @@ def tick(turn: Turn) -> None:
     if task.dispatch_ms:
         if task.dispatch_ms <= turn.now_ms:
             launch(turn)
-    elif 0 < task.deadline_ms <= turn.now_ms:
-        time_out(turn)
+    elif task.deadline_ms:
+        if task.deadline_ms <= turn.now_ms:
+            time_out(turn)
+    elif 0 < task.look_ms <= turn.now_ms:
+        _look(turn, task)
+
+
+def _look(turn: Turn, task: Task) -> None:
+    """Publish the task again if it is in its queue no more."""
+    task.look_ms = looks.next_ms(task.scheduled_ms, turn.now_ms)
+    turn.changed = True
+    turn.effects.append(DispatchWorkflowTask(_message(turn.run, task, []), if_missing=True))
 
 
 # --- stickiness -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import msgspec
 
 from tq_broker.model.events import NO_ARGS
 from tq_broker.model.failure import Failure
-from tq_broker.model.payload import NULL, Payload
+from tq_broker.model.payload import NULL, Payload, check_size
 from tq_broker.model.tasks import WireRetryPolicy
 
 
@@ -174,3 +174,12 @@ Command = Union[  # noqa: UP007 - msgspec takes the union apart once
 
 CLOSING = (CompleteWorkflow, FailWorkflow, CancelWorkflow, ContinueAsNew)
 """The commands that end the run; at most one, and nothing after it."""
+
+
+def check_payloads(command: Command, workflow_id: str) -> None:
+    """Raises `PayloadTooLarge`: a payload of ``command`` is larger than a history may keep."""
+    for name in command.__struct_fields__:
+        value = getattr(command, name)
+        for one in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(one, bytes):
+                check_size(one, f"{name} of {type(command).__name__} of workflow {workflow_id!r}")

@@ -79,6 +79,11 @@ def _utf8(name: str, value: str) -> str:
     return value
 
 
+def _label(headers: Mapping[str, Any], name: str) -> str:
+    """What a header says for people to read; "" if it is not there."""
+    return _utf8(f"header {name}", str(headers.get(name, "")))
+
+
 def _bytes(name: str, value: object) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise Malformed(f"header {name}: not a byte array")
@@ -374,15 +379,15 @@ def _read_outcome(message: Message, body: OutcomeBody) -> ActivityOutcome:
     retry_state = headers.get("tq-retry-state")
     return ActivityOutcome(
         activity_id=message.correlation_id,
-        activity_type=str(headers.get("tq-activity-type", "")),
+        activity_type=_label(headers, "tq-activity-type"),
         status=status,
         attempt=_attempt("tq-attempt", headers.get("tq-attempt", 1)),
         result=bytes(body.result),
         failure=body.failure,
         retry_state=None if retry_state is None else _number("tq-retry-state", retry_state),
-        identity=str(headers.get("tq-identity", "")),
-        host=str(headers.get("tq-host", "")),
-        worker_id=str(headers.get("tq-worker-id", "")),
+        identity=_label(headers, "tq-identity"),
+        host=_label(headers, "tq-host"),
+        worker_id=_label(headers, "tq-worker-id"),
         started_ms=_number("tq-started-ms", headers.get("tq-started-ms", 0)),
         finished_ms=_number("tq-finished-ms", headers.get("tq-finished-ms", 0)),
     )

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.names import check_storable
 from tq_broker.model.requests import Status
 
 CHARACTERS_MAX = 10_000
@@ -62,13 +63,14 @@ def parse(text: str) -> Filter:
     """The filter that ``text`` means; of an empty one, every run.
 
     Raises:
-        InvalidArgument: not of this language; says where, counted in characters from 1.
+        InvalidArgument: not of this language; says where, counted in characters from 1. Or no
+            database takes it.
     """
     if len(text) > CHARACTERS_MAX:
         raise InvalidArgument(
             f"query has {len(text)} characters; {CHARACTERS_MAX} are the most there can be"
         )
-    return _Parser(text).filter()
+    return _Parser(check_storable("query", text)).filter()
 
 
 _HOLDS: dict[str, Callable[[Any, Any], bool]] = {

@@ -140,6 +140,22 @@ def check_text(argument: str, value: object, *, bytes_max: int | None = None) ->
     return value
 
 
+def check_storable(argument: str, value: str) -> str:
+    """Return ``value`` if every store can keep it as a text.
+
+    Raises:
+        InvalidArgument: with U+0000, which PostgreSQL refuses, or with lone surrogates, which AMQP
+            libraries let pass.
+    """
+    if "\0" in value:
+        raise InvalidArgument(f"{argument} has the character U+0000")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{argument} is not Unicode: {value!a:.40}") from None
+    return value
+
+
 def check_namespace(value: object) -> str:
     """Return ``value`` if it can name a namespace, else raise `InvalidArgument`."""
     return check_text("namespace", value, bytes_max=NAMESPACE_BYTES_MAX)

@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import msgspec
 
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.events import NO_ARGS, ParentInfo
 from tq_broker.model.failure import Failure
@@ -480,7 +480,7 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
 def request_message(request: Request, message_id: str, **properties: Any) -> Message:
-    """The message that carries ``request``."""
+    """The message that carries ``request``. Raises `InvalidArgument`: a text is not Unicode."""
     return _message(request, message_id, REQUEST, **properties)
 
 
@@ -490,8 +490,12 @@ def reply_message(reply: Reply, message_id: str, correlation_id: str | None) -> 
 
 
 def _message(value: Any, message_id: str, kind: str, **properties: Any) -> Message:
+    try:
+        body = encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{error.object!a:.80} is not Unicode") from None
     return Message(
-        body=encode(value),
+        body=body,
         message_id=message_id,
         kind=kind,
         headers={"tq-protocol": envelope.PROTOCOL},

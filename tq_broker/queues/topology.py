@@ -27,6 +27,10 @@ DELIVERY_LIMIT = 20
 RabbitMQ's default from 4.0; sent explicitly because 3.x has none, and because with a limit a
 message that comes back keeps its place in the queue.
 """
+SHARD_DELIVERY_LIMIT = 1_000
+"""The same for the inbox of a shard, where it is the last resort: history finds and parks poison by
+itself. Before 4.3 RabbitMQ counts lost connections as well, and hand-overs from process to process;
+what they made of an activity's result, parked, would be a workflow that waits for ever."""
 PARKED_DELIVERY_LIMIT = 1_000_000
 PRIVATE_TTL_MS = 600_000
 """How long a task may wait for its host or process before it is routed anew.
@@ -300,7 +304,8 @@ def history_shard(names: Names, queue: QueueName) -> Plan:
             DeclareExchange(exchange(Exchange.ABANDONED), "topic"),
             DeclareQueue(
                 str(queue),
-                _shared_arguments(names, QueueType.QUORUM) | {"x-single-active-consumer": True},
+                _shared_arguments(names, QueueType.QUORUM)
+                | {"x-single-active-consumer": True, "x-delivery-limit": SHARD_DELIVERY_LIMIT},
             ),
             BindQueue(str(queue), exchange(Exchange.HISTORY), queue.key),
             BindQueue(str(queue), exchange(Exchange.REPLIES), str(queue)),

@@ -19,6 +19,7 @@ from tq_broker.clock import Clock, epoch_ms
 from tq_broker.converter import DEFAULT, DataConverter
 from tq_broker.exceptions import Unavailable
 from tq_broker.history.service import HistoryService
+from tq_broker.history.state import Execution
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.requests import SHARDS
 from tq_broker.queues.connect import broker_for
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FAR_MS = 1 << 62
+RUNS_MAX = 1_000
 MEMORY = "memory://"
 
 
@@ -125,8 +127,21 @@ class EmbeddedSystem:
             return None
         now_ms = epoch_ms(self._clock)
         due = math.inf if message_due is None else message_due
-        for next_ms, _, _ in self.store.due(range(SHARDS), FAR_MS, 1):
-            if next_ms <= now_ms:
-                return None
-            due = min(due, self._clock.monotonic() + (next_ms - now_ms) / 1000)
-        return due
+        due_ms = self._due_ms()
+        if due_ms is None:
+            return due
+        if due_ms <= now_ms:
+            return None
+        return min(due, self._clock.monotonic() + (due_ms - now_ms) / 1000)
+
+    def _due_ms(self) -> int | None:
+        """The next time that a run waits for. No queue in memory loses anything: without the looks
+        at them, which would go on for ever."""
+        first: int | None = None
+        for wakeup_ms, _, run_id in self.store.due(range(SHARDS), FAR_MS, RUNS_MAX):
+            if first is not None and first <= wakeup_ms:
+                break
+            for row in self.store.runs([run_id]):
+                next_ms = Execution.load(row.state).next_ms(looks=False)
+                first = min(filter(None, (first, next_ms)), default=None)
+        return first

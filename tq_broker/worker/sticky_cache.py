@@ -35,6 +35,11 @@ class StickyCache(Generic[V]):
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._in_use or run_id in self._idle or run_id in self._closed
 
+    @property
+    def is_full(self) -> bool:
+        """For a run to be kept here another one has to go."""
+        return len(self) >= self.capacity
+
     def take(self, run_id: str, *, expected: bool) -> V | None:
         """The run, which is in use from here on; ``None`` if it is not here.
 

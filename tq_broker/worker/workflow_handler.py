@@ -238,15 +238,17 @@ class WorkflowHandler:
         self._gather(held, seat)
 
     def _fits(self, task: WorkflowTask, kept: Kept) -> bool:
-        if not task.scheduled_event_id and not task.events:
-            return True  # queries only: whatever is here is as new as it needs to be
-        if kept.answered == task_id(task) and task.scheduled_event_id:
-            return True
+        only_asks = not task.scheduled_event_id
         following = kept.replay.last_event_id + 1
+        if only_asks and (not task.events or task.last_event_id < following):
+            return True  # whatever is here is as new as it needs to be
+        if kept.answered == task_id(task) and not only_asks:
+            return True
+        if kept.answered is not None:
+            return task.first_event_id == following
         # What was made for a query has had no turn of its own, and may be further than history
         # takes it to be.
-        is_unanswered = kept.answered is None and 1 < task.first_event_id <= following
-        return is_unanswered or task.first_event_id == following
+        return task.first_event_id <= following and (only_asks or task.first_event_id > 1)
 
     def _unknown(self, task: WorkflowTask) -> Failure:
         names = ", ".join(self._workflows.types) or "none"
@@ -323,12 +325,19 @@ class WorkflowHandler:
         return Kept(task.run, task.shard, replay)
 
     def _admit(self, held: InHand, seat: Seat) -> bool:
-        """Keep the run, if history may send further tasks of it here; False: no room now."""
+        """Keep the run; False: no room now.
+
+        History sends further tasks of it here, unless it was only asked about. Who asks once will
+        often ask again, but for that no run has to go that tasks are known to come of.
+        """
         task = held.the_task
-        if self._closing or not (task.scheduled_event_id or task.sticky):
+        if self._closing:
             return True
         assert held.kept is not None, "it was made"
+        is_known = bool(task.scheduled_event_id or task.sticky)
         with self._lock:
+            if not is_known and self.cache.is_full:
+                return True
             gone = self.cache.admit(task.run.run_id, held.kept)
             if gone is None:
                 self._homeless.append(held)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 
-from tq_broker.exceptions import TqBrokerError
+from tq_broker.exceptions import PayloadTooLarge, Rejected, TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
+from tq_broker.model.commands import check_payloads
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
 from tq_broker.model.requests import Request, reply_message, request_message
@@ -47,20 +48,28 @@ class WorkflowReporter:
                 log.error("failure of a workflow task of %s not taken: %s", answer.run, error)
                 done()
             else:
-                self.answer(shard, _too_large(answer, str(error)), done)
+                log.error("answer to a workflow task of %s not taken: %s", answer.run, error)
+                self.answer(shard, _unsendable(answer, error), done)
 
-        message = self._message(answer)
-        if len(message.body) > self._bytes_max:
-            refused(
-                TqBrokerError(
-                    f"the commands are {len(message.body)} bytes long; the bound is"
-                    f" {self._bytes_max}"
-                )
-            )
+        try:
+            if isinstance(answer, answers.WorkflowTaskCompleted):
+                for command in answer.commands:
+                    check_payloads(command, answer.run.workflow_id)
+            message = self._message(answer)
+            self._check_size(message)
+        except Rejected as error:
+            refused(error)
             return
         self._insistence.insist(
             lambda ended: self._send(shard, message, ended), done, refused, gone_is_fine=False
         )
+
+    def _check_size(self, message: Message) -> None:
+        size = len(message.body)
+        if size > self._bytes_max:
+            raise PayloadTooLarge(
+                f"the commands are {size} bytes long; the bound is {self._bytes_max}"
+            )
 
     def tell(self, shard: int, notice: Request) -> None:
         """Tell shard ``shard`` something that nothing depends on but speed."""
@@ -107,7 +116,9 @@ class WorkflowReporter:
         )
 
 
-def _too_large(answer: answers.WorkflowTaskCompleted, why: str) -> answers.WorkflowTaskFailed:
+def _unsendable(
+    answer: answers.WorkflowTaskCompleted, error: TqBrokerError
+) -> answers.WorkflowTaskFailed:
     return answers.WorkflowTaskFailed(
         run=answer.run,
         scheduled_event_id=answer.scheduled_event_id,
@@ -115,7 +126,7 @@ def _too_large(answer: answers.WorkflowTaskCompleted, why: str) -> answers.Workf
         identity=answer.identity,
         worker_id=answer.worker_id,
         cause=TaskFailedCause.PAYLOAD.value,
-        failure=failures.application(why, "PayloadTooLarge"),
+        failure=failures.application(str(error), type(error).__name__),
         started_ms=answer.started_ms,
     )
 

@@ -94,7 +94,7 @@ from tq_broker.workflow.info import (
 )
 from tq_broker.workflow.logs import logger
 from tq_broker.workflow.patching import deprecate_patch, patched
-from tq_broker.workflow.randomness import new_random, random, random_seed, uuid4
+from tq_broker.workflow.randomness import new_random, random, random_seed, uuid4, uuid7
 from tq_broker.workflow.runtime import in_workflow
 from tq_broker.workflow.time import now, time, time_ns
 from tq_broker.workflow.waiting import as_completed, sleep, wait, wait_condition
@@ -180,6 +180,7 @@ __all__ = [
     "update",
     "upsert_memo",
     "uuid4",
+    "uuid7",
     "wait",
     "wait_condition",
 ]

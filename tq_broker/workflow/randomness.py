@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from random import Random
 
+from tq_broker.model.uuids import RANDOM_BITS, version_7
 from tq_broker.workflow.runtime import current
+from tq_broker.workflow.time import time_ns
 
 
 def random() -> Random:
@@ -26,3 +28,8 @@ def random_seed() -> int:
 def uuid4() -> uuid.UUID:
     """A UUID drawn from `random`."""
     return uuid.UUID(int=random().getrandbits(128), version=4)
+
+
+def uuid7() -> uuid.UUID:
+    """A UUID of the workflow's time and of bits drawn from `random`."""
+    return version_7(time_ns() // 1_000_000, random().getrandbits(RANDOM_BITS))
