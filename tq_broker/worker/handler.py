@@ -22,6 +22,7 @@ from tq_broker.exceptions import Malformed, TimeoutType, TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
+from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.requests import shard_of
 from tq_broker.model.tasks import ActivityTask, Status
@@ -32,6 +33,7 @@ from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import intake
 from tq_broker.worker.attempt import Attempt, Place
+from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.inquiries import Inquiries
@@ -77,6 +79,7 @@ class Handler:
         slots: int,
     ) -> None:
         self.recent = RecentTasks()
+        self.begins = BeginCounts(place.clock)
         self._registry = registry
         self._table = table
         self._reporter = reporter
@@ -265,6 +268,13 @@ class Handler:
             self._table.add(attempt)
             self._early.pop(key_of(task), None)
         attempt.passage.begun()
+        self.begins.begun(
+            task.task_queue,
+            Side.ACTIVITY,
+            since_ms=task.attempt_scheduled_ms or task.scheduled_ms,
+            shared=early.window.queue.kind is Kind.ACTIVITY,
+            priority=task.priority,
+        )
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
             attempt.request_cancel()
         if task.schedule_to_start_ms:

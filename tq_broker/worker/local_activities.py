@@ -57,6 +57,11 @@ class LocalActivities:
         self._running: set[Attempt] = set()
         self._waiting: deque[_Local] = deque()
 
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return len(self._running)
+
     def start(
         self, local: LocalActivity, origin: WorkflowOrigin, task_queue: str, on_done: OnDone
     ) -> None:

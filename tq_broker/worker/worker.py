@@ -287,6 +287,11 @@ class Worker:
                 for task_queue in self.task_queues
                 if self._settings.pause_of(queue := self._connection.names.activity(task_queue))
             ),
+            begins=[*self._handler.begins.told(), *(() if side is None else side.begins)],
+            per_second=self.options.max_activities_per_second,
+            workflow_slots=0 if side is None else self.options.max_concurrent_workflow_tasks,
+            local_slots=0 if side is None else self.options.max_concurrent_local_activities,
+            local_running=0 if side is None else side.local.running,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
         )
 

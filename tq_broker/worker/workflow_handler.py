@@ -27,6 +27,7 @@ from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
 from tq_broker.model.events import Event, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
+from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind
 from tq_broker.model.requests import SHARDS, Reply
 from tq_broker.model.tasks import WorkflowOrigin
@@ -44,6 +45,7 @@ from tq_broker.model.workflow_tasks import (
 )
 from tq_broker.queues.broker import Delivery
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
@@ -90,6 +92,7 @@ class WorkflowHandler:
         recent: RecentTasks,
     ) -> None:
         self._recent = recent
+        self.begins = BeginCounts(place.clock)
         self._workflows = workflows
         self._activities = activities
         self._local = local
@@ -191,6 +194,10 @@ class WorkflowHandler:
             return False
         held.passage = passage
         passage.begun()
+        is_shared = held.source.queue.kind is Kind.WORKFLOW
+        self.begins.begun(
+            task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, shared=is_shared
+        )
         return True
 
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.control import Begins
 from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
 from tq_broker.queues import topology
@@ -122,6 +123,11 @@ class WorkflowSide:
     def misses(self) -> int:
         """Tasks from the sticky queue whose run was not."""
         return self._handler.cache.misses
+
+    @property
+    def begins(self) -> list[Begins]:
+        """What it has begun, for who asks."""
+        return self._handler.begins.told()
 
     # --- life -------------------------------------------------------------------------------------
 
