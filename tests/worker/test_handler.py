@@ -32,6 +32,7 @@ from tq_broker.worker.handler import HOLD_S, Handler
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 
@@ -42,6 +43,11 @@ QUEUE = NAMES.activity("q")
 
 @activity.defn
 def work() -> None:
+    pass
+
+
+@activity.defn
+def heavy() -> None:
     pass
 
 
@@ -210,19 +216,20 @@ class Sender:
 class Bench:
     """A handler, and everybody it talks to."""
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, slots: int = 2, **by_type: int) -> None:
         self.clock = ManualClock()
         self.table, self.reporter, self.sender = Table(), Reporter(), Sender()
         self.executor, self.keeper, self.settings = Executor(), Keeper(), Settings()
         self.window = Window()
-        registry = Registry([work], DataConverter().payload_converter)
+        registry = Registry([work, heavy], DataConverter().payload_converter)
         self.handler = Handler(
             registry,
             self.table,
             self.reporter,  # type: ignore[arg-type]
             self.sender,  # type: ignore[arg-type]
             place(self.clock),
-            slots,
+            FixedSlots(slots),
+            by_type,
         )
         self.handler.keeper = self.keeper  # type: ignore[assignment]
         self.handler.settings = self.settings  # type: ignore[assignment]

@@ -21,6 +21,7 @@ from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone
 
 ORIGIN = WorkflowOrigin("w", "r", "W", "a", 0)
@@ -56,7 +57,7 @@ class Bench:
         self.clock = ManualClock()
         self.executor = Executor()
         registry = Registry([work], DataConverter().payload_converter)
-        self.local = LocalActivities(registry, place(self.clock), slots)
+        self.local = LocalActivities(registry, place(self.clock), FixedSlots(slots))
         self.local.executors = {"thread": self.executor}
         self.done: list[LocalActivityDone] = []
 

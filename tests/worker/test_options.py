@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.worker.options import SLOTS_MAX, WorkerOptions
+from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.tuning import SLOTS_MAX
 
 
 def test_the_defaults_are_valid() -> None:

@@ -41,6 +41,7 @@ from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, TaskFailure, Turn
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
@@ -274,6 +275,7 @@ class Bench:
             place(self.clock),
             WorkerOptions(**options),
             RecentTasks(),
+            FixedSlots(100),
         )
         self.handler = WorkflowHandler(*parts)
 

@@ -55,7 +55,9 @@ from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep, Replay
 from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.slots import Slots
 from tq_broker.worker.sticky_cache import StickyCache
+from tq_broker.worker.tuning import WorkflowSlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, Turn
 from tq_broker.worker.workflow_registry import WorkflowRegistry
 from tq_broker.worker.workflow_reporter import WorkflowReporter
@@ -90,7 +92,9 @@ class WorkflowHandler:
         place: Place,
         options: WorkerOptions,
         recent: RecentTasks,
+        slots: Slots,
     ) -> None:
+        self._slots = slots
         self._recent = recent
         self.begins = BeginCounts(place.clock)
         self._workflows = workflows
@@ -138,6 +142,8 @@ class WorkflowHandler:
         for delivery in deliveries:
             held = InHand(delivery, source, now)
             self._held[held] = None
+            is_sticky = source.queue.kind is Kind.STICKY
+            self._slots.take(held, WorkflowSlotInfo(delivery.message.kind or "", is_sticky))
             self._runner.submit(partial(self._take, held))
 
     def _take(self, held: InHand, seat: Seat) -> None:
@@ -568,6 +574,7 @@ class WorkflowHandler:
             if held.untold:
                 return
             self._held.pop(held, None)
+            self._slots.release(held)
             following = None if held.task is None else self._leave(held)
             homeless = self._homeless.popleft() if self._homeless else None
         held.delivery.ack()
