@@ -51,7 +51,7 @@ class ResourceSlots:
 
     def __init__(self, room: Room, *, minimum: int, maximum: int, ramp_s: float) -> None:
         self._room = room
-        self._minimum = minimum
+        self.minimum = minimum
         self.maximum = maximum
         self._ramp_s = ramp_s
         self._level = minimum
@@ -62,9 +62,9 @@ class ResourceSlots:
         """Hand out one more, if that may be."""
         if self.issued >= self.maximum:
             return False
-        if self.issued >= self._minimum:
+        if self.issued >= self.minimum:
             if not self._room.is_there:
-                self._level = max(self._minimum, self.issued)
+                self._level = max(self.minimum, self.issued)
                 return False
             if self.issued >= self._level:
                 if now < self._grown_at + self._ramp_s:

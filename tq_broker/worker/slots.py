@@ -3,7 +3,7 @@
 *The slot first, then the task.* A worker takes no more tasks than it has slots reserved, used ones
 and free ones together (its `Slots.capacity`, by which prefetch windows are cut). How many free ones
 it keeps follows from what it uses: as many again as were in use at the most within the last second,
-but at least one. So a busy worker asks for more slots before it has run out of them, and one with
+and altogether no fewer than its supplier's least. So a busy worker asks for more slots before it has run out of them, and one with
 little to do keeps none from others that share its supplier. A slot whose task has ended goes back
 to its supplier, and is asked for anew: that is how a supplier lowers what there is.
 
@@ -37,6 +37,10 @@ LOOK_BACK_S = 1.0
 
 class Reserver(Protocol):
     """Hands out slots of one kind. Thread-safe."""
+
+    @property
+    def least(self) -> int:
+        """So many are kept reserved, however little runs."""
 
     @property
     def most(self) -> int:
@@ -125,6 +129,7 @@ class ReservedSlots:
             permit = self._free.popleft()
             self._used[owner] = permit, info
             self._high = max(self._high, len(self._used))
+            self._fill()
         self._reserver.mark_used(permit, info)
 
     def release(self, owner: Hashable) -> None:
@@ -153,7 +158,7 @@ class ReservedSlots:
 
     def _wanted(self) -> int:
         high = max(self._high, self._high_before)
-        return min(self.most, high + max(1, high))
+        return min(self.most, max(self._reserver.least, 2 * high))
 
     def _fill(self) -> None:
         while self.capacity < self._wanted():
@@ -217,6 +222,10 @@ class ResourceReserver:
         self._lock = threading.Lock()
 
     @property
+    def least(self) -> int:
+        return self._slots.minimum
+
+    @property
     def most(self) -> int:
         return self._slots.maximum
 
@@ -259,6 +268,10 @@ class CustomReserver:
         self._waiting = waiting
         self._lock = threading.Lock()
         self._is_waiting = False
+
+    @property
+    def least(self) -> int:
+        return 1
 
     @property
     def most(self) -> int:
