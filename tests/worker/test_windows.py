@@ -122,6 +122,12 @@ class AnyLoad(RuleBasedStateMachine):
             self.load.occupied += 1
             self.was_planned = False
 
+    @rule(slots=st.integers(0, 12))
+    def resize(self, slots: int) -> None:
+        """A tuner has got more slots, or given some back."""
+        self.load.slots = self.load.windows.capacity = slots
+        self.was_planned = False
+
     @precondition(lambda self: self.load.occupied)
     @rule()
     def leased_ends(self) -> None:
@@ -354,6 +360,42 @@ def test_two_busy_queues_come_to_equal_shares() -> None:
             load.deliver(queue)
     assert abs(load.held["q0"] + load.draining["q0"] - 5) <= 1
     assert abs(load.held[late] + load.draining[late] - 5) <= 1
+
+
+@given(queues=st.integers(1, 4), most=st.integers(8, 64), ended=st.integers(1, 64))
+def test_a_fast_consumer_never_waits_for_tasks_while_slots_are_added(
+    queues: int, most: int, ended: int
+) -> None:
+    """After each look every slot has a task, whatever ends between two looks."""
+    load = Load(1, queues)
+    busy = "q0"
+    load.backlog[busy] = 100_000
+    for look in range(40):
+        load.slots = load.windows.capacity = min(most, 2**look)
+        for _ in range(3):
+            load.plan()
+            load.deliver(busy)
+        # Each idle queue keeps one.
+        assert load.in_hand >= load.slots - (queues - 1)
+        assert load.in_hand <= max(load.slots, 1)
+        for _ in range(min(ended, load.in_hand)):
+            load.end(busy)
+            load.deliver(busy)
+
+
+@given(slots=st.integers(2, 64), running=st.integers(0, 4))
+def test_a_slow_consumer_holds_no_more_than_it_runs(slots: int, running: int) -> None:
+    """When slots are given back, so are the windows."""
+    load = Load(slots, 1)
+    load.plan()
+    load.backlog["q0"] = running = min(running, slots)
+    load.deliver("q0")
+    load.slots = load.windows.capacity = min(slots, max(1, 2 * running))
+    for _ in range(3):
+        load.plan()
+    load.backlog["q0"] = 1000
+    load.deliver("q0")
+    assert load.in_hand == load.slots
 
 
 def test_a_window_that_grew_in_many_steps_is_made_one_again() -> None:

@@ -3,9 +3,10 @@
 *The slot first, then the task.* A worker takes no more tasks than it has slots reserved, used ones
 and free ones together (its `Slots.capacity`, by which prefetch windows are cut). How many free ones
 it keeps follows from what it uses: as many again as were in use at the most within the last second,
-and altogether no fewer than its supplier's least. So a busy worker asks for more slots before it has run out of them, and one with
-little to do keeps none from others that share its supplier. A slot whose task has ended goes back
-to its supplier, and is asked for anew: that is how a supplier lowers what there is.
+and altogether no fewer than its supplier's least. So a busy worker asks for more slots before it
+has run out of them, and one with little to do keeps none from others that share its supplier. A
+slot whose task has ended goes back to its supplier, and is asked for anew: that is how a supplier
+lowers what there is.
 
 `FixedSlots` are the exception: all are there from the start, and stay.
 """
