@@ -393,8 +393,12 @@ def test_a_slow_consumer_holds_no_more_than_it_runs(slots: int, running: int) ->
     load.slots = load.windows.capacity = min(slots, max(1, 2 * running))
     for _ in range(3):
         load.plan()
+    assert load.windows.used() <= max(load.slots, running + 1)
     load.backlog["q0"] = 1000
-    load.deliver("q0")
+    for _ in range(3):
+        load.deliver("q0")
+        assert load.in_hand <= load.slots
+        load.plan()
     assert load.in_hand == load.slots
 
 
