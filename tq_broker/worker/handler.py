@@ -475,6 +475,7 @@ class Handler:
 
     def _refer(self, early: _Early) -> None:
         """Its id was started before: tell the caller where the outcome is, or that it is."""
+        early.passage.unused()
         task = early.task
         queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
         joins = task.id_conflict is ActivityIDConflictPolicy.USE_EXISTING
