@@ -667,6 +667,24 @@ def test_a_worker_takes_what_it_may_run_and_leaves_a_full_type_to_others(world: 
     assert heavy.runs == {1: 3}, "what was given back has used up no attempt"
 
 
+def test_a_queue_of_a_full_type_is_not_turned_over_and_over(timed: World) -> None:
+    heavy = Gate("heavy")
+    worker = timed.worker(
+        heavy.activity,
+        max_concurrent_activities=20,
+        max_concurrent_activities_by_type={"heavy": 1},
+    )
+    for _ in range(60):
+        timed.start("heavy")
+    timed.eventually(lambda: not heavy.begun.empty())
+    end = timed.clock.monotonic() + 3.0
+    timed.eventually(lambda: timed.clock.monotonic() >= end)
+    taken = len(worker._handler.recent.told("w").tasks)
+    # All slots at first, then one in 50 ms. It would be all of them in 50 ms otherwise.
+    assert 1 < taken < 20 + 3.0 / 0.05 + 60
+    heavy.opened.set()
+
+
 def test_a_worker_that_a_program_hosts_needs_fixed_slots(world: World) -> None:
     tuner = WorkerTuner(activity_supplier=Pool(3))
     worker = Worker(world.client, task_queue="q", activities=[in_a_thread], tuner=tuner)
