@@ -402,6 +402,27 @@ def test_a_slow_consumer_holds_no_more_than_it_runs(slots: int, running: int) ->
     assert load.in_hand == load.slots
 
 
+def test_a_full_window_shrinks_with_the_slots_while_its_tasks_end() -> None:
+    """Found: it was filled again whenever one of its tasks ended, and so never shrank."""
+    load = Load(20, 1)
+    load.plan()
+    load.backlog["q0"] = 1000
+    load.deliver("q0")
+    load.slots = load.windows.capacity = 5
+    for _ in range(100):
+        load.plan()
+        load.deliver("q0")
+        if load.in_hand <= 5:
+            break
+        load.end("q0")
+    assert load.in_hand == 5
+    for _ in range(10):
+        load.end("q0")
+        load.plan()
+        load.deliver("q0")
+        assert load.in_hand == 5
+
+
 def test_a_window_that_grew_in_many_steps_is_made_one_again() -> None:
     load = Load(40, 1)
     load.occupied = 40
