@@ -173,6 +173,19 @@ def test_time_that_is_up_before_it_could_start_is_told() -> None:
     assert timeouts == [TimeoutType.SCHEDULE_TO_START, TimeoutType.SCHEDULE_TO_CLOSE]
 
 
+def test_who_waits_begins_when_further_slots_are_there() -> None:
+    bench = Bench(slots=1)
+    slots = FixedSlots(1)
+    bench.local._slots = slots
+    bench.start()
+    bench.start(2)
+    assert len(bench.executor.started) == 1
+    slots._count = 2
+    bench.advance(0.05)
+    assert len(bench.executor.started) == 2
+    assert bench.local.running == 2
+
+
 def test_who_waits_for_a_slot_waits_no_longer_than_its_time() -> None:
     bench = Bench(slots=1)
     bench.start(1)

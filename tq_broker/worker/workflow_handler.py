@@ -143,7 +143,8 @@ class WorkflowHandler:
             held = InHand(delivery, source, now)
             self._held[held] = None
             is_sticky = source.queue.kind is Kind.STICKY
-            self._slots.take(held, WorkflowSlotInfo(delivery.message.kind or "", is_sticky))
+            info = WorkflowSlotInfo(answers.type_of(delivery.message), is_sticky)
+            self._slots.take(held, info)
             self._runner.submit(partial(self._take, held))
 
     def _take(self, held: InHand, seat: Seat) -> None:
