@@ -40,6 +40,8 @@ def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, work
 def test_a_description_tells_all(invoke: Invoke, waiting: str, worker: Worker) -> None:
     shown = invoke("task-queue", "describe", "math", *QUICK).stdout
     assert "worker\tw1@here (id one, host here, 0/100 slots)" in shown
+    assert "activity add rate\t0/s\nactivity dispatch rate\t0/s\n" in shown
+    assert "activity slots\t0 of 100 used\n" in shown
     assert "activities\tadd, fail" in shown
     shown = invoke("task-queue", "describe", waiting, *QUICK).stdout
     assert "backlog\t2\noldest age\tnot known" in shown
@@ -49,6 +51,8 @@ def test_a_description_tells_all(invoke: Invoke, waiting: str, worker: Worker) -
     )
     assert told["backlog"] == 2
     assert 0 <= told["oldest_age_s"] < 60
+    assert told["figures"]["activity"]["backlog"] == 2
+    assert told["figures"]["activity"]["limit"]["source"] == "none"
     assert invoke("task-queue", "describe", "none").exit_code == 5
 
 

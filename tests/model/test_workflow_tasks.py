@@ -18,6 +18,15 @@ def test_a_task_travels_without_a_loss() -> None:
     assert workflow_tasks.read_task(message) == task
 
 
+def test_the_type_of_a_task_is_told_without_reading_it() -> None:
+    task = sample(WorkflowTask)
+    message = workflow_tasks.task_message(task, "m1")
+    assert workflow_tasks.type_of(message) == task.workflow_type
+    assert workflow_tasks.type_of(msgspec.structs.replace(message, headers={})) == ""
+    odd = msgspec.structs.replace(message, headers={"tq-workflow-type": 5})
+    assert workflow_tasks.type_of(odd) == ""
+
+
 @pytest.mark.parametrize("kind", get_args(FromWorker))
 def test_what_a_worker_says_is_a_request(kind: type) -> None:
     said = sample(kind)

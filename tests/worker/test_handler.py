@@ -32,6 +32,7 @@ from tq_broker.worker.handler import HOLD_S, Handler
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 
@@ -42,6 +43,11 @@ QUEUE = NAMES.activity("q")
 
 @activity.defn
 def work() -> None:
+    pass
+
+
+@activity.defn
+def heavy() -> None:
     pass
 
 
@@ -210,19 +216,20 @@ class Sender:
 class Bench:
     """A handler, and everybody it talks to."""
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, slots: int = 2, **by_type: int) -> None:
         self.clock = ManualClock()
         self.table, self.reporter, self.sender = Table(), Reporter(), Sender()
         self.executor, self.keeper, self.settings = Executor(), Keeper(), Settings()
         self.window = Window()
-        registry = Registry([work], DataConverter().payload_converter)
+        registry = Registry([work, heavy], DataConverter().payload_converter)
         self.handler = Handler(
             registry,
             self.table,
             self.reporter,  # type: ignore[arg-type]
             self.sender,  # type: ignore[arg-type]
             place(self.clock),
-            slots,
+            FixedSlots(slots),
+            by_type,
         )
         self.handler.keeper = self.keeper  # type: ignore[assignment]
         self.handler.settings = self.settings  # type: ignore[assignment]
@@ -379,6 +386,92 @@ def test_what_waits_for_leave_has_a_slot(bench: Bench) -> None:
     assert len(bench.inquiries.asked) == 2
     bench.inquiries.answer(granted=False)
     assert len(bench.inquiries.asked) == 2, "the third asks when the first has no leave"
+
+
+# --- slots by type --------------------------------------------------------------------------------
+
+
+def test_a_type_that_is_full_waits_a_moment_and_goes_back_while_others_begin() -> None:
+    bench = Bench(4, heavy=1)
+    for name in "ab":
+        bench.take_one(name, activity_type="heavy")
+    bench.take_one("c")
+    assert bench.started == ["a", "c"]
+    assert bench.handler.free_slots == 2, "what waits for its type takes no slot"
+    bench.clock.advance(HOLD_S)
+    bench.handler.give_back_waiting()
+    assert bench.reporter.how == ["give back"]
+
+
+def test_the_next_of_a_type_begins_when_one_has_ended() -> None:
+    bench = Bench(4, heavy=1)
+    for name in "ab":
+        bench.take_one(name, activity_type="heavy")
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.started == ["a", "b"]
+
+
+def test_few_tasks_are_taken_after_one_was_refused_for_its_type() -> None:
+    bench = Bench(10, heavy=1)
+    bench.take_one("a", activity_type="heavy")
+    assert (bench.handler.free_slots, bench.handler.withheld) == (9, 0)
+    bench.take_one("b", activity_type="heavy")
+    assert (bench.handler.free_slots, bench.handler.withheld) == (1, 8)
+    bench.take_one("c")
+    assert (bench.handler.free_slots, bench.handler.withheld) == (2, 6)
+
+
+def test_one_that_asks_for_leave_has_the_slot_of_its_type() -> None:
+    bench = Bench(4, heavy=1)
+    bench.take_one("a", activity_type="heavy", **AT_MOST_ONCE)
+    bench.take_one("b", activity_type="heavy")
+    assert (len(bench.inquiries.asked), bench.started) == (1, [])
+    bench.inquiries.answer(granted=False)
+    assert bench.started == ["b"], "the first has no leave, and does not need its slot"
+
+
+def test_a_limit_that_comes_into_force_covers_limited_types_too() -> None:
+    bench, made = Bench(4, heavy=1), list[Passage]()
+
+    class Covered(Passage):
+        def ended(self) -> None:
+            made.append(self)
+
+    bench.take_one("a", activity_type="heavy")
+    bench.handler.cover("q", Covered)
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert len(made) == 1
+    bench.take_one("b", activity_type="heavy")
+    assert bench.started == ["a", "b"]
+
+
+def test_slots_follow_what_begins_and_ends() -> None:
+    bench = Bench()
+
+    class Few:
+        def __init__(self) -> None:
+            self.capacity = self.most = 0
+            self.told: list[Any] = []
+
+        def take(self, owner: Any, info: Any) -> None:
+            self.told.append(info.activity_type)
+
+        def release(self, owner: Any) -> None:
+            self.told.append(bench.table.running())
+
+        def tick(self, spoken_for: int = 0) -> None:
+            self.told.append(f"{spoken_for} spoken for")
+
+    slots = Few()
+    bench.handler._slots = slots  # type: ignore[assignment]
+    bench.take_one("a")
+    assert bench.started == []
+    slots.capacity = 1
+    bench.handler.adjust_slots()
+    assert bench.started == ["a"], "what has waited begins when there is a slot"
+    bench.handler.returned(bench.executor.started[0], b"1")
+    # It is released before it counts as ended: what is free is never too much.
+    assert slots.told == ["1 spoken for", "work", 1]
 
 
 def test_every_delivery_asks_for_itself(bench: Bench) -> None:
@@ -738,10 +831,10 @@ class Anything(RuleBasedStateMachine):
     connection makes it forget them, and hand out a redelivered copy of each.
     """
 
-    @initialize(slots=st.integers(1, 3))
-    def begin(self, slots: int) -> None:
-        self.bench = Bench(slots)
-        self.slots = slots
+    @initialize(slots=st.integers(1, 3), heavy=st.integers(1, 2))
+    def begin(self, slots: int, heavy: int) -> None:
+        self.bench = Bench(slots, heavy=heavy)
+        self.slots, self.heavy = slots, heavy
         self.names: list[tuple[str, dict[str, Any]]] = []
         self.alive: dict[str, Delivery] = {}
         self.is_closed = False
@@ -752,10 +845,11 @@ class Anything(RuleBasedStateMachine):
     def running(self) -> list[Attempt]:
         return [attempt for attempt in self.bench.executor.started if attempt.code_running]
 
-    @rule(with_id=st.booleans(), wants_outcome=st.booleans())
-    def deliver(self, with_id: bool, wants_outcome: bool) -> None:
+    @rule(with_id=st.booleans(), wants_outcome=st.booleans(), is_heavy=st.booleans())
+    def deliver(self, with_id: bool, wants_outcome: bool, is_heavy: bool) -> None:
         name = f"a{len(self.names)}"
         fields = dict(WITH_ID) if with_id else {}
+        fields["activity_type"] = "heavy" if is_heavy else "work"
         if not wants_outcome:
             fields["reply_to"] = None
         self.names.append((name, fields))
@@ -816,6 +910,17 @@ class Anything(RuleBasedStateMachine):
         assert len(self.running()) <= self.slots
 
     @invariant()
+    def no_more_of_a_type_run_than_may(self) -> None:
+        running = [one for one in self.running() if one.task.activity_type == "heavy"]
+        assert len(running) <= self.heavy
+
+    @invariant()
+    def what_waits_for_its_type_keeps_no_slot_from_others(self) -> None:
+        waiting = [one.task.activity_type for one in self.bench.handler._waiting]
+        if "work" in waiting:
+            assert self.bench.handler._free_slots() <= 0
+
+    @invariant()
     def nothing_is_run_twice(self) -> None:
         assert len(set(self.bench.started)) == len(self.bench.started)
 
@@ -850,6 +955,7 @@ class Anything(RuleBasedStateMachine):
         assert bench.window.in_hand == 0
         assert bench.table._held == {}
         assert bench.handler._early == {}
+        assert bench.handler._types._running == {"heavy": 0}
 
 
 Anything.TestCase.settings = hypothesis_settings(

@@ -21,6 +21,7 @@ from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone
 
 ORIGIN = WorkflowOrigin("w", "r", "W", "a", 0)
@@ -56,7 +57,7 @@ class Bench:
         self.clock = ManualClock()
         self.executor = Executor()
         registry = Registry([work], DataConverter().payload_converter)
-        self.local = LocalActivities(registry, place(self.clock), slots)
+        self.local = LocalActivities(registry, place(self.clock), FixedSlots(slots))
         self.local.executors = {"thread": self.executor}
         self.done: list[LocalActivityDone] = []
 
@@ -170,6 +171,19 @@ def test_time_that_is_up_before_it_could_start_is_told() -> None:
     bench.local.returned(bench.last, b"1")
     timeouts = [done.failure.timeout_type for done in bench.done if done.failure is not None]
     assert timeouts == [TimeoutType.SCHEDULE_TO_START, TimeoutType.SCHEDULE_TO_CLOSE]
+
+
+def test_who_waits_begins_when_further_slots_are_there() -> None:
+    bench = Bench(slots=1)
+    slots = FixedSlots(1)
+    bench.local._slots = slots
+    bench.start()
+    bench.start(2)
+    assert len(bench.executor.started) == 1
+    slots._count = 2
+    bench.advance(0.05)
+    assert len(bench.executor.started) == 2
+    assert bench.local.running == 2
 
 
 def test_who_waits_for_a_slot_waits_no_longer_than_its_time() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.worker.options import SLOTS_MAX, WorkerOptions
+from tq_broker.worker.options import WorkerOptions
+from tq_broker.worker.tuning import SLOTS_MAX, WorkerTuner
 
 
 def test_the_defaults_are_valid() -> None:
@@ -30,6 +31,23 @@ def test_the_defaults_are_valid() -> None:
         ({"max_concurrent_workflow_tasks": 0}, "max_concurrent_workflow_tasks is 0"),
         ({"max_concurrent_workflow_tasks": 1}, "at least 2 with a cache"),
         ({"max_concurrent_local_activities": 0}, "max_concurrent_local_activities is 0"),
+        (
+            {"max_concurrent_activities_by_type": {"a": 0}},
+            r"by_type\['a'\] is 0; .* from 1 to 10000",
+        ),
+        ({"max_concurrent_activities_by_type": {"a": True}}, r"by_type\['a'\] is True"),
+        ({"max_concurrent_activities_by_type": {"a": float("nan")}}, r"by_type\['a'\] is nan"),
+        ({"max_concurrent_activities_by_type": {"": 1}}, "must not be empty"),
+        ({"max_concurrent_activities_by_type": [("a", 1)]}, "write it as {'type': 2}"),
+        ({"tuner": 5}, "tuner is 5; it must be a WorkerTuner"),
+        (
+            {"tuner": WorkerTuner(), "max_concurrent_activities": 5},
+            "max_concurrent_activities cannot be set together with tuner",
+        ),
+        ({"max_activities_per_second": -1}, "max_activities_per_second is -1; .* 0.001 to 10000"),
+        ({"max_activities_per_second": 0}, "max_activities_per_second is 0"),
+        ({"max_activities_per_second": float("nan")}, "max_activities_per_second is nan"),
+        ({"max_activities_per_second": 10_001}, "max_activities_per_second is 10001"),
         ({"max_cached_workflows": -1}, "max_cached_workflows is -1; it must be from 0 to 100000"),
         ({"workflow_failure_exception_types": ["X"]}, "'X', which is no exception type"),
         ({"workflow_deadlock_timeout": timedelta(0)}, "workflow_deadlock_timeout is 0:00:00"),
@@ -55,6 +73,13 @@ def test_a_wrong_option_is_refused_with_its_name_and_bound(
 ) -> None:
     with pytest.raises(InvalidArgument, match=message):
         WorkerOptions(**fields)
+
+
+def test_slots_come_from_the_tuner_or_from_the_three_options() -> None:
+    options = WorkerOptions(max_concurrent_activities=3, max_concurrent_local_activities=4)
+    assert options.slot_tuner == WorkerTuner.create_fixed(activity_slots=3, local_activity_slots=4)
+    tuner = WorkerTuner.create_fixed(activity_slots=9)
+    assert WorkerOptions(tuner=tuner).slot_tuner is tuner
 
 
 def test_nothing_may_be_waited_for_when_shutting_down() -> None:

@@ -77,6 +77,23 @@ def test_one_queue_gets_one_consumer_with_all_slots(bench: Bench) -> None:
     assert bench.world.count() == 2
 
 
+def test_windows_follow_the_number_of_slots(bench: Bench) -> None:
+    bench.poller.serve(QUEUE)
+    bench.poller.adjust(0, 0)
+    assert bench.poller.subscriptions() == []
+    bench.poller.adjust(0, 2)
+    bench.publish(6)
+    for _ in range(2):
+        bench.next()
+    bench.broker.wait_quiet(bench.world.soon())
+    assert (bench.taken.empty(), bench.world.count()) == (True, 4)
+    bench.poller.adjust(0, 5)
+    for _ in range(3):
+        bench.next()
+    bench.broker.wait_quiet(bench.world.soon())
+    assert (bench.taken.empty(), bench.world.count()) == (True, 1)
+
+
 def test_a_source_says_where_a_delivery_came_from(bench: Bench) -> None:
     bench.poller.serve(QUEUE)
     bench.poller.adjust(0)

@@ -32,7 +32,16 @@ from tq_broker.exceptions import (
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.testing.manual_clock import ManualClock
-from tq_broker.worker import Worker
+from tq_broker.worker import (
+    CustomSlotSupplier,
+    ResourceBasedSlotConfig,
+    SlotMarkUsedContext,
+    SlotPermit,
+    SlotReleaseContext,
+    SlotReserveContext,
+    Worker,
+    WorkerTuner,
+)
 
 ONCE = RetryPolicy(maximum_attempts=1)
 FAST = RetryPolicy(initial_interval=timedelta(milliseconds=1))
@@ -563,6 +572,141 @@ def test_an_idle_worker_gets_what_a_busy_one_cannot_run(world: World) -> None:
     assert gate.next().worker_id == idle.worker_id
     gate.opened.set()
     assert [handle.result(SOON_S) for handle in handles] == ["attempt 1"] * 2
+
+
+# --- tuners ---------------------------------------------------------------------------------------
+
+
+class Pool(CustomSlotSupplier):
+    """Slots that several workers share."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.out, self.most = size, 0, 0
+        self.guard = threading.Lock()
+        self.infos: list[Any] = []
+
+    async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
+        while (permit := self.try_reserve_slot(ctx)) is None:
+            await asyncio.sleep(0.002)
+        return permit
+
+    def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
+        with self.guard:
+            if self.out >= self.size:
+                return None
+            self.out += 1
+            self.most = max(self.most, self.out)
+            return SlotPermit()
+
+    def mark_slot_used(self, ctx: SlotMarkUsedContext) -> None:
+        self.infos.append(ctx.slot_info)
+
+    def release_slot(self, ctx: SlotReleaseContext) -> None:
+        with self.guard:
+            self.out -= 1
+
+
+def test_workers_share_the_slots_of_their_authors_supplier(world: World) -> None:
+    pool, guard, now, most = Pool(3), threading.Lock(), Counter[str](), Counter[str]()
+
+    @activity.defn
+    def counted() -> None:
+        with guard:
+            now["n"] += 1
+            most["n"] = max(most["n"], now["n"])
+        in_a_thread(1)
+        with guard:
+            now["n"] -= 1
+
+    tuner = WorkerTuner(activity_supplier=pool)
+    workers = [world.worker(counted, tuner=tuner) for _ in range(2)]
+    handles = [world.start(counted) for _ in range(40)]
+    for handle in handles:
+        handle.result(SOON_S)
+    assert most["n"] <= 3
+    assert len(pool.infos) == 40
+    assert {info.activity_type for info in pool.infos} == {"counted"}
+    for worker in workers:
+        worker.stop()
+    assert pool.out == 0, "all slots are given back"
+
+
+def test_a_worker_by_resources_runs_with_what_it_gets(world: World) -> None:
+    tuner = WorkerTuner.create_resource_based(
+        target_memory_usage=1.0,
+        target_cpu_usage=1.0,
+        activity_config=ResourceBasedSlotConfig(minimum_slots=2, maximum_slots=4),
+    )
+    gate = Gate()
+    worker = world.worker(gate.activity, tuner=tuner)
+    handles = [world.start(gate.activity) for _ in range(3)]
+    for _ in range(2):
+        gate.next()
+    assert 2 <= worker.info().slots <= worker.slots_max == 4
+    gate.opened.set()
+    assert [handle.result(SOON_S) for handle in handles] == ["attempt 1"] * 3
+
+
+def test_a_worker_takes_what_it_may_run_and_leaves_a_full_type_to_others(world: World) -> None:
+    heavy, light = Gate("heavy"), Gate("light")
+    by_type = {"heavy": 1}
+    one = world.worker(
+        heavy.activity, light.activity, worker_id="1", max_concurrent_activities_by_type=by_type
+    )
+    handles = [world.start("heavy") for _ in range(3)]
+    assert heavy.next().worker_id == one.worker_id
+    # Behind more of the full type there is one that may begin.
+    handles.append(world.start("light"))
+    light.next()
+    assert heavy.begun.empty()
+    two = world.worker(heavy.activity, worker_id="2", max_concurrent_activities_by_type=by_type)
+    assert heavy.next().worker_id == two.worker_id
+    for gate in (heavy, light):
+        gate.opened.set()
+    assert [handle.result(SOON_S) for handle in handles] == ["attempt 1"] * 4
+    assert heavy.runs == {1: 3}, "what was given back has used up no attempt"
+
+
+def test_a_queue_of_a_full_type_is_not_turned_over_and_over(world: World) -> None:
+    heavy = Gate("heavy")
+    worker = world.worker(
+        heavy.activity,
+        max_concurrent_activities=20,
+        max_concurrent_activities_by_type={"heavy": 1},
+    )
+    window = worker._poller._windows[str(QUEUE)]
+    assert window.size == 20
+    handles = [world.start("heavy") for _ in range(60)]
+    heavy.next()
+    # What runs is in hand from before, and one more may be taken to see of what type it is.
+    world.eventually(lambda: window.size <= 1 and window.draining <= 1)
+    heavy.opened.set()
+    assert {handle.result(SOON_S) for handle in handles} == {"attempt 1"}
+
+
+def test_a_worker_that_a_program_hosts_needs_fixed_slots(world: World) -> None:
+    tuner = WorkerTuner(activity_supplier=Pool(3))
+    worker = Worker(world.client, task_queue="q", activities=[in_a_thread], tuner=tuner)
+    with pytest.raises(InvalidArgument, match="needs fixed activity slots"):
+        worker.get_consumers(None, None)
+
+
+def test_a_worker_begins_no_more_per_second_than_it_may(timed: World) -> None:
+    begun: list[int] = []
+
+    @activity.defn
+    def noted(number: int) -> None:
+        begun.append(number)
+
+    worker = timed.worker(noted, max_activities_per_second=2.0)
+    for number in range(10):
+        timed.start(noted, number)
+    timed.eventually(lambda: len(begun) >= 3)
+    before, at = len(begun), timed.clock.monotonic()
+    assert worker.info().per_second == 2.0
+    timed.eventually(lambda: len(begun) == 10)
+    passed = timed.clock.monotonic() - at
+    assert 10 - before <= 2.0 * passed + 3, "rate times time, and the burst"
 
 
 # --- bad input ------------------------------------------------------------------------------------

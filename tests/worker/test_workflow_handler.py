@@ -14,11 +14,13 @@ import pytest
 
 from tests.worker.attempts import place
 from tq_broker import workflow
+from tq_broker.clock import epoch_ms
 from tq_broker.common import RetryPolicy
 from tq_broker.converter import DataConverter
 from tq_broker.model import failure as failures
 from tq_broker.model.commands import CompleteWorkflow, StartTimer
 from tq_broker.model.events import Event, WorkflowExecutionStarted, WorkflowTaskScheduled
+from tq_broker.model.limits import Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import Names, QueueName
 from tq_broker.model.workflow_tasks import (
@@ -41,6 +43,8 @@ from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep
+from tq_broker.worker.slots import FixedSlots
+from tq_broker.worker.tuning import SlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, TaskFailure, Turn
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
@@ -257,7 +261,7 @@ def events_of(first: int, last: int) -> list[Event]:
 
 
 class Bench:
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, slots: Any = None, **options: Any) -> None:
         Replay.script, Replay.made = deque(), []
         self.clock = ManualClock()
         self.runner, self.reporter = Runner(), Reporter()
@@ -274,6 +278,7 @@ class Bench:
             place(self.clock),
             WorkerOptions(**options),
             RecentTasks(),
+            FixedSlots(100) if slots is None else slots,
         )
         self.handler = WorkflowHandler(*parts)
 
@@ -329,6 +334,48 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+# --- slots and figures ----------------------------------------------------------------------------
+
+
+class Slots(FixedSlots):
+    """Notes who has one."""
+
+    def __init__(self) -> None:
+        super().__init__(9)
+        self.infos: list[SlotInfo] = []
+        self.held: set[Any] = set()
+
+    def take(self, owner: Any, info: SlotInfo) -> None:
+        self.infos.append(info)
+        self.held.add(owner)
+
+    def release(self, owner: Any) -> None:
+        self.held.remove(owner)
+
+
+def test_a_task_has_a_slot_until_its_answer_is_confirmed() -> None:
+    slots = Slots()
+    bench = Bench(slots)
+    Replay.script.extend([turn_of(), turn_of()])
+    bench.take()
+    assert len(slots.held) == 1
+    bench.confirm()
+    assert not slots.held
+    bench.run(first=3, last=4)
+    assert [(info.workflow_type, info.is_sticky) for info in slots.infos] == [
+        ("W", False),
+        ("W", True),
+    ]
+
+
+def test_what_begins_is_counted_whichever_way_it_came(bench: Bench) -> None:
+    Replay.script.extend([turn_of(), turn_of()])
+    bench.run(scheduled_ms=epoch_ms(bench.clock) - 2000)
+    bench.run(first=3, last=4)
+    (told,) = bench.handler.begins.told()
+    assert (told.task_queue, told.side, told.total, told.shared) == ("q", Side.WORKFLOW, 2, 1)
 
 
 # --- answers --------------------------------------------------------------------------------------

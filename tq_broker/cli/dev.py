@@ -24,7 +24,7 @@ from tq_broker.clock import SystemClock
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
-from tq_broker.worker.options import SLOTS_MAX
+from tq_broker.worker.tuning import SLOTS_MAX
 
 EMBEDDED = "memory://dev"
 STORE = "sqlite:///tq-broker-dev.sqlite"

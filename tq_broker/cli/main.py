@@ -16,6 +16,7 @@ from tq_broker.cli.broadcast import broadcast
 from tq_broker.cli.demo import demo
 from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
+from tq_broker.cli.figures import figures
 from tq_broker.cli.history import history
 from tq_broker.cli.output import visible
 from tq_broker.cli.parked import parked
@@ -90,6 +91,7 @@ for command in (
 ):  # fmt: skip
     cli.add_command(command)
 activity.add_command(broadcast)
+task_queue.add_command(figures)
 for verb in VERBS:
     task_queue.add_command(verb)
 

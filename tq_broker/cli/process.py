@@ -238,7 +238,7 @@ def _about(
         "task_queues": list(worker.task_queues),
         "activities": list(application.types),
         "workflows": list(application.workflow_types),
-        "slots": worker.options.max_concurrent_activities,
+        "slots": worker.slots_max,
     }
 
 

@@ -22,6 +22,7 @@ from tq_broker.client.operations import (
     WorkflowSideDescription,
 )
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.figures import Figures, Part
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, LimitState, TaskQueuePaused
 
@@ -118,6 +119,8 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("consumers", one.consumers),
         ("in flight", one.in_flight),
     ]
+    for figures in told.figures:
+        fields += figures_fields(figures)
     for side, state in told.limits:
         if state.source is not None:
             fields += [(f"{side.value} {key}", value) for key, value in limits_fields(state)]
@@ -355,6 +358,31 @@ def limits_data(state: LimitState) -> dict[str, Any]:
     }
 
 
+def figures_fields(told: Figures) -> list[tuple[str, object]]:
+    """The figures of one side, for people; what the rest of a description tells is left out."""
+    side, limit = told.side.value, told.limit
+    waits = "-" if told.last_waited_s is None else age(told.last_waited_s)
+    fields: list[tuple[str, object]] = [
+        (f"{side} add rate", f"{told.add_rate:.3g}/s"),
+        (f"{side} dispatch rate", f"{told.dispatch_rate:.3g}/s"),
+        (f"{side} last wait", waits),
+        (f"{side} slots", f"{told.slots_used} of {told.slots} used"),
+    ]
+    fields += [(f"{side} {_part_name(part)}", f"{part.dispatch_rate:.3g}/s") for part in told.parts]
+    if told.sticky_hits or told.sticky_misses:
+        hits, sent = told.sticky_hits, told.sticky_hits + told.sticky_misses
+        fields.append((f"{side} sticky cache", f"{hits} of {sent} hits"))
+    if limit.source == "workers":
+        fields.append((f"{side} rate of the workers", f"{limit.rate:g}/s"))
+    if limit.is_limiting:
+        fields.append((f"{side} LIMITED", "tasks wait although there are free slots"))
+    return fields
+
+
+def _part_name(part: Part) -> str:
+    return f"priority {part.priority}" if part.key is None else f"key {part.key}"
+
+
 def note_if_unused(session: Session, operations: Operations) -> None:
     """Say on stderr that nobody has used the namespace: it may be mistyped."""
     if not operations.exists():
@@ -423,6 +451,7 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
         **_summary(told.summary),
         "oldest_age_s": told.oldest_age_s,
         "limits": {side.value: limits_data(state) for side, state in told.limits},
+        "figures": {one.side.value: msgspec.to_builtins(one) for one in told.figures},
         "private": [dataclasses.asdict(backlog) for backlog in told.private],
         "workers": [
             {

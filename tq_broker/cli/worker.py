@@ -23,7 +23,7 @@ from tq_broker.cli.values import DURATION, NAMES
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.control import WorkerInfo
-from tq_broker.worker.options import SLOTS_MAX
+from tq_broker.worker.tuning import SLOTS_MAX
 
 
 @click.group(cls=Group, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")

@@ -41,6 +41,7 @@ from tq_broker.exceptions import (
     TqBrokerError,
 )
 from tq_broker.model import control, envelope, workflow_tasks
+from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
@@ -119,6 +120,7 @@ class TaskQueueDescription:
             lack them.
         workflow: The same of its workflow side; ``None`` if it has none.
         limits: What limits each side of it, and who set that, when and why.
+        figures: How much comes and goes, of each side that is there.
     """
 
     summary: TaskQueueSummary
@@ -128,6 +130,7 @@ class TaskQueueDescription:
     activities: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
     limits: tuple[tuple[Side, LimitState], ...] = ()
+    figures: tuple[Figures, ...] = ()
     workflow: WorkflowSideDescription | None = None
 
 
@@ -233,6 +236,7 @@ class Operations:
         if not sides:
             self._existing(task_queue)
         deadline = self._core.deadline()
+        series = [self._begun(task_queue, Side(side), deadline) for side in sides]
         ping = self._pinged(wait_s)
         logged = self._logged(deadline)
         found = self._waited(ping, deadline, wait_s)
@@ -259,6 +263,34 @@ class Operations:
                 else None
             ),
             limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
+            figures=tuple(self._figures(one, found, logged, deadline) for one in series),
+        )
+
+    def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
+        """A first look."""
+        stats = self._stats(self._names.queue(Kind(side.value), task_queue), deadline)
+        series = Series(task_queue, side)
+        series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+        return series
+
+    def _figures(
+        self,
+        series: Series,
+        workers: Sequence[control.WorkerInfo],
+        logged: SettingsLog,
+        deadline: float,
+    ) -> Figures:
+        """A second look, after which there are rates."""
+        queue = self._names.queue(Kind(series.side.value), series.task_queue)
+        stats = self._stats(queue, deadline)
+        return series.look(
+            Look(
+                at=self._core.clock.monotonic(),
+                backlog=stats.ready if stats else 0,
+                workers=workers,
+                limits=logged.limits(series.side, series.task_queue),
+                is_paused=bool(logged.pause_of(queue)),
+            )
         )
 
     def _workflow_side(

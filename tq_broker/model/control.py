@@ -17,6 +17,7 @@ from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.detours import Detour
 from tq_broker.model.failure import Failure
+from tq_broker.model.limits import Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import encode_part
 from tq_broker.model.rule_table import Facts
@@ -72,6 +73,28 @@ class CompleteAttempt(msgspec.Struct, frozen=True, tag="complete"):
     heartbeat: list[msgspec.Raw] | None = None
 
 
+class Begins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker has begun of one side of a task queue, or of a part of that.
+
+    Attributes:
+        total: Since the worker started.
+        shared: Those of them that came through the queue that all workers share.
+        per_second: The average of the last half minute.
+        waited_ms: How long the last one had waited on its queue; ``None`` if it did not tell.
+        priority: Only those of this priority; ``None`` means all.
+        key: Only those with this key; ``None`` means all.
+    """
+
+    task_queue: str
+    side: Side
+    total: int
+    shared: int
+    per_second: float
+    waited_ms: int | None = None
+    priority: int | None = None
+    key: str | None = None
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     """The answer to `Ping`."""
 
@@ -104,6 +127,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
 
     banks: dict[str, list[str]] = {}
     """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""
+    begins: list[Begins] = []
+    """What it has begun."""
+    per_second: float | None = None
+    """What it may begin per second, of activities, if it has a limit of its own."""
+    workflow_slots: int = 0
+    local_slots: int = 0
+    """Slots for local activities."""
+    local_running: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -230,6 +230,12 @@ def task_message(task: WorkflowTask, message_id: str) -> Message:
     )
 
 
+def type_of(message: Message) -> str:
+    """The workflow type that ``message`` says in its headers; empty if it says none."""
+    told = message.headers.get("tq-workflow-type", "")
+    return told if isinstance(told, str) else ""
+
+
 def read_task(message: Message) -> WorkflowTask:
     """The task in ``message``. Raises `Malformed`."""
     if message.kind != WORKFLOW_TASK or message.headers.get("tq-protocol") != envelope.PROTOCOL:

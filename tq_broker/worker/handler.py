@@ -22,6 +22,7 @@ from tq_broker.exceptions import Malformed, TimeoutType, TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
+from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.requests import shard_of
 from tq_broker.model.tasks import ActivityTask, Status
@@ -32,6 +33,7 @@ from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import intake
 from tq_broker.worker.attempt import Attempt, Place
+from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.inquiries import Inquiries
@@ -44,7 +46,10 @@ from tq_broker.worker.poller import Source
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, claim_queue_name
+from tq_broker.worker.slots import Slots
 from tq_broker.worker.table import Held, Key, Table, key_of
+from tq_broker.worker.tuning import ActivitySlotInfo
+from tq_broker.worker.type_slots import TypePassage, TypeSlots
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +79,12 @@ class Handler:
         reporter: Reporter,
         sender: Sender,
         place: Place,
-        slots: int,
+        slots: Slots,
+        by_type: Mapping[str, int] | None = None,
     ) -> None:
+        """``by_type``: how many of a type may run at a time."""
         self.recent = RecentTasks()
+        self.begins = BeginCounts(place.clock)
         self._registry = registry
         self._table = table
         self._reporter = reporter
@@ -85,6 +93,7 @@ class Handler:
         self._place = place
         self._clock: Clock = place.clock
         self._slots = slots
+        self._types = TypeSlots(by_type or {})
         self._waiting: deque[_Early] = deque()
         self._early: dict[Key, _Early] = {}
         self._lock = threading.Lock()
@@ -109,8 +118,27 @@ class Handler:
 
     @property
     def free_slots(self) -> int:
-        """Slots that nothing runs in or waits for."""
-        return self._free_slots() - len(self._waiting)
+        """Slots that nothing runs in or waits for, and that tasks may be taken for."""
+        return self._types.within(self._unwaited())
+
+    @property
+    def withheld(self) -> int:
+        """Free slots that no tasks are to be taken for, because of their types."""
+        free = self._unwaited()
+        return max(0, free - self._types.within(free))
+
+    def _unwaited(self) -> int:
+        if not self._types:
+            return self._free_slots() - len(self._waiting)
+        with self._turn:
+            startable = sum(self._types.has_room(one.task.activity_type) for one in self._waiting)
+        return self._free_slots() - startable
+
+    def adjust_slots(self) -> None:
+        """Ask for more slots, or give some back; done often."""
+        with self._turn:
+            self._slots.tick(self._claiming + len(self._asking) + len(self._waiting))
+        self._start_waiting()
 
     def close_intake(self) -> None:
         """Begin nothing more: what is waiting and what still comes is given back."""
@@ -125,9 +153,14 @@ class Handler:
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
         """A limit comes into force: what runs already counts as well."""
         for attempt in self._table.open():
-            is_free = attempt.passage is FREE and attempt.code_running
+            typed = attempt.passage if isinstance(attempt.passage, TypePassage) else None
+            passage = attempt.passage if typed is None else typed.inner
+            is_free = passage is FREE and attempt.code_running
             if is_free and attempt.task.task_queue == task_queue:
-                attempt.passage = make()
+                if typed is None:
+                    attempt.passage = make()
+                else:
+                    typed.inner = make()
                 if not attempt.code_running:  # since we looked
                     attempt.passage.ended()
 
@@ -164,6 +197,7 @@ class Handler:
                 decision = intake.LIMITED
             else:
                 early.passage = passage
+                self._take_type(early, decision)
         if decision.action is Action.RUN:
             registered = self._registry.find(task.activity_type)
             assert registered is not None, "only what is served is run"
@@ -186,6 +220,7 @@ class Handler:
             del self._limited[early]
             now_ms = epoch_ms(self._clock)
             decision = self._decide(early, Known.NO, now_ms)
+            self._take_type(early, decision)
             registered = self._registry.find(early.task.activity_type)
             try:
                 if decision.action is Action.RUN and registered is not None:
@@ -196,6 +231,27 @@ class Handler:
                 self._park_early(early, error.reason)
         if begun is not None:
             self.executors[begun.where].start([begun])
+
+    def _take_type(self, early: _Early, decision: Decision) -> None:
+        """``early`` is to begin: count it, if its type is limited."""
+        if not self._types or decision.action not in intake.STARTS:
+            return
+        type_ = early.task.activity_type
+        with self._lock:
+            self._types.began(type_)
+        if self._types.is_limited(type_):
+            early.passage = TypePassage(early.passage, functools.partial(self._type_ended, type_))
+
+    def _type_ended(self, activity_type: str) -> None:
+        with self._lock:
+            self._types.ended(activity_type)
+
+    def _slots_for(self, task: ActivityTask) -> int:
+        """Free slots, for a task of that type."""
+        if self._types.has_room(task.activity_type):
+            return self._unwaited()
+        self._types.refused()
+        return 0
 
     def _decide(self, early: _Early, known: Known, now_ms: int) -> Decision:
         task = early.task
@@ -213,7 +269,7 @@ class Handler:
                 registered=self._registry.types,
                 answerable=self._is_answerable(task),
                 closing=self._closing,
-                free_slots=self.free_slots,
+                free_slots=self._slots_for(task),
                 moved=self._is_moved(task, now_ms),
             ),
         )
@@ -242,7 +298,7 @@ class Handler:
         return Known.OPEN if key_of(task) in self._early else self._table.known(task)
 
     def _free_slots(self) -> int:
-        return self._slots - self._table.running() - self._claiming - len(self._asking)
+        return self._slots.capacity - self._table.running() - self._claiming - len(self._asking)
 
     def _begin(self, early: _Early, registered: Registered, now_ms: int) -> Attempt:
         """The attempt begins: from here on its end will be told."""
@@ -263,8 +319,16 @@ class Handler:
             attempt.announced = task.workflow is not None and task.workflow.claim
             attempt.passage = early.passage
             self._table.add(attempt)
+            self._slots.take(attempt, ActivitySlotInfo(task.activity_type))
             self._early.pop(key_of(task), None)
         attempt.passage.begun()
+        self.begins.begun(
+            task.task_queue,
+            Side.ACTIVITY,
+            since_ms=task.attempt_scheduled_ms or task.scheduled_ms,
+            shared=early.window.queue.kind is Kind.ACTIVITY,
+            priority=task.priority,
+        )
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
             attempt.request_cancel()
         if task.schedule_to_start_ms:
@@ -411,6 +475,7 @@ class Handler:
 
     def _refer(self, early: _Early) -> None:
         """Its id was started before: tell the caller where the outcome is, or that it is."""
+        early.passage.unused()
         task = early.task
         queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
         joins = task.id_conflict is ActivityIDConflictPolicy.USE_EXISTING
@@ -443,15 +508,23 @@ class Handler:
             with self._turn:
                 if self._free_slots() <= 0:
                     return
-                try:
-                    early = self._waiting.popleft()
-                except IndexError:  # given back in this very moment
+                early = self._next_waiting()
+                if early is None:
                     return
                 self._start_now(early)
+
+    def _next_waiting(self) -> _Early | None:
+        """The first one that may begin, taken out of those that wait."""
+        for early in self._waiting:
+            if self._types.has_room(early.task.activity_type):
+                self._waiting.remove(early)
+                return early
+        return None  # given back in this very moment, or of types that are full
 
     def _start_now(self, early: _Early) -> None:
         """There is a slot for what has waited for one."""
         decision = intake.how_to_start(early.task)
+        self._take_type(early, decision)
         if decision.action is not Action.RUN:
             self._dispose(decision, early)
             return
@@ -539,6 +612,8 @@ class Handler:
         self.end(attempt, failure)
 
     def _code_stopped(self, attempt: Attempt) -> None:
+        # In this order: what is free is never more than what is reserved.
+        self._slots.release(attempt)
         self._table.stopped(attempt)
         attempt.passage.ended()
         self._start_waiting()

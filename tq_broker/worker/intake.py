@@ -96,6 +96,8 @@ DROP = Decision(Action.DROP)
 LOST = Decision(Action.LOST)
 BEGINS = frozenset({Action.RUN, Action.CLAIM, Action.ASK, Action.HOLD})
 """What leads to a run, for which a limited task queue wants a permit."""
+STARTS = BEGINS - {Action.HOLD}
+"""What leads to a run now."""
 LIMITED = Decision(Action.GIVE_BACK, reason="a limit does not allow it now")
 CLOSING = Decision(Action.GIVE_BACK, reason="the worker is shutting down")
 FORGED = Decision(Action.PARK, reason="reply_to is not a reply queue of this namespace")

@@ -28,6 +28,8 @@ from tq_broker.worker.conclusion import failure_of
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.slots import Slots
+from tq_broker.worker.tuning import LocalActivitySlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone
 
 OnDone = Callable[[LocalActivityDone], None]
@@ -45,7 +47,7 @@ class LocalActivities:
 
     executors: Mapping[str, Executor]
 
-    def __init__(self, registry: Registry, place: Place, slots: int) -> None:
+    def __init__(self, registry: Registry, place: Place, slots: Slots) -> None:
         self._registry = registry
         self._place = place
         self._clock = place.clock
@@ -56,6 +58,11 @@ class LocalActivities:
         self._attempts: dict[Attempt, _Local] = {}
         self._running: set[Attempt] = set()
         self._waiting: deque[_Local] = deque()
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return len(self._running)
 
     def start(
         self, local: LocalActivity, origin: WorkflowOrigin, task_queue: str, on_done: OnDone
@@ -100,7 +107,9 @@ class LocalActivities:
             self.executors[attempt.where].abandon(attempt)
 
     def tick(self, now: float) -> None:
-        """End attempts whose time is over."""
+        """End attempts whose time is over; begin what there are slots for by now."""
+        self._slots.tick()
+        self._start_waiting()
         with self._lock:
             attempts = list(self._attempts)
             waiting = list(self._waiting)
@@ -122,13 +131,14 @@ class LocalActivities:
                 return
             going.timer = None
             late = going.timeout(epoch_ms(self._clock))
-            if late is None and len(self._running) >= self._slots:
+            if late is None and not self._slots.is_ready():
                 self._waiting.append(going)
                 return
             if late is None:
                 going.attempt = attempt = self._attempt(going)
                 self._attempts[attempt] = going
                 self._running.add(attempt)
+                self._slots.take(attempt, LocalActivitySlotInfo(going.local.activity_type))
         if late is not None:
             self._done(going, failure=failures.timed_out(late))
         else:
@@ -157,9 +167,14 @@ class LocalActivities:
         with self._lock:
             attempt.code_running = False
             self._running.discard(attempt)
+            self._slots.release(attempt)
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Begin what waits for a slot, as far as there are free ones."""
         while True:
             with self._lock:
-                if not self._waiting or len(self._running) >= self._slots:
+                if not self._waiting or not self._slots.is_ready():
                     return
                 following = self._waiting.popleft()
             self._begin(following)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,9 +13,15 @@ from tq_broker.common import check_duration
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.limits import check_rate
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
+from tq_broker.worker.tuning import SLOTS_MAX, WorkerTuner, check_count
 
-SLOTS_MAX = 10_000
 CACHED_MAX = 100_000
+SLOTS_DEFAULT = 100
+_SLOTS = (
+    "max_concurrent_activities",
+    "max_concurrent_workflow_tasks",
+    "max_concurrent_local_activities",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,10 @@ class WorkerOptions:
         debug_mode: There is no such timeout, so that a debugger can stop in workflow code.
         no_remote_activities: Run activities only as local ones.
         max_concurrent_activities: Slots, shared by all task queues; 1 to 10 000.
+        max_concurrent_activities_by_type: How many of an activity type may run at a time in this
+            worker, as ``{"type": 2}``; 1 to 10 000 each. Types not named here have no such bound.
+        tuner: Supplies the slots of each kind, in place of the three ``max_concurrent_`` options,
+            which must not be set then; see `tq_broker.worker.tuning`.
         max_activities_per_second: Activities that this worker begins per second.
         max_task_queue_activities_per_second: Activities begun per second on each of its task
             queues, by all workers together, as long as nobody has set limits (``tq-broker
@@ -61,14 +71,16 @@ class WorkerOptions:
     """
 
     max_cached_workflows: int = 1000
-    max_concurrent_workflow_tasks: int = 100
-    max_concurrent_local_activities: int = 100
+    max_concurrent_workflow_tasks: int = SLOTS_DEFAULT
+    max_concurrent_local_activities: int = SLOTS_DEFAULT
     sticky_queue_schedule_to_start_timeout: timedelta = timedelta(seconds=10)
     workflow_failure_exception_types: Sequence[type[BaseException]] = ()
     workflow_deadlock_timeout: timedelta = timedelta(seconds=2)
     debug_mode: bool = False
     no_remote_activities: bool = False
-    max_concurrent_activities: int = 100
+    max_concurrent_activities: int = SLOTS_DEFAULT
+    max_concurrent_activities_by_type: Mapping[str, int] = field(default_factory=dict)
+    tuner: WorkerTuner | None = None
     max_activities_per_second: float | None = None
     max_task_queue_activities_per_second: float | None = None
     activity_executor: Executor | None = None
@@ -85,13 +97,8 @@ class WorkerOptions:
     on_fatal_error: Callable[[BaseException], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_concurrent_activities",
-            "max_concurrent_workflow_tasks",
-            "max_concurrent_local_activities",
-        ):
-            _check_count(name, getattr(self, name), SLOTS_MAX)
-        _check_count("max_cached_workflows", self.max_cached_workflows, CACHED_MAX, least=0)
+        self._check_slots()
+        check_count("max_cached_workflows", self.max_cached_workflows, CACHED_MAX, least=0)
         if self.max_cached_workflows and self.max_concurrent_workflow_tasks < 2:
             raise InvalidArgument(
                 "max_concurrent_workflow_tasks is 1; it must be at least 2 with a cache"
@@ -106,7 +113,7 @@ class WorkerOptions:
             if getattr(self, name) is not None:
                 check_rate(getattr(self, name), name)
         if self.max_processes is not None:
-            _check_count("max_processes", self.max_processes, 1000)
+            check_count("max_processes", self.max_processes, 1000)
         zero = timedelta(0)
         for name, minimum in (
             ("graceful_shutdown_timeout", zero),
@@ -128,12 +135,35 @@ class WorkerOptions:
         if self.identity is not None:
             check_text("identity", self.identity)
 
+    def _check_slots(self) -> None:
+        for name in _SLOTS:
+            check_count(name, getattr(self, name), SLOTS_MAX)
+        by_type = self.max_concurrent_activities_by_type
+        if not isinstance(by_type, Mapping):
+            raise InvalidArgument(
+                f"max_concurrent_activities_by_type is {by_type!r}; write it as {{'type': 2}}"
+            )
+        for type_, count in by_type.items():
+            check_text("a type in max_concurrent_activities_by_type", type_)
+            check_count(f"max_concurrent_activities_by_type[{type_!r}]", count, SLOTS_MAX)
+        if self.tuner is None:
+            return
+        if not isinstance(self.tuner, WorkerTuner):
+            raise InvalidArgument(f"tuner is {self.tuner!r}; it must be a WorkerTuner")
+        for name in _SLOTS:
+            if getattr(self, name) != SLOTS_DEFAULT:
+                raise InvalidArgument(f"{name} cannot be set together with tuner")
+
+    @property
+    def slot_tuner(self) -> WorkerTuner:
+        """Who supplies the slots."""
+        return self.tuner or WorkerTuner.create_fixed(
+            workflow_slots=self.max_concurrent_workflow_tasks,
+            activity_slots=self.max_concurrent_activities,
+            local_activity_slots=self.max_concurrent_local_activities,
+        )
+
     @property
     def processes(self) -> int:
         """How many processes there may be."""
         return self.max_processes or os.cpu_count() or 1
-
-
-def _check_count(name: str, value: object, most: int, *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidArgument(f"{name} is {value!r}; it must be from {least} to {most}")

@@ -152,13 +152,16 @@ class Poller:
             self.gates.pop(queue.parts[-1], None)
             self._windows.unbar(str(queue))
 
-    def adjust(self, occupied: int) -> None:
+    def adjust(self, occupied: int, slots: int | None = None) -> None:
         """Open and close consumers as it is fit now.
 
         Args:
             occupied: Slots in use that no window counts.
+            slots: How many there are from now on; ``None`` means as many as before.
         """
         with self._lock:
+            if slots is not None:
+                self._windows.capacity = slots
             if self._stopped:
                 return
             for name, queue in self._queues.items():

@@ -198,8 +198,8 @@ class Windows:
     def _is_too_wide(self, queue: str, capacity: int, hungry: set[str]) -> bool:
         window, free = self._windows[queue], capacity - self.used()
         if free < 0:
-            least = 1 if self._in_hand() < capacity else 0
-            return window.size > max(window.in_hand, least)
+            # Also one that is full: it would be filled again as soon as one of its tasks ends.
+            return window.size > (1 if self._in_hand() < capacity else 0)
         if queue in hungry and window.consumers > CONSUMERS_MAX:
             return True
         others = hungry - {queue}

@@ -53,6 +53,8 @@ from tq_broker.worker.processes import ProcessExecutor, check_runnable
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Rerouter
+from tq_broker.worker.slot_supply import SlotSupply
+from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 from tq_broker.worker.wills import Wills
@@ -136,16 +138,24 @@ class Worker:
         options, place, table = self.options, self._place, self._table
         connection = self._connection
         broker, sender, names = connection.broker, connection.sender, connection.names
-        slots = options.max_concurrent_activities
+        self._supply = supply = SlotSupply(
+            options.slot_tuner, self.task_queues, place.identity, self._clock
+        )
         throttle = Throttle(
             options.default_heartbeat_throttle_interval, options.max_heartbeat_throttle_interval
         )
         self._reporter = Reporter(connection.dispatcher, names, place)
         self._settings = SettingsLog(broker, names, self._clock, self._on_record)
         self._handler = handler = Handler(
-            self._registry, table, self._reporter, sender, place, slots
+            self._registry,
+            table,
+            self._reporter,
+            sender,
+            place,
+            supply.activity,
+            options.max_concurrent_activities_by_type,
         )
-        self._poller = Poller(broker, sender, slots, handler.on_deliveries, self._settings.pause_of)
+        self._poller = Poller(broker, sender, 0, handler.on_deliveries, self._settings.pause_of)
         self._gates = self._make_gates(handler)
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
@@ -154,7 +164,7 @@ class Worker:
         self._notices = handler.notices = Notices(self._reporter, place, throttle)
         self._inquiries = handler.inquiries = Inquiries(sender, place)
         handler.settings = self._settings
-        self._executors = handler.executors = self._make_executors(handler, slots)
+        self._executors = handler.executors = self._make_executors(handler, supply.activity.most)
         self._private = {
             str(queue): queue
             for queue in private_queues(names, place, self.task_queues)
@@ -174,10 +184,9 @@ class Worker:
                 self._inquiries,
                 self._settings,
                 handler.recent,
+                supply,
             )
-            self._local_executors = self._make_executors(
-                side.local, options.max_concurrent_local_activities
-            )
+            self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
         self._detours: dict[QueueName, Plan] = {}
         self._detour_keys = self._make_detour_keys()
@@ -251,6 +260,11 @@ class Worker:
         return self._table.running()
 
     @property
+    def slots_max(self) -> int:
+        """Activities that it runs at a time, at the most."""
+        return self._supply.activity.most
+
+    @property
     def is_running(self) -> bool:
         """Whether it has been started and does not shut down yet."""
         return self._supervisor is not None and not self._stopping.is_set()
@@ -276,7 +290,7 @@ class Worker:
             sticky_hits=0 if side is None else side.hits,
             sticky_misses=0 if side is None else side.misses,
             workflow_tasks=0 if side is None else side.running,
-            slots=self.options.max_concurrent_activities,
+            slots=self._supply.activity.capacity,
             running=self._table.running(),
             held=self._table.in_hand(),
             shutting_down=self._stopping.is_set(),
@@ -287,6 +301,11 @@ class Worker:
                 for task_queue in self.task_queues
                 if self._settings.pause_of(queue := self._connection.names.activity(task_queue))
             ),
+            begins=[*self._handler.begins.told(), *(() if side is None else side.begins)],
+            per_second=self.options.max_activities_per_second,
+            workflow_slots=0 if side is None else self._supply.workflow.capacity,
+            local_slots=0 if side is None else self._supply.local_activity.capacity,
+            local_running=0 if side is None else side.local.running,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
         )
 
@@ -307,7 +326,7 @@ class Worker:
                 self._poller.serve(self._connection.names.activity(task_queue))
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
-        self._poller.adjust(0)
+        self._adjust()
         try:
             subscriptions = [*self._poller.subscriptions(), *self._start_workflows()]
             self._connection.broker.wait_subscribed(subscriptions, deadline)
@@ -327,7 +346,12 @@ class Worker:
         Args:
             consumer_class: Kombu's; our consumers have a channel of their own beside it.
             channel: A channel of the program's connection.
+
+        Raises:
+            InvalidArgument: its slots are not fixed; these consumers cannot follow others.
         """
+        if not isinstance(self._supply.activity, FixedSlots):
+            raise InvalidArgument("a worker that a program hosts needs fixed activity slots")
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
             self._start_workflows()
@@ -338,7 +362,7 @@ class Worker:
             channel,
             [self._connection.names.activity(task_queue) for task_queue in self.task_queues],
             self._connection.sender,
-            self.options.max_concurrent_activities,
+            self._supply.activity.most,
             self._handler.on_deliveries,
             self._settings.pause_of,
         )
@@ -458,6 +482,7 @@ class Worker:
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
         handler.close_intake()
+        self._supply.close_intake()
         self._place.shutdown.set()
         if self._side is not None:
             self._side.bequeath(self._wills)
@@ -512,6 +537,7 @@ class Worker:
         self._inquiries.close()
         self._wills.close()
         self._rerouter.close()
+        self._supply.close()
         self._connection.traffic.detach(self._settings)
         self._settings.stop()
 
@@ -549,7 +575,7 @@ class Worker:
                     self._serve_detour(queue, request.detour)
                 elif queue in self._private and not self._stopping.is_set():
                     self._poller.serve(self._private[queue])
-                    self._poller.adjust(self._occupied())
+                    self._adjust()
                     self._wills.make(queue)
                 elif self._side is not None and queue == str(self._side.sticky):
                     self._wills.make(queue)
@@ -582,7 +608,7 @@ class Worker:
         plan = self._detours[name] = topology.detour_queue(names, detour)
         if detour.kind is TaskKind.ACTIVITY:
             self._poller.serve(name, plan, detour.target_queue(names))
-            self._poller.adjust(self._table.occupied())
+            self._adjust()
         elif self._side is not None:
             self._side.serve(name, plan, detour.target_queue(names))
         self._wills.make(queue)
@@ -686,7 +712,8 @@ class Worker:
         self._notices.tick(attempts, now)
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
-        self._poller.adjust(self._occupied())
+        self._supply.tick()
+        self._adjust()
         if now >= self._keep_at:
             self._keep_at = now + KEEP_EVERY_S
             if any(map(self._settings.pause_of, self._private.values())):
@@ -694,9 +721,13 @@ class Worker:
         if self._side is not None:
             self._side.tick(now)
 
-    def _occupied(self) -> int:
-        """Slots in use that no window counts."""
-        return self._table.occupied() + self._gates.in_hand
+    def _adjust(self) -> None:
+        """Slots first, then windows that are as wide."""
+        if not self._stopping.is_set():
+            self._handler.adjust_slots()
+        # In use without a window that counts them, or not to be used.
+        occupied = self._table.occupied() + self._gates.in_hand + self._handler.withheld
+        self._poller.adjust(occupied, self._supply.activity.capacity)
 
 
 def _options(keywords: dict[str, Any]) -> WorkerOptions:

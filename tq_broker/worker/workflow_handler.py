@@ -27,6 +27,7 @@ from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
 from tq_broker.model.events import Event, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
+from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind
 from tq_broker.model.requests import SHARDS, Reply
 from tq_broker.model.tasks import WorkflowOrigin
@@ -44,6 +45,7 @@ from tq_broker.model.workflow_tasks import (
 )
 from tq_broker.queues.broker import Delivery
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
 from tq_broker.worker.options import WorkerOptions
@@ -53,7 +55,9 @@ from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.replay import OutOfStep, Replay
 from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.slots import Slots
 from tq_broker.worker.sticky_cache import StickyCache
+from tq_broker.worker.tuning import WorkflowSlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, Turn
 from tq_broker.worker.workflow_registry import WorkflowRegistry
 from tq_broker.worker.workflow_reporter import WorkflowReporter
@@ -88,8 +92,11 @@ class WorkflowHandler:
         place: Place,
         options: WorkerOptions,
         recent: RecentTasks,
+        slots: Slots,
     ) -> None:
+        self._slots = slots
         self._recent = recent
+        self.begins = BeginCounts(place.clock)
         self._workflows = workflows
         self._activities = activities
         self._local = local
@@ -135,6 +142,9 @@ class WorkflowHandler:
         for delivery in deliveries:
             held = InHand(delivery, source, now)
             self._held[held] = None
+            is_sticky = source.queue.kind is Kind.STICKY
+            info = WorkflowSlotInfo(answers.type_of(delivery.message), is_sticky)
+            self._slots.take(held, info)
             self._runner.submit(partial(self._take, held))
 
     def _take(self, held: InHand, seat: Seat) -> None:
@@ -191,6 +201,10 @@ class WorkflowHandler:
             return False
         held.passage = passage
         passage.begun()
+        is_shared = held.source.queue.kind is Kind.WORKFLOW
+        self.begins.begun(
+            task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, shared=is_shared
+        )
         return True
 
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
@@ -570,6 +584,7 @@ class WorkflowHandler:
             if held.untold:
                 return
             self._held.pop(held, None)
+            self._slots.release(held)
             following = None if held.task is None else self._leave(held)
             homeless = self._homeless.popleft() if self._homeless else None
         held.delivery.ack()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.control import Begins
 from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
 from tq_broker.queues import topology
@@ -24,6 +25,7 @@ from tq_broker.worker.poller import Poller
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
+from tq_broker.worker.slot_supply import SlotSupply
 from tq_broker.worker.wills import Wills
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
@@ -54,17 +56,18 @@ class WorkflowSide:
         inquiries: Inquiries,
         settings: SettingsLog,
         recent: RecentTasks,
+        supply: SlotSupply,
     ) -> None:
         sender, clock = connection.sender, connection.clock
-        slots = options.max_concurrent_workflow_tasks
+        self._slots = slots = supply.workflow
         self._connection = connection
         self._options = options
         self.types = workflows.types
         self.sticky: QueueName | None = None
         if options.max_cached_workflows:
             self.sticky = connection.names.sticky(place.worker_id)
-        self.local = LocalActivities(activities, place, options.max_concurrent_local_activities)
-        self._runner = WorkflowRunner(clock, slots)
+        self.local = LocalActivities(activities, place, supply.local_activity)
+        self._runner = WorkflowRunner(clock, slots.most)
         self._reporter = WorkflowReporter(sender, place)
         self._handler = WorkflowHandler(
             workflows,
@@ -77,12 +80,13 @@ class WorkflowSide:
             place,
             options,
             recent,
+            slots,
         )
         self._handler.is_paused = lambda task_queue: bool(
             settings.pause_of(connection.names.workflow(task_queue))
         )
         self._poller = Poller(
-            connection.broker, sender, slots, self._handler.on_deliveries, settings.pause_of
+            connection.broker, sender, 0, self._handler.on_deliveries, settings.pause_of
         )
         self._handler.gates = self._poller.gates
         scope = Scope(
@@ -90,7 +94,7 @@ class WorkflowSide:
             queue_of=connection.names.workflow,
             limits_of=lambda task_queue: settings.limits(Side.WORKFLOW, task_queue).limits,
             is_paused=settings.pause_of,
-            free_slots=lambda: slots - self._handler.running,
+            free_slots=lambda: slots.capacity - self._handler.running,
             cover=self._handler.cover,
         )
         self._gates = Gates(scope, sender, clock, self._poller, self._handler.on_deliveries)
@@ -123,6 +127,11 @@ class WorkflowSide:
         """Tasks from the sticky queue whose run was not."""
         return self._handler.cache.misses
 
+    @property
+    def begins(self) -> list[Begins]:
+        """What it has begun, for who asks."""
+        return self._handler.begins.told()
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(
@@ -140,19 +149,23 @@ class WorkflowSide:
             ttl_ms = round(wait.total_seconds() * 1000)
             self._poller.serve(self.sticky, topology.sticky_queue(names, self.sticky, ttl_ms))
             wills.make(str(self.sticky))
-        self._poller.adjust(0)
+        self._adjust()
         return self._poller.subscriptions()
+
+    def _adjust(self) -> None:
+        self._slots.tick()
+        self._poller.adjust(self._gates.in_hand, self._slots.capacity)
 
     def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
         """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
         self._poller.serve(queue, plan, of)
-        self._poller.adjust(0)
+        self._adjust()
 
     def tick(self, now: float) -> None:
         """Look at what takes long, and at windows; done often."""
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
-        self._poller.adjust(self._gates.in_hand)
+        self._adjust()
 
     def close_intake(self, deadline: float) -> None:
         """Take nothing more; tasks that have not begun go to others; blocks."""

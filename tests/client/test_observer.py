@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from tq_broker import activity
+from tq_broker.client import BlockingClient
+from tq_broker.client.observer import Observer
+from tq_broker.client.operations import Operations
+from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.limits import Limits, Side
+from tq_broker.queues import memory
+from tq_broker.worker import Worker
+
+QUICK_S = 0.05
+
+
+@activity.defn(start_to_close_timeout=timedelta(seconds=30))
+def work(number: int) -> int:
+    return number
+
+
+@pytest.fixture
+def client() -> Iterator[BlockingClient]:
+    url = f"memory://observer-{secrets.token_hex(4)}"
+    with BlockingClient.connect(url) as connected:
+        yield connected
+    memory.forget(url)
+
+
+@pytest.fixture
+def observer(client: BlockingClient) -> Iterator[Observer]:
+    observer = Observer(client.core)
+    yield observer
+    observer.close()
+
+
+def start(client: BlockingClient, task_queue: str, count: int) -> None:
+    calls = [(number,) for number in range(count)]
+    client.start_activities(work, calls, task_queue=task_queue, wait_result=False)
+
+
+def test_a_namespace_that_nobody_uses_stays_unused(
+    client: BlockingClient, observer: Observer
+) -> None:
+    assert observer.look(QUICK_S) == []
+    assert not Operations(client.core).exists()
+
+
+def test_looks_follow_what_comes_and_what_is_begun(
+    client: BlockingClient, observer: Observer
+) -> None:
+    start(client, "jobs", 3)
+    (told,) = observer.look(QUICK_S)
+    assert (told.task_queue, told.side, told.backlog) == ("jobs", Side.ACTIVITY, 3)
+    assert (told.workers, told.dispatch_rate, told.oldest_age_s) == (0, 0.0, None)
+    with Worker(client, task_queue="jobs", activities=[work], max_concurrent_activities=7):
+        assert client.execute_activity(work, 9, task_queue="jobs") == 9
+        (told,) = observer.look(QUICK_S)
+    assert (told.backlog, told.begun, told.workers, told.slots) == (0, 4, 1, 7)
+    assert told.dispatch_rate > 0
+    assert told.add_rate > 0
+    assert told.last_waited_s is not None
+    start(client, "jobs", 2)
+    (told,) = observer.look(QUICK_S)
+    assert told.oldest_age_s is not None
+    assert told.oldest_age_s < 30
+
+
+def test_only_what_was_asked_for_is_looked_at(client: BlockingClient) -> None:
+    for name in ("a", "b"):
+        start(client, name, 1)
+    observer = Observer(client.core, ["b", "none"])
+    assert [one.task_queue for one in observer.look(QUICK_S)] == ["b"]
+    observer.close()
+    with pytest.raises(InvalidArgument, match="task_queue"):
+        Observer(client.core, [""])
+
+
+def test_limits_and_pauses_are_followed(client: BlockingClient, observer: Observer) -> None:
+    start(client, "jobs", 1)
+    assert observer.look(QUICK_S)[0].limit.source == "none"
+    Operations(client.core).set_limits("jobs", lambda now: Limits(rate=5.0))
+    client.pause_task_queue("jobs")
+    limit = next(one for one in observer.look(QUICK_S) if one.side is Side.ACTIVITY).limit
+    assert (limit.rate, limit.source, limit.is_paused) == (5.0, "setting", True)
+
+
+def test_what_is_gone_is_not_told(client: BlockingClient, observer: Observer) -> None:
+    start(client, "jobs", 1)
+    assert observer.look(QUICK_S)
+    operations = Operations(client.core)
+    operations.purge("jobs")
+    assert operations.reclaim(["jobs"], grace_s=0.01) == ["jobs"]
+    assert observer.look(QUICK_S) == []

@@ -1,0 +1,118 @@
+"""Figures of task queues as programs read them: Prometheus's text, and JSON. Pure.
+
+Rules of this file: a figure that is not known is left out of the text, and null in JSON; names
+follow Prometheus (base units, ``_total`` for counters), and are promised to stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from tq_broker.model.figures import Figures
+
+PREFIX = "tq_broker_task_queue_"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
+    ("backlog", "gauge", "Tasks that wait in the shared queue.", lambda one: one.backlog),
+    ("add_rate", "gauge", "Tasks put on it per second.", lambda one: one.add_rate),
+    ("dispatch_rate", "gauge", "Tasks begun per second.", lambda one: one.dispatch_rate),
+    (
+        "oldest_age_seconds",
+        "gauge",
+        "How long the first task of the backlog has waited.",
+        lambda one: one.oldest_age_s,
+    ),
+    (
+        "last_wait_seconds",
+        "gauge",
+        "How long the task had waited that was begun last.",
+        lambda one: one.last_waited_s,
+    ),
+    ("begun", "gauge", "Tasks begun by the workers that live.", lambda one: one.begun),
+    ("workers", "gauge", "Workers that have answered.", lambda one: one.workers),
+    ("slots", "gauge", "All slots of its workers.", lambda one: one.slots),
+    ("slots_used", "gauge", "Slots in use.", lambda one: one.slots_used),
+    ("sticky_hits", "gauge", "Sticky tasks whose run was cached.", lambda one: one.sticky_hits),
+    (
+        "sticky_misses",
+        "gauge",
+        "Sticky tasks whose run was not cached.",
+        lambda one: one.sticky_misses,
+    ),
+    ("limit_rate", "gauge", "The rate in force, per second.", lambda one: one.limit.rate),
+    (
+        "limit_concurrency",
+        "gauge",
+        "The concurrency in force.",
+        lambda one: one.limit.concurrency,
+    ),
+    ("paused", "gauge", "1 if it is paused.", lambda one: one.limit.is_paused),
+    (
+        "limiting",
+        "gauge",
+        "1 if a limit holds tasks back: more workers would not help.",
+        lambda one: one.limit.is_limiting,
+    ),
+)
+
+
+def prometheus(namespace: str, figures: Sequence[Figures]) -> str:
+    """All figures in Prometheus's text format."""
+    lines: list[str] = []
+    for name, kind, help_, value_of in METRICS:
+        samples = [
+            _sample(name, _labels(namespace, one), value)
+            for one in figures
+            if (value := value_of(one)) is not None
+        ]
+        lines += _metric(name, kind, help_, samples)
+    parts = [
+        _sample("part_dispatch_rate", {**_labels(namespace, one), **labels}, part.dispatch_rate)
+        for one in figures
+        for part in one.parts
+        for labels in [_part_labels(part.priority, part.key)]
+    ]
+    lines += _metric("part_dispatch_rate", "gauge", "The same by priority or key.", parts)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _labels(namespace: str, one: Figures) -> dict[str, str]:
+    return {"namespace": namespace, "task_queue": one.task_queue, "side": one.side.value}
+
+
+def _part_labels(priority: int | None, key: str | None) -> dict[str, str]:
+    return {
+        **({} if priority is None else {"priority": f"{priority}"}),
+        **({} if key is None else {"key": key}),
+    }
+
+
+def _metric(name: str, kind: str, help_: str, samples: Iterable[str]) -> list[str]:
+    found = list(samples)
+    if not found:
+        return []
+    return [f"# HELP {PREFIX}{name} {help_}", f"# TYPE {PREFIX}{name} {kind}", *found]
+
+
+def _sample(name: str, labels: dict[str, str], value: float) -> str:
+    told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+    return f"{PREFIX}{name}{{{told}}} {float(value):.12g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def as_json(figures: Iterable[Figures]) -> list[dict[str, Any]]:
+    """All figures, one object per task queue, with one object per side in it."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in figures:
+        entry = found.setdefault(
+            one.task_queue, {"task_queue": one.task_queue, "activity": None, "workflow": None}
+        )
+        entry[one.side.value] = msgspec.to_builtins(one)
+    return list(found.values())

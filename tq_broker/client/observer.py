@@ -1,0 +1,117 @@
+"""An observer: looks at task queues again and again, and tells their figures.
+
+A look asks RabbitMQ how much waits in each task queue and all workers what they have begun; which
+task queues there are, and their limits, it has from the settings log, which it follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tq_broker.client.core import ClientCore
+from tq_broker.clock import remaining
+from tq_broker.model.control import WorkerInfo
+from tq_broker.model.figures import Figures, Look, Series
+from tq_broker.model.limits import Side
+from tq_broker.model.names import Kind, QueueName, check_task_queue
+from tq_broker.model.registrations import serving
+from tq_broker.queues.settings_log import SettingsLog
+
+QUEUES_PER_S = 200
+"""What a look takes at most, beside the client's timeout: a question to RabbitMQ for each queue."""
+
+
+class Observer:
+    """Looks at the task queues of a client's namespace. Has one owner: not thread-safe.
+
+    Args:
+        task_queues: Only these; none means all that are known.
+    """
+
+    def __init__(self, core: ClientCore, task_queues: Sequence[str] = ()) -> None:
+        self._core = core
+        self._wanted = tuple(dict.fromkeys(map(check_task_queue, task_queues)))
+        self._settings = SettingsLog(core.broker, core.names, core.clock)
+        self._is_following = False
+        self._series: dict[tuple[str, Side], Series] = {}
+
+    def look(self, wait_s: float) -> list[Figures]:
+        """The figures now, by task queue and side; blocks.
+
+        Rates are known better with each look. The first one looks at the backlogs twice, before
+        and after the workers have answered.
+
+        Args:
+            wait_s: How long workers may take to answer.
+
+        Raises:
+            AccessRefused, BrokerUnavailable, DeadlineExceeded: nobody knows now.
+        """
+        core, deadline = self._core, self._core.deadline()
+        if core.broker.stats(str(core.names.queue(Kind.PARKED)), deadline) is None:
+            return []  # nobody has used this namespace
+        self._follow(deadline)
+        for name, side in self._known(()):
+            self._begin(name, side)
+        workers = core.ping(wait_s).result(remaining(core.clock, deadline) + wait_s)
+        known = self._known(workers)
+        for gone in set(self._series) - set(known):
+            del self._series[gone]
+        deadline = core.deadline() + len(known) / QUEUES_PER_S
+        found = (self._figures(name, side, workers, deadline) for name, side in known)
+        return [one for one in found if one is not None]
+
+    def close(self) -> None:
+        """Look no more."""
+        self._settings.stop()
+
+    def _follow(self, deadline: float) -> None:
+        core = self._core
+        queue = str(core.names.queue(Kind.SETTINGS))
+        # Following declares the log: only where somebody has declared it before.
+        if self._is_following or core.broker.stats(queue, deadline) is None:
+            return
+        core.broker.wait_subscribed([self._settings.follow()], deadline)
+        self._is_following = True
+        self._settings.catch_up(deadline)
+
+    def _known(self, workers: Sequence[WorkerInfo]) -> list[tuple[str, Side]]:
+        found = {(name, side) for side in Side for name in self._settings.task_queues(side.value)}
+        found |= {(name, Side(side)) for side, name in self._settings.pauses()}
+        found |= {
+            (name, side)
+            for worker in workers
+            for name in worker.task_queues
+            for side in Side
+            if serving((worker,), name, side.value)
+        }
+        if self._wanted:
+            found = {(name, side) for name, side in found if name in self._wanted}
+        return sorted(found, key=lambda one: (one[0], one[1].value))
+
+    def _queue(self, name: str, side: Side) -> QueueName:
+        return self._core.names.queue(Kind(side.value), name)
+
+    def _begin(self, name: str, side: Side) -> None:
+        series = self._series.setdefault((name, side), Series(name, side))
+        if not series.has_looked:
+            stats = self._core.broker.stats(str(self._queue(name, side)), self._core.deadline())
+            series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+
+    def _figures(
+        self, name: str, side: Side, workers: Sequence[WorkerInfo], deadline: float
+    ) -> Figures | None:
+        queue = self._queue(name, side)
+        stats = self._core.broker.stats(str(queue), deadline)
+        if stats is None and not serving(workers, name, side.value):
+            return None  # the log knows of it, and it is not there any more
+        series = self._series.setdefault((name, side), Series(name, side))
+        return series.look(
+            Look(
+                at=self._core.clock.monotonic(),
+                backlog=stats.ready if stats else 0,
+                workers=workers,
+                limits=self._settings.limits(side, name),
+                is_paused=bool(self._settings.pause_of(queue)),
+            )
+        )
