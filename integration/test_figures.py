@@ -125,7 +125,7 @@ def test_programs_read_them_and_are_told_nothing_old_when_rabbitmq_is_gone(
         command = [
             *(sys.executable, "-m", "tq_broker", "-b", rabbitmq.url, "--namespace", namespace),
             *("task-queue", "figures", "--listen", f"127.0.0.1:{port}"),
-            *("--every", "1s", "--wait", "300ms"),
+            *("--every", "2s", "--wait", "300ms"),
         ]
         exporter = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         try:
@@ -138,6 +138,7 @@ def test_programs_read_them_and_are_told_nothing_old_when_rabbitmq_is_gone(
             wait_until(lambda: status(port) == 503, "nothing old is told", 2 * PATIENCE_S)
             rabbitmq.start()
             wait_until(lambda: status(port) == 200, "it answers again", 2 * PATIENCE_S)
+            assert exporter.poll() is None
             assert json.loads(read(port, "/figures/q"))["activity"]["backlog"] == 7
             exporter.send_signal(signal.SIGTERM)
             assert exporter.wait(PATIENCE_S) == 0

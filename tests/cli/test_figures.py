@@ -13,7 +13,7 @@ from tests.cli.conftest import Invoke
 from tq_broker.cli.endpoint import Endpoint
 from tq_broker.cli.signals import Events
 from tq_broker.client.observer import Observer
-from tq_broker.exceptions import BrokerUnavailable
+from tq_broker.exceptions import AccessRefused
 from tq_broker.model.figures import Figures
 
 QUICK = ("--wait", "50ms")
@@ -78,7 +78,7 @@ def test_programs_are_told_until_a_signal_comes(
 
     def sometimes(self: Observer, wait_s: float) -> list[Figures]:
         if len(waits) == 1:
-            raise BrokerUnavailable("gone")
+            raise AccessRefused("it starts")
         return look(self, wait_s)
 
     monkeypatch.setattr(Endpoint, "tell", tell)
@@ -91,3 +91,14 @@ def test_programs_are_told_until_a_signal_comes(
     assert len(endpoints) == 2, "a look that failed tells nothing"
     assert all(0 <= wait <= 1.0 for wait in waits)
     assert not any(thread.name == "tq-endpoint" for thread in threading.enumerate())
+
+
+@pytest.mark.usefixtures("signals_kept")
+def test_who_is_never_let_in_is_told_so(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Observer, wait_s: float) -> list[Figures]:
+        raise AccessRefused("not you")
+
+    monkeypatch.setattr(Observer, "look", refused)
+    answer = invoke("task-queue", "figures", "--listen", "127.0.0.1:0")
+    assert answer.exit_code != 0
+    assert "not you" in answer.stderr

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from tq_broker import activity
 from tq_broker.client import BlockingClient
 from tq_broker.client.observer import Observer
 from tq_broker.client.operations import Operations
-from tq_broker.exceptions import InvalidArgument
+from tq_broker.exceptions import DeadlineExceeded, InvalidArgument
 from tq_broker.model.limits import Limits, Side
 from tq_broker.queues import memory
 from tq_broker.worker import Worker
@@ -96,3 +97,15 @@ def test_what_is_gone_is_not_told(client: BlockingClient, observer: Observer) ->
     operations.purge("jobs")
     assert operations.reclaim(["jobs"], grace_s=0.01) == ["jobs"]
     assert observer.look(QUICK_S) == []
+
+
+def test_workers_that_cannot_be_asked_in_time_are_no_crash(
+    client: BlockingClient, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(client, "jobs", 1)
+    monkeypatch.setattr(client.core, "ping", lambda wait_s: Future())
+    monkeypatch.setattr(client.core, "deadline", client.core.clock.monotonic)
+    monkeypatch.setattr(observer, "_follow", lambda deadline: None)
+    monkeypatch.setattr(client.core.broker, "stats", lambda queue, deadline: object())
+    with pytest.raises(DeadlineExceeded, match="could not be asked in time"):
+        observer.look(0.0)

@@ -18,7 +18,7 @@ from tq_broker.cli.signals import STOPPING, Events
 from tq_broker.cli.task_queue import WAIT
 from tq_broker.cli.values import DURATION
 from tq_broker.client.observer import Observer
-from tq_broker.exceptions import InvalidArgument, Unavailable
+from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model.figures import Figures
 
 log = logging.getLogger(__name__)
@@ -132,11 +132,16 @@ def _serve(
         observer = stack.enter_context(contextlib.closing(Observer(client.core, names)))
         host, port = endpoint.address
         click.echo(f"figures of {namespace} at http://{host}:{port}/metrics and /figures", err=True)
+        has_looked = False
         while True:
             due = clock.monotonic() + every.total_seconds()
             try:
                 endpoint.tell(observer.look(wait.total_seconds()))
-            except Unavailable as error:
+                has_looked = True
+            except TqBrokerError as error:
+                # Who was let in before may be refused for a moment, by a RabbitMQ that starts.
+                if not (has_looked or isinstance(error, Unavailable)):
+                    raise
                 log.warning("no look at the task queues: %s", error)
             if events.next(max(0.0, due - clock.monotonic())) is not None:
                 return

@@ -6,10 +6,12 @@ task queues there are, and their limits, it has from the settings log, which it 
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Sequence
 
 from tq_broker.client.core import ClientCore
 from tq_broker.clock import remaining
+from tq_broker.exceptions import DeadlineExceeded
 from tq_broker.model.control import WorkerInfo
 from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Side
@@ -53,7 +55,7 @@ class Observer:
         self._follow(deadline)
         for name, side in self._known(()):
             self._begin(name, side)
-        workers = core.ping(wait_s).result(remaining(core.clock, deadline) + wait_s)
+        workers = self._workers(wait_s, deadline)
         known = self._known(workers)
         for gone in set(self._series) - set(known):
             del self._series[gone]
@@ -64,6 +66,12 @@ class Observer:
     def close(self) -> None:
         """Look no more."""
         self._settings.stop()
+
+    def _workers(self, wait_s: float, deadline: float) -> Sequence[WorkerInfo]:
+        try:
+            return self._core.ping(wait_s).result(remaining(self._core.clock, deadline) + wait_s)
+        except concurrent.futures.TimeoutError:
+            raise DeadlineExceeded("the workers could not be asked in time") from None
 
     def _follow(self, deadline: float) -> None:
         core = self._core
