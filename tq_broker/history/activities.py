@@ -177,6 +177,7 @@ def task(
         route=None if scheduled.route is None else load_route(scheduled.route),
         priority=scheduled.priority,
         headers=scheduled.headers,
+        rate_limit_key=scheduled.rate_limit_key,
         workflow=WorkflowOrigin(
             workflow_id=run.workflow_id,
             run_id=run.run_id,

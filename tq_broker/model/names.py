@@ -59,6 +59,9 @@ class Kind(enum.Enum):
     PERMIT = "permit"
     BANK = "bank"
     LEDGER = "ledger"
+    ANTEROOM = "anteroom"
+    ROSTER = "roster"
+    ADMITTED = "admitted"
 
 
 _ARITY = {
@@ -83,7 +86,14 @@ _ARITY = {
     Kind.PERMIT: 3,  # rate or concurrency, side, task queue
     Kind.BANK: 3,  # the same
     Kind.LEDGER: 3,  # the same
+    Kind.ANTEROOM: 1,  # task queue
+    Kind.ROSTER: 1,  # the same
+    Kind.ADMITTED: 1,  # the same
 }
+
+
+_OF_TASK_QUEUES = frozenset({Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS, Kind.ADMITTED})
+"""Workers take tasks from them."""
 
 
 class Exchange(enum.Enum):
@@ -212,7 +222,7 @@ class QueueName:
     @property
     def task_queue(self) -> str | None:
         """The user's task queue that this queue belongs to, if it belongs to one."""
-        if self.kind in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS):
+        if self.kind in _OF_TASK_QUEUES:
             return self.parts[-1]
         return None
 

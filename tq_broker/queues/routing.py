@@ -59,7 +59,7 @@ class LookAgain:
 
 def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` at all."""
-    return task.route is None and not task.rule and not task.fell_back
+    return task.route is None and not (task.rule or task.fell_back or task.pass_mark)
 
 
 def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:

@@ -85,6 +85,7 @@ class ReplayActivities:
             route=None if route is None else dump_route(route),
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
+            rate_limit_key=fields["rate_limit_key"],
         )
 
     # --- events ---------------------------------------------------------------------------------
