@@ -104,6 +104,15 @@ class Dispatcher:
             return None
         return routing.by_rule(self._names, facts, rules, epoch_ms(self._clock))
 
+    def doubt(self, queue: QueueName) -> None:
+        """Who serves the private queue ``queue`` may be gone: ask before the next task goes there.
+
+        To be called when an attempt was lost there. Its will has the queue emptied and removed in
+        this very moment, and what RabbitMQ has routed to a queue that is being removed is
+        confirmed, and dropped.
+        """
+        self._alive_until.pop(queue, None)
+
     def moves(self, activity_type: str, task_queue: str) -> bool:
         """Whether there are traffic rules for such activities."""
         return self.traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
