@@ -182,7 +182,6 @@ def test_who_may_have_died_since_is_asked_again(world: World) -> None:
     assert [world.next(), world.next()] == [Probe(), Probe()]
     world.die()
     world.dispatcher.doubt(HOST)
-    # What is put into a queue that is being removed is confirmed, and lost.
     assert isinstance(world.dispatch(Route.host("h")), TargetGone)
     assert world.count(HOST) == 2
 
