@@ -142,6 +142,13 @@ def test_the_wait_for_another_counts_as_a_wait_for_a_start() -> None:
     assert stage.the(e.ActivityTaskTimedOut).scheduled_event_id == SECOND
 
 
+def test_who_goes_in_the_place_of_another_has_its_own_time_for_a_start() -> None:
+    stage = on_stage(follower("1", schedule_to_start_ms=50), follower("2", schedule_to_start_ms=50))
+    stage.wait(50)
+    assert sent(stage) == {SECOND: None}
+    assert list(stage.run.activities) == [SECOND]
+
+
 def test_the_first_is_tried_again_anywhere_while_nobody_has_followed_it() -> None:
     stage = on_stage(follower("1"))
     stage.outcome(FIRST, Status.STARTED, host="h1")
@@ -316,6 +323,8 @@ class Bonded(RuleBasedStateMachine):
 
     def _note(self) -> None:
         for effect in self.stage.attempts():
+            if effect.if_missing:
+                continue  # it goes where it was
             activity = self.stage.run.activities[effect.scheduled_event_id]
             bond = self.stage.run.bonds["host:"]
             assert activity.target == bond.target, "nobody is sent where the others are not"

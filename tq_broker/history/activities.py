@@ -471,6 +471,8 @@ def tick(turn: Turn) -> None:
         if activity.next_ms and activity.next_ms <= turn.now_ms
     ]
     for event_id, activity in due:
+        if activity.next_ms > turn.now_ms:
+            continue  # the end of one before it has let it go on
         _, timeout = min(_deadlines(activity), key=lambda deadline: deadline[0])
         if timeout is None:
             _dispatch(turn, event_id, activity)
