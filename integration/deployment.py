@@ -114,9 +114,9 @@ class Deployment:
         """A history process; call `RoleProcess.ready` before you rely on it."""
         return self._start("history", "history")
 
-    def worker(self) -> RoleProcess:
+    def worker(self, *options: str) -> RoleProcess:
         """A worker process of task queue ``q``; likewise."""
-        return self._start("worker", "-A", self._application, "worker", "-Q", "q")
+        return self._start("worker", "-A", self._application, "worker", "-Q", "q", *options)
 
     def _start(self, role: str, *command: str) -> RoleProcess:
         name = f"{role}{next(self._numbers)}"

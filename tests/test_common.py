@@ -119,7 +119,7 @@ def test_headers_are_short_texts_by_name(headers: Any) -> None:
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        InvalidArgument, match=r"option 'timeout'; known are: headers, heartbeat_timeout, .*"
+        InvalidArgument, match=r"option 'timeout'; known are: affinity, affinity_group, headers, .*"
     ):
         options_from({"timeout": 3})
 
@@ -152,3 +152,27 @@ def test_saying_nothing_changes_nothing(defaults: ActivityOptions) -> None:
 
 def test_the_keywords_are_the_options() -> None:
     assert set(ActivityOptionsDict.__annotations__) == set(ActivityOptions.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"affinity": "planet"}, "affinity is 'planet'; it must be one of: host, process"),
+        ({"on_lost": "cry"}, "on_lost is 'cry'; it must be one of: fail, restart_affinity, wait"),
+        ({"affinity_group": ""}, "affinity_group must be a non-empty"),
+        ({"affinity_group": 3}, "affinity_group must be a non-empty"),
+        ({"affinity_group": "é" * 101}, "affinity_group is 202 bytes long; the bound is 200"),
+        ({"affinity": "host", "route": Route.host("h")}, "route and affinity exclude each other"),
+    ],
+)
+def test_an_affinity_is_checked(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidArgument, match=complaint):
+        ActivityOptions(**options)
+
+
+def test_a_route_takes_the_place_of_an_affinity_and_the_other_way_round() -> None:
+    route = ActivityOptions(route=Route.host("h"), priority=1)
+    affinity = ActivityOptions(affinity="host", affinity_group="g", on_lost="wait", priority=2)
+    assert route.over(affinity) == route
+    assert affinity.over(route) == affinity
+    assert ActivityOptions(on_lost="fail").over(affinity).affinity == "host"

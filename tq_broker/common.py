@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from tq_broker.exceptions import InvalidArgument
 
@@ -195,6 +195,11 @@ class Route:
         return cls(TargetKind.PROCESS, worker_id, on_gone, wait)
 
 
+AffinityKind = Literal["host", "process"]
+OnLost = Literal["fail", "restart_affinity", "wait"]
+AFFINITY_GROUP_BYTES_MAX = 200
+
+
 class ActivityIDConflictPolicy(enum.Enum):
     """What a second start with the same ``id`` gets, within the id's retention."""
 
@@ -266,6 +271,14 @@ class ActivityOptions:
     Attributes:
         task_queue: The task queue it is put on.
         route: Host or process it must run on.
+        affinity: It follows, to their host or process, earlier activities of the run with the
+            same affinity; the first of them goes to the shared task queue. For activities of
+            workflows; not together with a route.
+        affinity_group: Tells affinities of one run from each other, when there are several.
+        on_lost: What becomes of it when that host or process is gone: it fails at once, its cause
+            an `AffinityLostError` ("fail", the default); it goes to the shared task queue, and
+            later ones follow it to where it runs ("restart_affinity"); or it waits for the host
+            to come back, for as long as its timeouts let it ("wait").
         priority: 1 (first) to 5, default 3; honoured as far as the queue can: strictly on
             RabbitMQ 4.3 quorum queues, in two levels on 4.0-4.2, not on 3.x.
         retry_policy: `RetryPolicy()` when not said.
@@ -289,6 +302,9 @@ class ActivityOptions:
     heartbeat_timeout: timedelta | None = None
     headers: Mapping[str, str] | None = None
     rate_limit_key: str | None = None
+    affinity: AffinityKind | None = None
+    affinity_group: str | None = None
+    on_lost: OnLost | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -310,6 +326,7 @@ class ActivityOptions:
             check_headers("headers", self.headers)
         if self.rate_limit_key is not None:
             check_key("rate_limit_key", self.rate_limit_key)
+        self._check_affinity()
         priority = self.priority
         if priority is not None and (
             isinstance(priority, bool)
@@ -321,8 +338,34 @@ class ActivityOptions:
                 f" it must be from {PRIORITY_FIRST} (first) to {PRIORITY_LAST}"
             )
 
+    def _check_affinity(self) -> None:
+        if self.affinity is not None:
+            _check_word("affinity", self.affinity, get_args(AffinityKind))
+            if self.route is not None:
+                raise InvalidArgument("route and affinity exclude each other; say one of them")
+        if self.on_lost is not None:
+            _check_word("on_lost", self.on_lost, get_args(OnLost))
+        group = self.affinity_group
+        if group is None:
+            return
+        if not isinstance(group, str) or not group or not group.isprintable():
+            raise InvalidArgument("affinity_group must be a non-empty, printable string")
+        if len(group.encode()) > AFFINITY_GROUP_BYTES_MAX:
+            raise InvalidArgument(
+                f"affinity_group is {len(group.encode())} bytes long;"
+                f" the bound is {AFFINITY_GROUP_BYTES_MAX}"
+            )
+
     def over(self, defaults: ActivityOptions) -> ActivityOptions:
-        """These options, completed by ``defaults`` where they say nothing."""
+        """These options, completed by ``defaults`` where they say nothing.
+
+        A route takes the place of an affinity, with all that belongs to it, and the other way
+        round.
+        """
+        if self.route is not None and defaults.affinity is not None:
+            defaults = replace(defaults, affinity=None, affinity_group=None, on_lost=None)
+        elif self.affinity is not None and defaults.route is not None:
+            defaults = replace(defaults, route=None)
         said = {name: v for name in _NAMES if (v := getattr(self, name)) is not None}
         if self.headers and defaults.headers:
             said["headers"] = {**defaults.headers, **self.headers}
@@ -330,6 +373,11 @@ class ActivityOptions:
 
 
 _NAMES = tuple(field.name for field in fields(ActivityOptions))
+
+
+def _check_word(argument: str, value: object, words: Sequence[str]) -> None:
+    if value not in words:
+        raise InvalidArgument(f"{argument} is {value!r}; it must be one of: {', '.join(words)}")
 
 
 class ActivityOptionsDict(TypedDict, total=False):
@@ -345,6 +393,9 @@ class ActivityOptionsDict(TypedDict, total=False):
     heartbeat_timeout: timedelta | None
     headers: Mapping[str, str] | None
     rate_limit_key: str | None
+    affinity: AffinityKind | None
+    affinity_group: str | None
+    on_lost: OnLost | None
 
 
 def options_from(keywords: Any) -> ActivityOptions:

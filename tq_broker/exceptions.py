@@ -6,6 +6,8 @@
     ├── FailureError              the user's activity ended badly; travels between processes
     │   ├── ApplicationError        raised by user code
     │   │   └── DownstreamBusy        and what it calls asks to be left alone for a while
+    │   │   ├── AffinityLostError     the host or process that activities were to follow is gone
+    │   │   └── SessionFailedError    a session could not be created, or its worker is gone
     │   ├── CancelledError          a requested cancellation was honoured
     │   ├── TerminatedError         ended from outside
     │   ├── TimeoutError            one of the four activity timeouts
@@ -148,6 +150,28 @@ class DownstreamBusy(ApplicationError):
         )
         self.retry_after = retry_after
         self.scope = BackOffScope(scope)
+
+
+AFFINITY_LOST = "AffinityLost"
+
+
+class AffinityLostError(ApplicationError):
+    """The host or process where earlier activities of the same affinity ran is gone, and the
+    activity was to fail then (``on_lost``)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, type=AFFINITY_LOST, non_retryable=True)
+
+
+SESSION_FAILED = "SessionFailed"
+
+
+class SessionFailedError(ApplicationError):
+    """A session of a workflow could not be created, or has failed: its worker is gone, or its
+    execution timeout is over. Create another one (`tq_broker.workflow.session`)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, type=SESSION_FAILED)
 
 
 class CancelledError(FailureError):

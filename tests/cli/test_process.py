@@ -61,6 +61,7 @@ def test_options_win_over_the_application() -> None:
     said = options(
         app,
         concurrency=9,
+        sessions=4,
         host="h-%i",
         name="w@%h",
         worker_id="id",
@@ -68,6 +69,7 @@ def test_options_win_over_the_application() -> None:
     )
     assert said == {
         "max_concurrent_activities": 9,
+        "max_concurrent_sessions": 4,
         "host": "h-0",
         "identity": "w@h-0",
         "worker_id": "id",

@@ -203,3 +203,11 @@ def test_route_and_policy_travel_with_the_task() -> None:
     policy = RetryPolicy(maximum_attempts=2)
     start = make_start(NAMES, send_mail, {"route": Route.host("h"), "retry_policy": policy})
     assert (start.task["route"], start.task["retry_policy"]) == (Route.host("h"), policy)
+
+
+@pytest.mark.parametrize(
+    "said", [{"affinity": "host"}, {"affinity_group": "g"}, {"on_lost": "wait"}]
+)
+def test_only_workflows_have_earlier_activities_to_follow(said: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="are for activities of workflows"):
+        make_start(NAMES, "t", {"task_queue": "q", "start_to_close_timeout": MINUTE, **said})

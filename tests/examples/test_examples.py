@@ -22,7 +22,8 @@ from tq_broker.worker import Replayer
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTED = {
     "child_workflows": "parcel with a lamp\nvoucher instead of a unicorn\nparcel with a chair\n",
-    "file_processing": "[0-9]+ words, all on host-[123]\nverified: True\n",
+    "file_processing": "Affinity: one host, verified: True\nSession: one host, verified: True\n"
+    "HostRoute: one host, verified: True\nPlain: (one host|several hosts), verified: True\n",
     "hello_workflow": "Hello, Ada!\n",
     "long_loop": "total 780, 3 runs\n",
     "messages": "total: 4\ntotal: 11\nrefused: we do not sell gunpowder\n"

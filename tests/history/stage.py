@@ -176,6 +176,7 @@ class Stage:
         failure: Failure | None = None,
         heartbeat: bytes | None = None,
         body: bytes = b'{"result":2}',
+        host: str = "h",
     ) -> Step:
         """A worker tells of an activity."""
         told = ActivityOutcome(
@@ -185,7 +186,7 @@ class Stage:
             attempt=attempt,
             failure=failure,
             identity="them",
-            host="h",
+            host=host,
             worker_id="worker-2",
             started_ms=self.now_ms,
         )

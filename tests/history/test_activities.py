@@ -407,3 +407,50 @@ def test_a_failure_that_codecs_hide_is_retried_by_what_is_known() -> None:
     )
     stage.outcome(FIRST, Status.FAILED, failure=hidden)
     assert stage.the(e.ActivityTaskFailed).failure.sealed == b"\0z\0x"
+
+
+# --- announced starts ----------------------------------------------------------------------------
+
+ANNOUNCED = {"announce_start": True, "retry_policy": WireRetryPolicy(attempts=1)}
+
+
+def test_a_start_is_announced_when_it_is_claimed() -> None:
+    stage = with_one(**ANNOUNCED)
+    stage.tell(a_claim())
+    assert stage.names(FIRST) == ["ActivityTaskStarted", "WorkflowTaskScheduled"]
+    assert stage.the(e.ActivityTaskStarted).worker_id == "w"
+    stage.answer()
+    stage.outcome(FIRST)
+    assert stage.names(9) == ["ActivityTaskCompleted", "WorkflowTaskScheduled"]
+    assert stage.the(e.ActivityTaskCompleted).started_event_id == FIRST + 1
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_an_announced_start_and_the_end_may_be_held_back(answers: bool) -> None:
+    stage = with_one(**ANNOUNCED)
+    stage.tell_signal()
+    stage.tell(a_claim())
+    if answers:
+        stage.answer()
+    stage.outcome(FIRST)
+    stage.answer()
+    started, completed = stage.the(e.ActivityTaskStarted), stage.the(e.ActivityTaskCompleted)
+    assert completed.started_event_id == started.event_id
+
+
+def test_an_announced_activity_that_fails_is_told_to_end() -> None:
+    """Its worker may only have been cut off, and hold it still."""
+    stage = with_one(**ANNOUNCED)
+    stage.tell(a_claim())
+    stage.answer()
+    stage.outcome(FIRST, Status.FAILED, failure=application("gone", "WorkerLost"))
+    assert CancelActivity(f"run-1/{FIRST}") in stage.last.effects
+    assert stage.the(e.ActivityTaskFailed).failure.type == "WorkerLost"
+
+
+def test_an_announced_activity_that_was_lost_before_its_start_is_put_back() -> None:
+    stage = with_one(**ANNOUNCED)
+    stage.outcome(FIRST, Status.FAILED, failure=application("gone", "WorkerLost"))
+    assert stage.attempts() == [DispatchActivity(FIRST, 2, attempt_scheduled_ms=stage.now_ms)]
+    stage.tell(a_claim(attempt=2))
+    assert stage.replies()[0].granted

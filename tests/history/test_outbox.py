@@ -9,7 +9,8 @@ import pytest
 
 from tests.history.runs import NOW_MS, begin
 from tests.history.worlds import NAMES, World
-from tq_broker.exceptions import Malformed, TqBrokerError
+from tq_broker.common import Route
+from tq_broker.exceptions import Malformed, TargetGone, TqBrokerError
 from tq_broker.history.cache import Cache, Held
 from tq_broker.history.effects import DispatchWorkflowTask, ReplyTo
 from tq_broker.history.outbox import Outbox, Parked
@@ -21,12 +22,18 @@ from tq_broker.history.records import (
     ShardRecord,
     TaskRecord,
 )
+from tq_broker.history.state import Activity
 from tq_broker.history.transaction import Sending
 from tq_broker.model import requests, workflow_tasks
-from tq_broker.model.events import WorkflowExecutionUpdateCompleted, dump_events
+from tq_broker.model.events import (
+    ActivityTaskScheduled,
+    WorkflowExecutionUpdateCompleted,
+    dump_events,
+)
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.model.requests import Describe, Done, UpdateState, shard_of
+from tq_broker.model.tasks import dump_route
 from tq_broker.queues import topology
 from tq_broker.queues.sender import NoRoute
 from tq_broker.stores.store import EventRow
@@ -119,6 +126,31 @@ def test_an_attempt_that_is_over_is_not_sent(desk: Desk) -> None:
         None,
         None,
     ]
+
+
+def test_the_target_of_a_lost_attempt_is_asked_before_it_gets_the_next(desk: Desk) -> None:
+    route = dump_route(Route.host("h"))
+    scheduled = ActivityTaskScheduled(
+        event_id=5,
+        time_ms=NOW_MS,
+        activity_id="1",
+        activity_type="t",
+        task_queue="q",
+        input=b'{"args":[]}',
+        start_to_close_ms=9,
+        route=route,
+    )
+    connection = desk.outbox._connection
+    doubted: list[str] = []
+    connection.dispatcher.doubt = lambda queue: doubted.append(str(queue))  # type: ignore[method-assign]
+    for attempt in (1, 2):
+        desk.run.activities[5] = Activity(
+            activity_id="1", activity_type="t", task_queue="q", scheduled_ms=0, attempt=attempt
+        )
+        record = ActivityRecord("r", 5, attempt, NOW_MS, scheduled=scheduled)
+        [error] = desk.send(record)
+        assert isinstance(error, TargetGone)
+        assert len(doubted) == attempt - 1
 
 
 def test_answers(desk: Desk) -> None:

@@ -53,6 +53,19 @@ BAD: list[tuple[list[Command], str]] = [
     ([c.ContinueAsNew(workflow_type="T\0")], "workflow_type has the character U+0000"),
     ([a_child(workflow_id="a\0b")], "workflow_id has the character U+0000"),
     ([a_child(workflow_type="a\0b")], "workflow_type has the character U+0000"),
+    ([an_activity(affinity="host")], "affinity: JSON is malformed"),
+    (
+        [an_activity(affinity='{"kind":"host"}', route='{"kind":"host","target":"h"}')],
+        "it has a route and an affinity",
+    ),
+    (
+        [
+            an_activity(str(n), affinity=f'{{"kind":"host","group":"{n}"}}')
+            for n in range(plan.BONDS_MAX + 1)
+        ],
+        "the run has more than 1000 affinity groups",
+    ),
+    ([an_activity(announce_start=True)], "announce_start needs a retry policy with one attempt"),
     ([an_activity(activity_type="")], "activity_type is empty"),
     ([an_activity(task_queue="")], "task_queue must not be empty"),
     ([an_activity(start_to_close_ms=0)], "start_to_close_ms or schedule_to_close_ms must be set"),

@@ -174,6 +174,18 @@ def test_who_answered_lately_is_not_asked_again(world: World) -> None:
     assert world.next() == Probe()
 
 
+def test_who_may_have_died_since_is_asked_again(world: World) -> None:
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    world.dispatcher.doubt(HOST)
+    assert world.dispatch(Route.host("h")) is None
+    assert [world.next(), world.next()] == [Probe(), Probe()]
+    world.die()
+    world.dispatcher.doubt(HOST)
+    assert isinstance(world.dispatch(Route.host("h")), TargetGone)
+    assert world.count(HOST) == 2
+
+
 def test_a_queue_that_a_dead_target_left_does_not_come_back(world: World) -> None:
     world.live()
     assert world.dispatch(Route.host("h")) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from tq_broker.model.detours import Detour
 from tq_broker.model.names import Names
 from tq_broker.model.rule_table import Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
@@ -105,6 +107,12 @@ def test_a_rule_leads_to_a_detour_that_leads_home() -> None:
     assert to.queue == to.detour.queue(NAMES)
     assert to.private
     assert to.why == "traffic rule 'r' sends it to task queue 'there'"
+
+
+def test_sessions_are_created_where_their_slots_are() -> None:
+    session = msgspec.structs.replace(task(), activity_type=SESSION_TYPE)
+    assert may_be_moved(task())
+    assert not may_be_moved(session)
 
 
 def test_a_rule_may_name_a_host_only() -> None:

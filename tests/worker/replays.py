@@ -250,6 +250,16 @@ class Run:
             **fields,
         )
 
+    def begin(self, activity_id: str, host: str = "h", worker_id: str = "w") -> None:
+        """An activity whose start is announced has started."""
+        scheduled = self.find(ev.ActivityTaskScheduled, activity_id=activity_id)
+        self.add(
+            ev.ActivityTaskStarted,
+            scheduled_event_id=scheduled.event_id,
+            host=host,
+            worker_id=worker_id,
+        )
+
     def fire(self, timer_id: str) -> None:
         started = self.find(ev.TimerStarted, timer_id=timer_id)
         self.now_ms = max(self.now_ms, started.time_ms + started.start_to_fire_ms)

@@ -48,6 +48,7 @@ def test_the_defaults_are_valid() -> None:
         ({"max_activities_per_second": 0}, "max_activities_per_second is 0"),
         ({"max_activities_per_second": float("nan")}, "max_activities_per_second is nan"),
         ({"max_activities_per_second": 10_001}, "max_activities_per_second is 10001"),
+        ({"max_concurrent_sessions": -1}, "max_concurrent_sessions is -1; .* from 0 to 10000"),
         ({"max_cached_workflows": -1}, "max_cached_workflows is -1; it must be from 0 to 100000"),
         ({"workflow_failure_exception_types": ["X"]}, "'X', which is no exception type"),
         ({"workflow_deadlock_timeout": timedelta(0)}, "workflow_deadlock_timeout is 0:00:00"),

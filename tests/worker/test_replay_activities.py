@@ -282,3 +282,39 @@ def test_the_result_of_an_unknown_activity_is_no_history_of_this_code() -> None:
     turn = run.task()
     assert turn.failure is not None
     assert "ActivityTaskCompleted of event 2" in turn.failure.failure.message
+
+
+# --- affinity ------------------------------------------------------------------------------------
+
+
+@activity.defn(affinity="host", affinity_group="g", start_to_close_timeout=SECOND)
+def follow() -> None: ...
+
+
+@workflow.defn
+class Follow:
+    @workflow.run
+    async def run(self) -> str:
+        workflow.start_activity(follow)
+        workflow.start_activity(follow, affinity="process", on_lost="wait")
+        workflow.start_activity(follow, route=Route.host("h"))
+        try:
+            await workflow.execute_activity(follow)
+        except ActivityError as error:
+            return type(error.cause).__name__
+        return ""
+
+
+def test_what_is_said_of_an_affinity_travels_and_its_loss_is_typed() -> None:
+    run = Run(Follow)
+    commands = [c for c in run.task().commands if isinstance(c, cmd.ScheduleActivity)]
+    assert [(c.affinity, c.route) for c in commands] == [
+        ('{"kind":"host","group":"g"}', None),
+        ('{"kind":"process","group":"g","on-lost":"wait"}', None),
+        (None, '{"kind":"host","target":"h"}'),
+        ('{"kind":"host","group":"g"}', None),
+    ]
+    lost = failures.application("gone", "AffinityLost", non_retryable=True)
+    run.fail(commands[-1].activity_id, lost)
+    run.task()
+    assert run.result() == "AffinityLostError"

@@ -41,6 +41,7 @@ class WorkerSettings:
 
     task_queues: tuple[str, ...] = ()
     concurrency: int | None = None
+    sessions: int | None = None
     name: str | None = None
     host: str | None = None
     worker_id: str | None = None
@@ -62,6 +63,8 @@ class WorkerSettings:
             options["worker_id"] = _distinct(self.worker_id, worker_id, index)
         if self.concurrency:
             options["max_concurrent_activities"] = self.concurrency
+        if self.sessions is not None:
+            options["max_concurrent_sessions"] = self.sessions
         if self.graceful_timeout is not None:
             options["graceful_shutdown_timeout"] = self.graceful_timeout
         return options

@@ -42,6 +42,12 @@ from tq_broker.worker.tuning import SLOTS_MAX
     help="Slots: activities at a time, over all task queues of a process.  [100]",
 )
 @click.option(
+    "--sessions",
+    type=click.IntRange(0, SLOTS_MAX),
+    metavar="N",
+    help="Sessions of workflows at a time, over all task queues of a process.  [0]",
+)
+@click.option(
     "-n",
     "--name",
     metavar="NAME",

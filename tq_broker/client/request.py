@@ -142,6 +142,11 @@ def _remembered(names: Names, activity: Any, keywords: tuple[tuple[str, Any], ..
 def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
     start_options = StartOptions(**{k: v for k, v in keywords.items() if k in _START_FIELDS})
     said = options_from({k: v for k, v in keywords.items() if k not in _START_FIELDS})
+    if said.affinity is not None or said.affinity_group is not None or said.on_lost is not None:
+        raise InvalidArgument(
+            "affinity, affinity_group and on_lost are for activities of workflows,"
+            " which have earlier ones to follow; say a route instead"
+        )
     definition = None if isinstance(activity, str) else definition_of(activity)
     options = said.over(definition.options if definition else ActivityOptions())
     if options.task_queue is None:

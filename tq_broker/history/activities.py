@@ -21,12 +21,13 @@ from typing import Any
 import msgspec
 
 from tq_broker import retry
-from tq_broker.exceptions import Malformed, PayloadTooLarge, TimeoutType
-from tq_broker.history import looks
+from tq_broker.exceptions import AFFINITY_LOST, Malformed, PayloadTooLarge, TimeoutType
+from tq_broker.history import bonds, looks
 from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
 from tq_broker.history.state import Activity, Execution
-from tq_broker.history.turn import JUST_BEFORE, Turn
+from tq_broker.history.turn import BEFORE, JUST_BEFORE, Turn
 from tq_broker.model import payload
+from tq_broker.model.affinity import load_affinity
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
 from tq_broker.model.events import (
     NO_ARGS,
@@ -38,7 +39,14 @@ from tq_broker.model.events import (
     ActivityTaskStarted,
     ActivityTaskTimedOut,
 )
-from tq_broker.model.failure import Failure, FailureKind, application, timed_out
+from tq_broker.model.failure import (
+    TARGET_GONE,
+    WORKER_LOST,
+    Failure,
+    FailureKind,
+    application,
+    timed_out,
+)
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import Outcome
 from tq_broker.model.tasks import (
@@ -48,7 +56,6 @@ from tq_broker.model.tasks import (
     Status,
     WireRetryPolicy,
     WorkflowOrigin,
-    load_route,
     retry_policy,
 )
 from tq_broker.model.workflow_tasks import ClaimStart, StartGranted
@@ -83,6 +90,8 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         start_to_close_ms=start_to_close_ms,
         heartbeat_ms=heartbeat_ms,
         retry_policy=command.retry_policy,
+        affinity=None if command.affinity is None else load_affinity(command.affinity),
+        announce_start=command.announce_start,
     )
     turn.run.activities[event_id] = activity
     _dispatch(turn, event_id, activity)
@@ -108,7 +117,7 @@ def request_cancel(turn: Turn, command: RequestCancelActivity, completed_event_i
         return  # its end is known already, but not yet to the workflow
     activity.cancel_event_id = cancel_event_id
     abandon(turn, event_id, activity)
-    if not command.wait or activity.waits or _is_unclaimed(activity):
+    if not command.wait or activity.waits or activity.held or _is_unclaimed(activity):
         _end(turn, event_id, activity, ActivityTaskCanceled)
 
 
@@ -123,7 +132,7 @@ def _needs_claim(policy: WireRetryPolicy | None) -> bool:
 
 def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
     """Tell the worker that has the activity, or will get it, that it is not wanted."""
-    if not activity.waits:
+    if not activity.waits and not activity.held:
         turn.effects.append(CancelActivity(wire_id(turn.run.run_id, event_id)))
 
 
@@ -133,6 +142,11 @@ def abandon(turn: Turn, event_id: int, activity: Activity) -> None:
 def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
     activity.waits = False
     activity.attempt_ms = turn.now_ms
+    turn.changed = True
+    activity.held = not bonds.place(turn.run, event_id, activity)
+    if activity.held:
+        _watch(activity)
+        return
     activity.look_ms = looks.first_ms(turn.now_ms)
     last = turn.events[-1] if turn.events else None
     turn.effects.append(
@@ -144,7 +158,6 @@ def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
             heartbeat=activity.heartbeat,
         )
     )
-    turn.changed = True
     _watch(activity)
 
 
@@ -174,7 +187,7 @@ def task(
         schedule_to_close_ms=scheduled.schedule_to_close_ms,
         heartbeat_ms=heartbeat_ms,
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
-        route=None if scheduled.route is None else load_route(scheduled.route),
+        route=bonds.route(run, scheduled),
         priority=scheduled.priority,
         headers=scheduled.headers,
         rate_limit_key=scheduled.rate_limit_key,
@@ -200,7 +213,9 @@ def claim(turn: Turn, message: ClaimStart, sender: ReplyTo | None) -> None:
     activity.claim = message.request_id
     activity.identity, activity.host = message.identity, message.host
     activity.worker_id = message.worker_id
-    _begun(turn, activity, turn.now_ms)
+    _begun(turn, message.scheduled_event_id, activity, turn.now_ms)
+    if activity.announce_start:
+        _announce(turn, message.scheduled_event_id, activity)
 
 
 def _unclaimable(activity: Activity | None, message: ClaimStart) -> str:
@@ -213,13 +228,38 @@ def _unclaimable(activity: Activity | None, message: ClaimStart) -> str:
     return ""
 
 
-def _begun(turn: Turn, activity: Activity, started_ms: int) -> None:
+def _begun(turn: Turn, event_id: int, activity: Activity, started_ms: int) -> None:
     turn.changed = True
     activity.heard_ms = turn.now_ms
     if not activity.since_ms:
         activity.since_ms = turn.now_ms
         activity.started_ms = started_ms
     _watch(activity)
+    _ran(turn, event_id, activity)
+
+
+def _ran(turn: Turn, event_id: int, activity: Activity, *, completed: bool = False) -> None:
+    """It is known where the activity runs: those that follow it may."""
+    for follower_id, follower in bonds.ran(turn.run, event_id, activity, completed=completed):
+        _dispatch(turn, follower_id, follower)
+
+
+def _announce(turn: Turn, event_id: int, activity: Activity) -> None:
+    """Write down that it has started, before it ends."""
+    turn.learn(ActivityTaskStarted, **_start(event_id, activity, activity.started_ms))
+    activity.announced = True
+
+
+def _start(event_id: int, activity: Activity, started_ms: int) -> dict[str, Any]:
+    return {
+        "time_ms": started_ms,
+        "scheduled_event_id": event_id,
+        "identity": activity.identity,
+        "host": activity.host,
+        "worker_id": activity.worker_id,
+        "attempt": activity.attempt,
+        "last_failure": activity.last_failure,
+    }
 
 
 # --- from workers ---------------------------------------------------------------------------------
@@ -250,7 +290,8 @@ def _counts(activity: Activity, outcome: ActivityOutcome) -> bool:
 
 
 def _noticed(turn: Turn, message: Outcome, activity: Activity) -> None:
-    _begun(turn, activity, message.outcome.started_ms or turn.now_ms)
+    event_id = message.scheduled_event_id
+    _begun(turn, event_id, activity, message.outcome.started_ms or turn.now_ms)
 
 
 def _completed(turn: Turn, message: Outcome, activity: Activity) -> None:
@@ -262,6 +303,7 @@ def _completed(turn: Turn, message: Outcome, activity: Activity) -> None:
         refused = application(str(error), type(error).__name__, non_retryable=True)
         after_failure(turn, message.scheduled_event_id, activity, refused, message.outcome)
         return
+    _ran(turn, message.scheduled_event_id, activity, completed=True)
     _end(turn, message.scheduled_event_id, activity, ActivityTaskCompleted, message.outcome,
          result=message.body)  # fmt: skip
 
@@ -298,7 +340,15 @@ def after_failure(
     outcome: ActivityOutcome | None = None,
 ) -> None:
     """An attempt has failed: try again, or end."""
-    failed = failure.attempt(activity.attempt)
+    if not activity.cancel_event_id and _never_began(activity, failure):
+        is_gone = failure.type == TARGET_GONE
+        if not activity.target or bonds.lost(turn.run, activity, is_gone=is_gone):
+            _next_attempt(turn, activity)
+            activity.moves += 1
+            _dispatch(turn, event_id, activity)
+            return
+        failure = application(failure.message, AFFINITY_LOST, non_retryable=True)
+    failed = failure.attempt(activity.attempt - activity.moves)
     if activity.cancel_event_id:
         failed = retry.FailedAttempt(attempt=activity.attempt, cancelled=True)
     policy = activity.retry_policy
@@ -314,14 +364,39 @@ def after_failure(
         _end(turn, event_id, activity, kind, outcome, failure=failure,
              retry_state=int(decision.state))  # fmt: skip
         return
-    activity.attempt += 1
+    is_first_loss = _is_loss(failure) and not _is_loss(activity.last_failure)
+    _next_attempt(turn, activity)
+    activity.last_failure = failure
+    bonds.failed(turn.run, event_id, activity)
+    if activity.affinity is not None and is_first_loss:
+        # Whether whom it follows is gone too is to be known at once, not after a backoff.
+        _dispatch(turn, event_id, activity)
+        return
     activity.attempt_ms = turn.now_ms + round(decision.delay / timedelta(milliseconds=1))
     activity.waits = True
+    _watch(activity)
+
+
+def _next_attempt(turn: Turn, activity: Activity) -> None:
+    activity.attempt += 1
     activity.started_ms = activity.since_ms = activity.heard_ms = 0
     activity.claim = ""
-    activity.last_failure = failure
     turn.changed = True
-    _watch(activity)
+
+
+def _is_loss(failure: Failure | None) -> bool:
+    return failure is not None and failure.type == WORKER_LOST
+
+
+def _never_began(activity: Activity, failure: Failure) -> bool:
+    """Whether the attempt ended because there was nobody to run it: said by those who carry tasks,
+    so there is no code that could have raised it."""
+    if failure.stack_trace or failure.sealed is not None:
+        return False
+    if failure.type == TARGET_GONE:
+        return bool(activity.target)
+    follows = bool(activity.target) or activity.announce_start
+    return follows and _is_loss(failure) and _is_unclaimed(activity)
 
 
 def _left(activity: Activity, now_ms: int) -> timedelta | None:
@@ -342,23 +417,21 @@ def _end(
     """Write down how the activity ended; with its start, if it had one."""
     del turn.run.activities[event_id]
     started_ms = (outcome.started_ms if outcome is not None else 0) or activity.started_ms
-    if outcome is not None or started_ms:
-        turn.learn(
-            ActivityTaskStarted,
-            time_ms=started_ms or turn.now_ms,
-            scheduled_event_id=event_id,
-            identity=activity.identity,
-            host=activity.host,
-            worker_id=activity.worker_id,
-            attempt=activity.attempt,
-            last_failure=activity.last_failure,
-        )
+    if activity.announced:
+        fields["started_event_id"] = activity.started_event_id or BEFORE
+    elif outcome is not None or started_ms:
+        turn.learn(ActivityTaskStarted, **_start(event_id, activity, started_ms or turn.now_ms))
         fields["started_event_id"] = JUST_BEFORE
     else:
         fields["started_event_id"] = 0
     if kind is not ActivityTaskTimedOut:
         fields["identity"] = activity.identity
     turn.learn(kind, scheduled_event_id=event_id, **fields)
+    if activity.announced and not activity.cancel_event_id:
+        # What has announced itself is held until it is told to end: it may live, cut off from us.
+        turn.effects.append(CancelActivity(wire_id(turn.run.run_id, event_id)))
+    for follower_id, follower in bonds.ended(turn.run, event_id, activity):
+        _dispatch(turn, follower_id, follower)
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -398,6 +471,8 @@ def tick(turn: Turn) -> None:
         if activity.next_ms and activity.next_ms <= turn.now_ms
     ]
     for event_id, activity in due:
+        if activity.next_ms > turn.now_ms:
+            continue  # the end of one before it has let it go on
         _, timeout = min(_deadlines(activity), key=lambda deadline: deadline[0])
         if timeout is None:
             _dispatch(turn, event_id, activity)

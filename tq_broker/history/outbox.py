@@ -255,6 +255,8 @@ class Outbox:
         message = envelope.task_message(task)
         dispatcher, memo = self._connection.dispatcher, held.run.memo
         to = dispatcher.destination(task, memo)
+        if to.private and record.attempt > 1:
+            dispatcher.doubt(to.queue)  # the attempt before may have been lost with its target
         if to.private or to.rule is not None:
             if record.if_missing:
                 return NoMail.OVER  # private queues give back what they hold; loans, too

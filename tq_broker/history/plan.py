@@ -15,6 +15,7 @@ from tq_broker.exceptions import InvalidArgument, Malformed, Rejected
 from tq_broker.history import cron
 from tq_broker.history.state import Execution
 from tq_broker.model import commands, payload
+from tq_broker.model.affinity import load_affinity
 from tq_broker.model.commands import Command
 from tq_broker.model.events import (
     ActivityTaskCanceled,
@@ -28,6 +29,9 @@ from tq_broker.model.tasks import WireRetryPolicy, load_route, retry_policy
 
 PENDING_MAX = 2_000
 """Of each kind: activities, timers, children, signals and cancellations under way."""
+
+BONDS_MAX = 1_000
+"""Affinity groups of one run, from its start: where each of them ran is part of its state."""
 
 ID_BYTES_MAX = 1_000
 """Of an id or a type: what a database's index can hold has a bound in bytes."""
@@ -54,6 +58,10 @@ class Plan:
     @cached_property
     def activity_ids(self) -> set[str]:
         return {activity.activity_id for activity in self.run.activities.values()}
+
+    @cached_property
+    def bonds(self) -> set[str]:
+        return set(self.run.bonds)
 
     @cached_property
     def timer_ids(self) -> set[str]:
@@ -123,11 +131,25 @@ def _schedule_activity(plan: Plan, command: commands.ScheduleActivity) -> None:
     if command.activity_id in plan.activity_ids:
         raise Wrong(f"an activity with the id {command.activity_id!r} is pending")
     _room("activities", len(plan.activity_ids))
-    check_policy(command.retry_policy)
+    policy = command.retry_policy
+    check_policy(policy)
     payload.split(command.input)
     if command.route is not None:
         load_route(command.route)
+    if command.affinity is not None:
+        _check_affinity(plan, command)
+    if command.announce_start and (policy is None or policy.attempts != 1):
+        raise Wrong("announce_start needs a retry policy with one attempt, which claims its start")
     plan.activity_ids.add(command.activity_id)
+
+
+def _check_affinity(plan: Plan, command: commands.ScheduleActivity) -> None:
+    assert command.affinity is not None, "the caller has looked"
+    if command.route is not None:
+        raise Wrong("it has a route and an affinity; one of them has to go")
+    plan.bonds.add(load_affinity(command.affinity).key)
+    if len(plan.bonds) > BONDS_MAX:
+        raise Wrong(f"the run has more than {BONDS_MAX} affinity groups")
 
 
 _ENDS = (

@@ -12,6 +12,7 @@ import msgspec
 
 from tq_broker.exceptions import Malformed
 from tq_broker.history.effects import ReplyTo
+from tq_broker.model.affinity import Affinity
 from tq_broker.model.events import Event, WorkflowExecutionStarted, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
 from tq_broker.model.payload import Payload
@@ -68,6 +69,12 @@ class Activity(Noun):
         claim: Which request was granted the start of this attempt.
         next_ms: Its next deadline; 0: none.
         look_ms: While it `is_silent` its queue is looked at then (`tq_broker.history.looks`).
+        affinity: Whom it follows, if anybody.
+        target: The host or process of this attempt because of that; "" for the task queue.
+        held: It is not put on a queue before it is known whom to follow.
+        moves: Attempts that ended before they began, because there was nobody; they do not count.
+        announce_start: ActivityTaskStarted is written when it starts.
+        announced: That was done; ``started_event_id`` is 0 until that event has its number.
     """
 
     activity_id: str
@@ -94,11 +101,32 @@ class Activity(Noun):
     host: str = ""
     worker_id: str = ""
     look_ms: int = 0
+    affinity: Affinity | None = None
+    target: str = ""
+    held: bool = False
+    moves: int = 0
+    announce_start: bool = False
+    announced: bool = False
+    started_event_id: int = 0
 
     @property
     def is_silent(self) -> bool:
         """This attempt is out, and nobody has said that it has begun."""
-        return not self.waits and not self.since_ms
+        return not self.waits and not self.held and not self.since_ms
+
+
+class Bond(Noun):
+    """Where the activities of one affinity run.
+
+    Attributes:
+        target: The host or process; "" while that is not known.
+        finder: The activity that was sent to the task queue to find out; 0 for none.
+        firm: One of them has completed there, and what it left there may be needed.
+    """
+
+    target: str = ""
+    finder: int = 0
+    firm: bool = False
 
 
 class Timer(Noun):
@@ -174,6 +202,7 @@ class Execution(Noun):
         completed: Ids of updates that are completed, with the ids of those events.
         signals: How many have come.
         closed: The answer to all who ask for the result.
+        bonds: By the keys of the affinities that activities have had so far.
     """
 
     started: WorkflowExecutionStarted
@@ -202,6 +231,7 @@ class Execution(Noun):
     close_ms: int = 0
     closed: Closed | None = None
     live: Live | None = None
+    bonds: dict[str, Bond] = {}
 
     @property
     def workflow_id(self) -> str:

@@ -18,6 +18,7 @@ from tq_broker.model.events import (
     ActivityTaskCanceled,
     ActivityTaskCompleted,
     ActivityTaskFailed,
+    ActivityTaskStarted,
     ActivityTaskTimedOut,
     ChildWorkflowExecutionCanceled,
     ChildWorkflowExecutionCompleted,
@@ -33,6 +34,9 @@ from tq_broker.model.requests import Request
 
 JUST_BEFORE = -1
 """As a ``started_event_id``: that event was learned right before this one."""
+
+BEFORE = -2
+"""As a ``started_event_id``: that event was learned before this one, but had no number yet."""
 
 TAIL_MAX = 64
 """Events kept in memory for a run that no worker has in its cache: a short history need not be
@@ -123,6 +127,12 @@ class Turn:
         changes: dict[str, Any] = {"event_id": event_id}
         if isinstance(event, _ACTIVITY_ENDS) and event.started_event_id == JUST_BEFORE:
             changes["started_event_id"] = event_id - 1
+        elif isinstance(event, _ACTIVITY_ENDS) and event.started_event_id == BEFORE:
+            changes["started_event_id"] = self._activity_started(event.scheduled_event_id)
+        elif isinstance(event, ActivityTaskStarted):
+            activity = self.run.activities.get(event.scheduled_event_id)
+            if activity is not None:
+                activity.started_event_id = event_id
         elif isinstance(event, _CHILD_ENDS) and event.started_event_id == JUST_BEFORE:
             changes["started_event_id"] = self._child_started(event.initiated_event_id)
         elif isinstance(event, ChildWorkflowExecutionStarted):
@@ -131,6 +141,15 @@ class Turn:
                 child.started_event_id = event_id
         self.append(msgspec.structs.replace(event, **changes))
         self.wants_task = True
+
+    def _activity_started(self, scheduled_event_id: int) -> int:
+        for event in reversed(self.events):
+            if (
+                isinstance(event, ActivityTaskStarted)
+                and event.scheduled_event_id == scheduled_event_id
+            ):
+                return event.event_id
+        raise AssertionError("announced start and end were held back together")
 
     def _child_started(self, initiated_event_id: int) -> int:
         for event in reversed(self.events):

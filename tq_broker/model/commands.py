@@ -37,6 +37,8 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     headers: dict[str, str] = {}
     summary: str = ""
     rate_limit_key: str = ""
+    affinity: str | None = None
+    announce_start: bool = False
 
 
 class RequestCancelActivity(Base, frozen=True, tag="RequestCancelActivity"):

@@ -125,6 +125,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     paused: list[str] = []
     """Those of its task queues from which it takes no activities because they are paused."""
 
+    sessions: int = 0
+    """Sessions open at it, of ``session_slots``."""
+    session_slots: int = 0
+
     banks: dict[str, list[str]] = {}
     """What this worker keeps of limits, by task queue: hands out the permits of its ``rate`` or
     ``concurrency``, or is its ``usher``."""

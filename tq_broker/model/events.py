@@ -188,7 +188,9 @@ class WorkflowTaskFailed(Base, frozen=True, tag="WorkflowTaskFailed"):
 
 class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     """``input`` is the payload of an activity body, ``{"args": [...]}``; ``route`` is the JSON of a
-    `tq_broker.common.Route` as in the ``tq-route`` header."""
+    `tq_broker.common.Route` as in the ``tq-route`` header, ``affinity`` that of a
+    `tq_broker.model.affinity.Affinity`. With ``announce_start``, ActivityTaskStarted is
+    written when it has started."""
 
     activity_id: str
     activity_type: str
@@ -203,12 +205,15 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     route: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
+    affinity: str | None = None
+    announce_start: bool = False
     workflow_task_completed_event_id: int = 0
     rate_limit_key: str = ""
 
 
 class ActivityTaskStarted(Base, frozen=True, tag="ActivityTaskStarted"):
-    """Written together with what ended the activity; ``time_ms`` is the worker's word."""
+    """Written together with what ended the activity, unless its start was to be announced;
+    ``time_ms`` is the worker's word."""
 
     scheduled_event_id: int
     identity: str = ""

@@ -19,7 +19,9 @@ import msgspec
 
 from tq_broker.common import DURATION_MAX, to_ms
 from tq_broker.exceptions import (
+    AFFINITY_LOST,
     ActivityError,
+    AffinityLostError,
     ApplicationError,
     ApplicationErrorCategory,
     CancelledError,
@@ -36,6 +38,11 @@ from tq_broker.retry import FailedAttempt
 CAUSES_MAX = 10
 TEXT_MAX = 8_192
 """Characters kept of a message or a stack trace; the end is what tells."""
+
+TARGET_GONE = "TargetGone"
+"""The type of failure of a task whose route's target is gone."""
+WORKER_LOST = "WorkerLost"
+"""The type of failure of an attempt whose worker is gone."""
 
 _TIMEOUTS = {int(timeout): timeout for timeout in TimeoutType}
 _DELAY_MS_MAX = to_ms(DURATION_MAX)
@@ -228,6 +235,9 @@ def to_exception(failure: Failure) -> FailureError:
 
 
 def _application_error(failure: Failure) -> FailureError:
+    own = _OWN.get(failure.type or "")
+    if own is not None and failure.non_retryable:
+        return own(failure.message)
     delay_ms = failure.next_retry_delay_ms
     return ApplicationError(
         failure.message,
@@ -239,6 +249,10 @@ def _application_error(failure: Failure) -> FailureError:
         if failure.category in set(ApplicationErrorCategory)
         else ApplicationErrorCategory.UNSPECIFIED,
     )
+
+
+_OWN: dict[str, Callable[[str], ApplicationError]] = {AFFINITY_LOST: AffinityLostError}
+"""Errors that only we raise, by their type."""
 
 
 def _timeout_error(failure: Failure) -> FailureError:

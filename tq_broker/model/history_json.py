@@ -119,6 +119,8 @@ _COMMON: Table = {
     "accepted_event_id": (("acceptedEventId",), ID),
     "activity_id": (("activityId",), TEXT),
     "activity_type": (("activityType",), NAME),
+    "affinity": (("affinity",), TEXT),
+    "announce_start": (("announceStart",), FLAG),
     "attempt": (("attempt",), NUMBER),
     "child_only": (("childWorkflowOnly",), FLAG),
     "continue_as_new_suggested": (("suggestContinueAsNew",), FLAG),

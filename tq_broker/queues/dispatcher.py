@@ -104,6 +104,14 @@ class Dispatcher:
             return None
         return routing.by_rule(self._names, facts, rules, epoch_ms(self._clock))
 
+    def doubt(self, queue: QueueName) -> None:
+        """Who serves the private queue ``queue`` may be gone: ask before the next task goes there.
+
+        To be called when an attempt was lost there: its queue is being emptied and removed then, and
+        what still gets there is looked at only after a while.
+        """
+        self._alive_until.pop(queue, None)
+
     def moves(self, activity_type: str, task_queue: str) -> bool:
         """Whether there are traffic rules for such activities."""
         return self.traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)

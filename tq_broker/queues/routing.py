@@ -17,6 +17,7 @@ from tq_broker.model.detours import Detour
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.model.workflow_tasks import WorkflowTask
 
@@ -59,6 +60,8 @@ class LookAgain:
 
 def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` at all."""
+    if task.activity_type == SESSION_TYPE:
+        return False  # nobody else has slots for sessions of its task queue
     return task.route is None and not (task.rule or task.fell_back or task.pass_mark)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tq_broker.exceptions import TimeoutType
 from tq_broker.model import failure
-from tq_broker.model.failure import Failure
+from tq_broker.model.failure import WORKER_LOST, Failure
 from tq_broker.model.tasks import ActivityTask
 
 
@@ -173,9 +173,6 @@ def not_registered(task: ActivityTask, registered: tuple[str, ...]) -> Failure:
         f" available activities: {names}",
         "NotFoundError",
     )
-
-
-WORKER_LOST = "WorkerLost"
 
 
 def lost() -> Failure:

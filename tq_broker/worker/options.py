@@ -47,6 +47,9 @@ class WorkerOptions:
             worker, as ``{"type": 2}``; 1 to 10 000 each. Types not named here have no such bound.
         tuner: Supplies the slots of each kind, in place of the three ``max_concurrent_`` options,
             which must not be set then; see `tq_broker.worker.tuning`.
+        max_concurrent_sessions: Sessions (`tq_broker.workflow.session`) open at a time, over all
+            task queues; their activities take slots as others do. 0, the default, takes none; at
+            most 10 000.
         max_activities_per_second: Activities that this worker begins per second.
         max_task_queue_activities_per_second: Activities begun per second on each of its task
             queues, by all workers together, as long as nobody has set limits (``tq-broker
@@ -81,6 +84,7 @@ class WorkerOptions:
     max_concurrent_activities: int = SLOTS_DEFAULT
     max_concurrent_activities_by_type: Mapping[str, int] = field(default_factory=dict)
     tuner: WorkerTuner | None = None
+    max_concurrent_sessions: int = 0
     max_activities_per_second: float | None = None
     max_task_queue_activities_per_second: float | None = None
     activity_executor: Executor | None = None
@@ -98,6 +102,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         self._check_slots()
+        check_count("max_concurrent_sessions", self.max_concurrent_sessions, SLOTS_MAX, least=0)
         check_count("max_cached_workflows", self.max_cached_workflows, CACHED_MAX, least=0)
         if self.max_cached_workflows and self.max_concurrent_workflow_tasks < 2:
             raise InvalidArgument(

@@ -14,6 +14,7 @@ from tq_broker.exceptions import (
     Malformed,
 )
 from tq_broker.model import events
+from tq_broker.model.affinity import affinity_of, dump_affinity
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
 from tq_broker.model.failure import retry_state
 from tq_broker.model.tasks import dump_route, task_fields, wire_retry_policy
@@ -71,6 +72,7 @@ class ReplayActivities:
         run, options = self._situation.started, call.options
         fields = task_fields(options)
         policy, route = options.retry_policy, options.route
+        affinity = affinity_of(options)
         return ScheduleActivity(
             activity_id=activity_id,
             activity_type=call.activity_type,
@@ -86,6 +88,8 @@ class ReplayActivities:
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
             rate_limit_key=fields["rate_limit_key"],
+            affinity=None if affinity is None else dump_affinity(affinity),
+            announce_start=call.on_started is not None,
         )
 
     # --- events ---------------------------------------------------------------------------------
@@ -95,7 +99,10 @@ class ReplayActivities:
         self._by_event[event.event_id] = activity
 
     def started(self, event: events.ActivityTaskStarted) -> None:
-        self._find(event).attempt = event.attempt
+        activity = self._find(event)
+        activity.attempt = event.attempt
+        if activity.call.on_started is not None:
+            activity.call.on_started(event.host, event.worker_id)
 
     def completed(self, event: events.ActivityTaskCompleted) -> None:
         activity = self._ended(event)

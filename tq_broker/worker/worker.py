@@ -54,6 +54,7 @@ from tq_broker.worker.processes import ProcessExecutor, check_runnable
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.rerouting import Rerouter
+from tq_broker.worker.session_side import SessionSide
 from tq_broker.worker.slot_supply import SlotSupply
 from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
@@ -172,6 +173,9 @@ class Worker:
             for queue in private_queues(names, place, self.task_queues)
             if self._runs_activities
         }
+        self._sessions = self._make_sessions()
+        if self._sessions is not None:
+            self._private |= self._sessions.private
         own = list(self._private.values())
         self._side: WorkflowSide | None = None
         self._local_executors: dict[str, Executor] = {}
@@ -201,6 +205,23 @@ class Worker:
             None
             if after is None
             else Housekeeper(connection, self._settings, after.total_seconds())
+        )
+
+    def _make_sessions(self) -> SessionSide | None:
+        if not self.options.max_concurrent_sessions:
+            return None
+        if not self._runs_activities:
+            raise InvalidArgument(
+                "max_concurrent_sessions is set, but the worker takes no activities to run in them"
+            )
+        return SessionSide(
+            self._connection,
+            self._place,
+            self.options,
+            self.task_queues,
+            self._reporter,
+            self._inquiries,
+            self._settings,
         )
 
     def _make_gates(self, handler: Handler) -> Gates:
@@ -321,6 +342,8 @@ class Worker:
             workflow_slots=0 if side is None else self._supply.workflow.capacity,
             local_slots=0 if side is None else self._supply.local_activity.capacity,
             local_running=0 if side is None else side.local.running,
+            sessions=0 if self._sessions is None else self._sessions.open,
+            session_slots=self.options.max_concurrent_sessions,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
             settings_fault=self._settings.fault,
@@ -345,7 +368,11 @@ class Worker:
             self._gates.tick(self.task_queues)
         self._adjust()
         try:
-            subscriptions = [*self._poller.subscriptions(), *self._start_workflows()]
+            subscriptions = [
+                *self._poller.subscriptions(),
+                *self._start_sessions(),
+                *self._start_workflows(),
+            ]
             self._connection.broker.wait_subscribed(subscriptions, deadline)
         except TqBrokerError:
             self.stop(cold=True)  # some queues may be consumed already
@@ -371,6 +398,7 @@ class Worker:
             raise InvalidArgument("a worker that a program hosts needs fixed activity slots")
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
+            self._start_sessions()
             self._start_workflows()
             self._announce()
         if not self._runs_activities:
@@ -387,6 +415,9 @@ class Worker:
     @property
     def _runs_activities(self) -> bool:
         return bool(len(self._registry)) and not self.options.no_remote_activities
+
+    def _start_sessions(self) -> Sequence[Subscription]:
+        return () if self._sessions is None else self._sessions.start()
 
     def _start_workflows(self) -> Sequence[Subscription]:
         if self._side is None:
@@ -446,7 +477,8 @@ class Worker:
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
         for side in self._sides:
             known = self._settings.task_queues(side)
-            for task_queue in self.task_queues:
+            further = () if self._sessions is None else self._sessions.task_queues
+            for task_queue in (*self.task_queues, *(further if side == ACTIVITY_SIDE else ())):
                 sender.declared(names.queue(Kind(side), task_queue))
                 if task_queue not in known:
                     now_ms = epoch_ms(self._clock)
@@ -495,6 +527,8 @@ class Worker:
             if self._side is not None:
                 self._side.close_intake(deadline)
             self._gates.close_intake(deadline)
+            if self._sessions is not None:
+                self._sessions.close_intake(deadline)
             self._poller.stop(deadline)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
@@ -509,6 +543,10 @@ class Worker:
             handler.interrupt_all()
             self._idle_within(options.cancel_grace.total_seconds())
         handler.leave_behind()
+        if self._sessions is not None:
+            # Not sooner: their activities have had the time to end.
+            self._sessions.leave_behind()
+            self._until(lambda: not self._session_ends, REPORT_WITHIN_S)
         if self._side is not None:
             self._side.leave_behind()
             self._until(lambda: self._side is None or not self._side.busy, REPORT_WITHIN_S)
@@ -516,6 +554,10 @@ class Worker:
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
         # A lease that nobody takes would count as a lost attempt, also of what has ended well.
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
+
+    @property
+    def _session_ends(self) -> int:
+        return 0 if self._sessions is None else self._sessions.unreported
 
     def _idle_within(self, seconds: float) -> None:
         self._until(lambda: not self._busy, seconds)
@@ -539,6 +581,8 @@ class Worker:
             self._supervisor.join()
         self._close_supporting()
         self._keeper.close()
+        if self._sessions is not None:
+            self._sessions.close()
         self._reporter.close()
         deadline = self._clock.monotonic() + self.options.cancel_grace.total_seconds()
         if self._side is not None:
@@ -591,8 +635,7 @@ class Worker:
                 if request.detour is not None:
                     self._serve_detour(queue, request.detour)
                 elif queue in self._private and not self._stopping.is_set():
-                    self._poller.serve(self._private[queue])
-                    self._adjust()
+                    self._serve(queue)
                     self._wills.make(queue)
                 elif self._side is not None and queue == str(self._side.sticky):
                     self._wills.make(queue)
@@ -606,6 +649,13 @@ class Worker:
                 return self._handler.recent.told(self.worker_id)
             case control.CompleteAttempt():
                 return self._on_completion(request)
+
+    def _serve(self, queue: str) -> None:
+        if self._sessions is not None and queue in self._sessions.private:
+            self._sessions.serve(queue)
+            return
+        self._poller.serve(self._private[queue])
+        self._adjust()
 
     def _serve_detour(self, queue: str, detour: Detour) -> None:
         """Take what a traffic rule brings, if it is for this worker."""
@@ -669,12 +719,16 @@ class Worker:
     def _keep_paused(self) -> None:
         """Declare what is paused again, and so put off its expiry; blocks."""
         for queue in self._private.values():
-            if self._settings.pause_of(queue) and self._poller.serves(queue):
+            if self._settings.pause_of(queue) and self._serves(queue):
                 deadline = self._clock.monotonic() + REPORT_WITHIN_S
                 try:
                     self._declare(queue, deadline)
                 except TqBrokerError as error:
                     log.warning("%s is paused and may expire: %s", queue, error)
+
+    def _serves(self, queue: QueueName) -> bool:
+        of_sessions = self._sessions is not None and self._sessions.serves(queue)
+        return of_sessions or self._poller.serves(queue)
 
     def _on_completion(self, request: control.CompleteAttempt) -> control.Answer:
         for attempt in self._table.with_id(request.activity_id):
@@ -692,6 +746,8 @@ class Worker:
     def _on_record(self, record: Record) -> None:
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
+            if self._sessions is not None:
+                self._sessions.request_cancel(record.activity_id, record.at_ms)
         elif isinstance(record, (TaskQueuePaused, TaskQueueResumed)):
             self._on_pause(record)
 
@@ -735,6 +791,8 @@ class Worker:
             self._keep_at = now + KEEP_EVERY_S
             if any(map(self._settings.pause_of, self._private.values())):
                 self._connection.sender.in_background(self._keep_paused)
+        if self._sessions is not None:
+            self._sessions.tick(now)
         if self._side is not None:
             self._side.tick(now)
 

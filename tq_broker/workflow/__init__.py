@@ -96,6 +96,13 @@ from tq_broker.workflow.logs import logger
 from tq_broker.workflow.patching import deprecate_patch, patched
 from tq_broker.workflow.randomness import new_random, random, random_seed, uuid4, uuid7
 from tq_broker.workflow.runtime import in_workflow
+from tq_broker.workflow.sessions import (
+    Session,
+    SessionInfo,
+    SessionState,
+    recreate_session,
+    session,
+)
 from tq_broker.workflow.time import now, time, time_ns
 from tq_broker.workflow.waiting import as_completed, sleep, wait, wait_condition
 
@@ -114,6 +121,9 @@ __all__ = [
     "RawValue",
     "ReadOnlyContextError",
     "RestrictedWorkflowAccessError",
+    "Session",
+    "SessionInfo",
+    "SessionState",
     "UnfinishedSignalHandlersWarning",
     "UnfinishedUpdateHandlersWarning",
     "UpdateInfo",
@@ -157,7 +167,9 @@ __all__ = [
     "query",
     "random",
     "random_seed",
+    "recreate_session",
     "run",
+    "session",
     "set_current_details",
     "set_dynamic_query_handler",
     "set_dynamic_signal_handler",

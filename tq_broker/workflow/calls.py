@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -46,7 +46,8 @@ class ChildWorkflowCancellationType(enum.IntEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivityCall:
     """An activity to schedule. ``options.task_queue`` and ``priority`` are ``None`` where the
-    workflow's own are to be used."""
+    workflow's own are to be used. With ``on_started`` history writes down the start when it
+    happens; it is called then, with the host and the worker's id."""
 
     activity_type: str
     args: Sequence[Any]
@@ -55,6 +56,7 @@ class ActivityCall:
     cancellation_type: ActivityCancellationType = ActivityCancellationType.TRY_CANCEL
     activity_id: str | None = None
     summary: str = ""
+    on_started: Callable[[str, str], None] | None = None
 
     def __post_init__(self) -> None:
         if self.activity_id is not None:
