@@ -217,6 +217,7 @@ def make_request(
             input=encode_args(
                 options.start_signal_args, converter, f"the input of signal {signal!r}"
             ),
+            headers=dict(options.headers or {}),
         ),
     )
 

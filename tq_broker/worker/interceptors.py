@@ -120,8 +120,9 @@ class HandleUpdateInput:
 class WorkflowInboundInterceptor:
     """Around one run; made anew for each, and for each replay of it.
 
-    It is workflow code: deterministic, on the run's event loop, under the same guard. What it does
-    for the world outside (a log line, a metric) it does not when ``workflow.unsafe.is_replaying()``.
+    It is workflow code: deterministic, on the run's event loop, under the same guard. What is for
+    the world outside (a log line, a metric) is not to be done when
+    ``workflow.unsafe.is_replaying()``.
     """
 
     def __init__(self, next: WorkflowInboundInterceptor) -> None:

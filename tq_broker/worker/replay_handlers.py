@@ -155,20 +155,24 @@ class ReplayHandlers:
             return
         work = _Work(f"signal {event.signal_name!r}", handler.unfinished_policy)
         self._signals[work] = None
-        if self.inbound is None:
-            coroutine = self._run(handler, args)
-        else:
-            input = HandleSignalInput(
-                signal=event.signal_name,
-                args=_intercepted(handler, args),
-                headers=dict(event.headers),
-            )
-            coroutine = self.inbound.handle_signal(input)
-        self._spawn(self._handle_signal(work, coroutine))
+        self._spawn(self._handle_signal(work, handler, args, event))
 
-    async def _handle_signal(self, work: _Work, coroutine: Coroutine[Any, Any, Any]) -> None:
+    async def _handle_signal(
+        self, work: _Work, handler: Handler, args: list[Any], event: WorkflowExecutionSignaled
+    ) -> None:
         try:
-            await coroutine
+            if self.inbound is not None:
+                await self.inbound.handle_signal(
+                    HandleSignalInput(
+                        signal=event.signal_name,
+                        args=_intercepted(handler, args),
+                        headers=dict(event.headers),
+                    )
+                )
+                return
+            result = self._bound(handler, handler.fn)(*args)
+            if handler.is_async:
+                await result
         finally:
             self._signals.pop(work, None)
 
@@ -197,11 +201,13 @@ class ReplayHandlers:
         work = _Work(f"update {name!r} ({update_id})", handler.unfinished_policy)
         self._updates[work] = None
         try:
-            if self.inbound is None:
-                result = await self._run(handler, args)
-            else:
+            if self.inbound is not None:
                 input = self._update_input(name, request, handler, args)
                 result = await self.inbound.handle_update_handler(input)
+            else:
+                result = self._bound(handler, handler.fn)(*args)
+                if handler.is_async:
+                    result = await result
             done = CompleteUpdate(
                 update_id=update_id, result=self._situation.conversion.dump(result)
             )
@@ -218,9 +224,7 @@ class ReplayHandlers:
             self._updates.pop(work, None)
         ledger.add(done)
 
-    def _admit(
-        self, name: str, request: _Update, *, validate: bool
-    ) -> tuple[Handler, list[Any]]:
+    def _admit(self, name: str, request: _Update, *, validate: bool) -> tuple[Handler, list[Any]]:
         handler = self._serving("update", name)
         if handler is None:
             raise ApplicationError(
@@ -280,7 +284,8 @@ class ReplayHandlers:
     async def call(self, kind: Kind, name: str, args: Sequence[Any]) -> Any:
         """Have a handler called. Raises `RuntimeError` if there is none of that name."""
         handler = self._existing(kind, name)
-        return await self._run(handler, _from_chain(handler, name, args))
+        result = self._bound(handler, handler.fn)(*_from_chain(handler, name, args))
+        return await result if handler.is_async else result
 
     def validate(self, name: str, args: Sequence[Any]) -> None:
         """Have an update's validator called, if it has one; raises as `call` does."""
@@ -293,10 +298,6 @@ class ReplayHandlers:
         if handler is None:
             raise RuntimeError(f"an interceptor asks for {kind} {name!r}, which has no handler")
         return handler
-
-    async def _run(self, handler: Handler, args: Sequence[Any]) -> Any:
-        result = self._bound(handler, handler.fn)(*args)
-        return await result if handler.is_async else result
 
     # --- unfinished ones --------------------------------------------------------------------------
 

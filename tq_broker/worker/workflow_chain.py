@@ -122,7 +122,7 @@ class InterceptedRuntime(ReplayRuntime):
         return first
 
     @property
-    def info(self) -> Info:  # type: ignore[override]
+    def info(self) -> Info:
         return self.outbound.info()
 
     @property
