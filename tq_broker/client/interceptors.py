@@ -1,9 +1,10 @@
 """Interceptors of clients: code around everything that a client asks for.
 
 Names and meanings are those of Temporal's Python SDK. An `Interceptor` puts an
-`OutboundInterceptor` of its own before the next one; every method hands its input on to ``next``, changed or not. The
-same interceptors serve both kinds of client. With a `BlockingClient` the coroutines run on the
-caller's thread, without an event loop: they may block, and await nothing but ``next``.
+`OutboundInterceptor` of its own before the next one; every method hands its input on to ``next``,
+changed or not. The same interceptors serve both kinds of client. With a `BlockingClient` the
+coroutines run on the caller's thread, without an event loop: they may block, and await nothing but
+``next``.
 
 Rules of this file: it declares, and does nothing.
 """
