@@ -351,7 +351,7 @@ def test_without_interceptors_there_is_none_of_this() -> None:
 
 @pytest.mark.parametrize("kind", [3, Interceptor, Inbound(None)])  # type: ignore[arg-type]
 def test_what_is_no_class_of_interceptors_is_refused(kind: Any) -> None:
-    with pytest.raises(InvalidArgument, match="interceptors: Around.workflow_interceptor_class"):
+    with pytest.raises(InvalidArgument, match=r"Around\.workflow_interceptor_class gave"):
         WorkflowInterception.of([Around(kind)])
 
 

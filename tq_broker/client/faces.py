@@ -27,7 +27,7 @@ from tq_broker.client.interceptors import (
     ReportCancellationAsyncActivityInput,
 )
 from tq_broker.client.outbound import Intercepted, activity_input, outbound_of
-from tq_broker.client.request import Start, check_args, make_start, read
+from tq_broker.client.request import Start, check_args, make_start, read_call
 from tq_broker.client.verb_faces import AsyncVerbs, BlockingVerbs
 from tq_broker.client.waiting import (
     UNSET,
@@ -265,7 +265,7 @@ class _Face:
         waits: bool = False,
     ) -> list[Chained[Any]]:
         """Starts by way of the interceptors; all arguments are checked before one is begun."""
-        said = read(activity, options)
+        said = read_call(activity, options)
         if waits:
             said.start.check_waits()
         for args in calls:

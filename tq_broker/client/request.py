@@ -148,7 +148,7 @@ def _remembered(names: Names, activity: Any, keywords: tuple[tuple[str, Any], ..
 
 
 def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
-    return start_of(names, read(activity, keywords))
+    return start_of(names, read_call(activity, keywords))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Said:
     definition: ActivityDefinition | None
 
 
-def read(activity: Any, keywords: Mapping[str, Any]) -> Said:
+def read_call(activity: Any, keywords: Mapping[str, Any]) -> Said:
     """Check a call's activity and keywords, each by itself. Raises `InvalidArgument`."""
     start_options = StartOptions(**{k: v for k, v in keywords.items() if k in _START_FIELDS})
     said = options_from({k: v for k, v in keywords.items() if k not in _START_FIELDS})
