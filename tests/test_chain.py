@@ -48,6 +48,7 @@ def test_interceptors_are_given_as_a_sequence_of_their_kind() -> None:
     [
         (3, "these is 3; it must be a sequence"),
         ("ab", "these is 'ab'; it must be a sequence"),
+        (iter([Maker("a")]), "it must be a sequence"),
         ([Maker("a"), 3], r"these\[1\] is 3; it must be a tests.Maker"),
         ([Maker], r"these\[0\] is the class Maker; give an instance of it"),
     ],

@@ -8,7 +8,7 @@ step by step on the caller's thread. It may await other coroutines and `Pause`, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Generic, TypeVar
 
 from tq_broker.exceptions import InvalidArgument
@@ -28,7 +28,7 @@ def check(argument: str, given: object, kind: type[K]) -> tuple[K, ...]:
     Raises:
         InvalidArgument: names ``argument`` and what is wrong.
     """
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise InvalidArgument(f"{argument} is {given!r:.80}; it must be a sequence of interceptors")
     checked = tuple(given)
     where = kind.__module__.rpartition(".")[0]  # the package that users import it from

@@ -27,7 +27,7 @@ from tq_broker.client import (
 from tq_broker.client.request import StartOptions
 from tq_broker.common import ActivityOptions, RetryPolicy, WorkflowIDConflictPolicy
 from tq_broker.converter import DEFAULT
-from tq_broker.exceptions import ActivityError, InvalidArgument, NotFound
+from tq_broker.exceptions import ActivityError, DeadlineExceeded, InvalidArgument, NotFound
 from tq_broker.model import events, payload, requests
 from tq_broker.model.workflow_tasks import EventsPage, QueryAnswer
 from tq_broker.worker import Interceptor as WorkerInterceptor
@@ -182,6 +182,13 @@ def test_updates_go_through_the_chain(side: Side, tracing: Tracing, executes: bo
     assert tracing.calls() == ["start_workflow_update"]
 
 
+@pytest.mark.usefixtures("tracing")
+def test_the_bound_of_an_update_holds_within_the_chain(side: Side) -> None:
+    handle = side.client.get_workflow_handle("w")
+    with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.05 s"):
+        side.do(handle.execute_update("change", 3, timeout=0.05))
+
+
 def test_an_update_with_start_goes_through_the_chain(side: Side, tracing: Tracing) -> None:
     state = requests.UpdateState(run_id="r2", update_id="u", stage=3, result=b"3")
     side.history.script[requests.StartWorkflow] = lambda _: [STARTED, state]
@@ -316,6 +323,30 @@ def test_completions_by_token_go_through_the_chain(side: Side, tracing: Tracing)
         "heartbeat_async_activity",
         "report_cancellation_async_activity",
     ]
+
+
+@pytest.mark.usefixtures("worker")
+def test_of_many_starts_one_that_fails_keeps_no_other(side: Side) -> None:
+    begun: list[int] = []
+
+    class Picky(OutboundInterceptor):
+        async def start_activity(self, input: StartActivityInput) -> Any:
+            if input.args[0] < 0:
+                raise ValueError("negative")
+            handle = await super().start_activity(input)
+            begun.append(input.args[0])
+            return handle
+
+    class Pickies(Interceptor):
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            return Picky(next)
+
+    client = side.do(side.kind.connect(side.url, interceptors=[Pickies()]))
+    with pytest.raises(ValueError, match="negative"):
+        side.do(client.start_activities(double, [(1,), (-1,), (2,)]))
+    assert sorted(begun) == [1, 2]
+    assert side.do(client.start_activities(double, [])) == []
+    side.do(client.close())
 
 
 # --- the chain itself ---------------------------------------------------------------------------

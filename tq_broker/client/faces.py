@@ -27,7 +27,7 @@ from tq_broker.client.interceptors import (
     ReportCancellationAsyncActivityInput,
 )
 from tq_broker.client.outbound import Intercepted, activity_input, outbound_of
-from tq_broker.client.request import Start, check_args, make_start, read_call
+from tq_broker.client.request import Start, make_start, read_call
 from tq_broker.client.verb_faces import AsyncVerbs, BlockingVerbs
 from tq_broker.client.waiting import (
     UNSET,
@@ -269,8 +269,7 @@ class _Face:
         if waits:
             said.start.check_waits()
         for args in calls:
-            if said.definition is not None:
-                check_args(said.definition, args)
+            said.check_args(args)
         return [Chained(outbound.start_activity(activity_input(said, args))) for args in calls]
 
     def _plain_activity(self, start: Start, args: Sequence[Any]) -> Asked[Any]:

@@ -85,8 +85,45 @@ class StartOptions:
             raise InvalidArgument("who executes an activity waits for its outcome itself")
 
 
+class _Called:
+    """What can only be called with so many arguments."""
+
+    __slots__ = ()
+    activity_type: str
+    definition: ActivityDefinition | None
+
+    def check_args(self, args: Sequence[Any]) -> None:
+        """Raise `InvalidArgument` if the activity cannot be called with that many."""
+        definition = self.definition
+        if definition is None or definition.dynamic:
+            return
+        count, most = len(args), len(definition.arg_types)
+        if count > most and not definition.takes_more:
+            raise InvalidArgument(
+                f"activity {self.activity_type!r} takes at most {most} arguments, got {count}"
+            )
+        least = definition.least_arguments
+        if count < least:
+            raise InvalidArgument(
+                f"activity {self.activity_type!r} takes at least {least} arguments, got {count}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
-class Start:
+class Said(_Called):
+    """What a call and the activity's decorator say together.
+
+    ``definition`` is ``None`` if the activity was given by name.
+    """
+
+    activity_type: str
+    options: ActivityOptions
+    start: StartOptions
+    definition: ActivityDefinition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start(_Called):
     """A checked request: everything about a task but its id and arguments.
 
     ``task`` are fields of an `ActivityTask`.
@@ -99,25 +136,6 @@ class Start:
     delay_ms: int
     result_type: Any
     definition: ActivityDefinition | None
-
-    def check_args(self, args: Sequence[Any]) -> None:
-        """Raise `InvalidArgument` if the activity cannot be called with that many."""
-        if self.definition is not None and not self.definition.dynamic:
-            check_args(self.definition, args)
-
-
-def check_args(definition: ActivityDefinition, args: Sequence[Any]) -> None:
-    """Raise `InvalidArgument` if the activity cannot be called with that many."""
-    count, most = len(args), len(definition.arg_types)
-    if count > most and not definition.takes_more:
-        raise InvalidArgument(
-            f"activity {definition.name!r} takes at most {most} arguments, got {count}"
-        )
-    least = definition.least_arguments
-    if count < least:
-        raise InvalidArgument(
-            f"activity {definition.name!r} takes at least {least} arguments, got {count}"
-        )
 
 
 _START_FIELDS = {f.name for f in fields(StartOptions)}
@@ -149,19 +167,6 @@ def _remembered(names: Names, activity: Any, keywords: tuple[tuple[str, Any], ..
 
 def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
     return start_of(names, read_call(activity, keywords))
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a call and the activity's decorator say together.
-
-    ``definition`` is ``None`` if the activity was given by name.
-    """
-
-    activity_type: str
-    options: ActivityOptions
-    start: StartOptions
-    definition: ActivityDefinition | None
 
 
 def read_call(activity: Any, keywords: Mapping[str, Any]) -> Said:
