@@ -187,15 +187,22 @@ def test_the_bound_of_an_update_holds_within_the_chain(side: Side) -> None:
     handle = side.client.get_workflow_handle("w")
     with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.05 s"):
         side.do(handle.execute_update("change", 3, timeout=0.05))
+    operation = operation_of(side)
+    ask = side.client.execute_update_with_start_workflow
+    with pytest.raises(DeadlineExceeded, match=r"not ended within 0\.05 s"):
+        side.do(ask("change", 3, start_workflow_operation=operation, timeout=0.05))
+
+
+def operation_of(side: Side) -> Any:
+    blocking = side.kind is BlockingClient
+    kind: Any = BlockingWithStartWorkflowOperation if blocking else WithStartWorkflowOperation
+    return kind(Order.run, 3, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING, **WHERE)
 
 
 def test_an_update_with_start_goes_through_the_chain(side: Side, tracing: Tracing) -> None:
     state = requests.UpdateState(run_id="r2", update_id="u", stage=3, result=b"3")
     side.history.script[requests.StartWorkflow] = lambda _: [STARTED, state]
-    blocking = side.kind is BlockingClient
-    operation: Any = (
-        BlockingWithStartWorkflowOperation if blocking else WithStartWorkflowOperation
-    )(Order.run, 3, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING, **WHERE)
+    operation = operation_of(side)
     value = side.do(
         side.client.execute_update_with_start_workflow(
             Order.change, 4, start_workflow_operation=operation, id="u"
