@@ -107,8 +107,8 @@ class Dispatcher:
     def doubt(self, queue: QueueName) -> None:
         """Who serves the private queue ``queue`` may be gone: ask before the next task goes there.
 
-        To be called when an attempt was lost there: its queue is being emptied and removed then, and
-        what still gets there is looked at only after a while.
+        To be called when an attempt was lost there: its queue is being emptied and removed then,
+        and what still gets there is looked at only after a while.
         """
         self._alive_until.pop(queue, None)
 
