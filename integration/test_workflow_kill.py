@@ -271,6 +271,8 @@ def suffer(
 ) -> None:
     """The load, with kills of all kinds in the midst of it, and then the checks."""
     load = Load(deployment, chance)
+    # A quorum queue of RabbitMQ 3.10 that is killed within five seconds of its birth is lost.
+    time.sleep(6)
     rounds = [*["history", "worker"] * 3, *["broker"] * 2, *also]
     chance.shuffle(rounds)
     for what in rounds:
