@@ -40,6 +40,8 @@ class Kind(enum.Enum):
 
     ACTIVITY = "activity"
     WORKFLOW = "workflow"
+    PRIORITY = "priority"
+    WORKFLOW_PRIORITY = "workflow-priority"
     HOST = "host"
     PROCESS = "process"
     DETOUR = "detour"
@@ -64,6 +66,8 @@ class Kind(enum.Enum):
 _ARITY = {
     Kind.ACTIVITY: 1,  # task queue
     Kind.WORKFLOW: 1,  # task queue
+    Kind.PRIORITY: 1,  # task queue
+    Kind.WORKFLOW_PRIORITY: 1,  # task queue
     Kind.HOST: 2,  # host, task queue
     Kind.PROCESS: 2,  # worker id, task queue
     Kind.DETOUR: 1,  # digest of what it is for
@@ -84,6 +88,13 @@ _ARITY = {
     Kind.BANK: 3,  # the same
     Kind.LEDGER: 3,  # the same
 }
+
+ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
+"""Which queue takes the place of a plain shared one that does not order its tasks by priority."""
+PLAIN = {ordered: plain for plain, ordered in ORDERED.items()}
+SHARED = ORDERED.keys() | PLAIN.keys()
+"""Queues whose tasks any worker of the task queue may take."""
+_OF_TASK_QUEUES = SHARED | {Kind.HOST, Kind.PROCESS}
 
 
 class Exchange(enum.Enum):
@@ -212,7 +223,7 @@ class QueueName:
     @property
     def task_queue(self) -> str | None:
         """The user's task queue that this queue belongs to, if it belongs to one."""
-        if self.kind in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS):
+        if self.kind in _OF_TASK_QUEUES:
             return self.parts[-1]
         return None
 
@@ -272,6 +283,10 @@ class Names:
     def workflow(self, task_queue: str) -> QueueName:
         """The shared queue of a workflow task queue."""
         return self.queue(Kind.WORKFLOW, task_queue)
+
+    def priority(self, plain: QueueName) -> QueueName:
+        """The priority queue of a task queue; ``plain`` is its `activity` or `workflow`."""
+        return self.queue(ORDERED[plain.kind], *plain.parts)
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

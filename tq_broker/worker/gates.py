@@ -38,7 +38,7 @@ class Scope:
     """The one side of a worker that these limits are for.
 
     Attributes:
-        queue_of: The shared queue of a task queue.
+        queue_of: The shared queue in which the tasks of a task queue wait now.
         limits_of: What the settings log says of a task queue.
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
@@ -114,6 +114,9 @@ class Gates:
         for task_queue in task_queues:
             limits = self._scope.limits_of(task_queue)
             turnstile = self._turnstiles.get(task_queue)
+            if turnstile is not None and turnstile.queue != self._scope.queue_of(task_queue):
+                self._leave(task_queue)  # and enter where its tasks wait now
+                turnstile = None
             if turnstile is None:
                 if not limits.is_unlimited or self._pace is not None:
                     try:
@@ -165,7 +168,7 @@ class Gates:
         turnstile.limit(Limits())
         turnstile.close()
         self._run_banks(task_queue, Limits())
-        self._poller.take_back(self._scope.queue_of(task_queue))
+        self._poller.take_back(turnstile.queue)
 
     def _run_banks(self, task_queue: str, limits: Limits) -> None:
         self._run_bank(Flavor.RATE, task_queue, limits.burst_size, limits.rate)
