@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tq_broker.client.backlog import stats_of
 from tq_broker.client.core import ClientCore
 from tq_broker.client.parked import (
     DELIVERY_COUNT,
@@ -273,9 +274,9 @@ class Operations:
 
     def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
         """A first look."""
-        stats = self._stats(self._names.queue(Kind(side.value), task_queue), deadline)
+        waiting = self.waiting(self._names.queue(Kind(side.value), task_queue), deadline)
         series = Series(task_queue, side)
-        series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+        series.begin(self._core.clock.monotonic(), sum(waiting.values()))
         return series
 
     def _figures(
@@ -287,7 +288,7 @@ class Operations:
     ) -> Figures:
         """A second look, after which there are rates."""
         queue = self._names.queue(Kind(series.side.value), series.task_queue)
-        stats = self._stats(queue, deadline)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
         return series.look(
             Look(
                 at=self._core.clock.monotonic(),
@@ -551,15 +552,9 @@ class Operations:
         logged: SettingsLog,
         deadline: float,
     ) -> TaskQueueSummary:
-        stats = self._stats(queue, deadline)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
         name, side = queue.parts[0], side_of(queue)
         served_by = serving(workers, name, side)
-        in_order = None
-        if (side, name) in logged.prioritized:
-            in_order = self._stats(self._names.priority(queue), deadline)
-        if stats is not None and in_order is not None:
-            # Who consumes the plain one, only brings its tasks into order.
-            stats = QueueStats(stats.ready + in_order.ready, in_order.consumers)
         return TaskQueueSummary(
             task_queue=name,
             backlog=stats.ready if stats else 0,
@@ -574,7 +569,7 @@ class Operations:
             exists=stats is not None,
             side=side,
             pause=logged.pause_of(queue),
-            prioritized=in_order is not None,
+            prioritized=(side, name) in logged.prioritized,
         )
 
     def _private(
