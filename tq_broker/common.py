@@ -20,6 +20,7 @@ DURATION_MAX = timedelta(days=3650)
 """The longest duration accepted anywhere: ten years, well inside every integer on the wire."""
 
 PRIORITY_FIRST, PRIORITY_LAST = 1, 5
+PRIORITY_DEFAULT = 3
 HEADERS_CHARS_MAX = 4_000
 """Bound of all headers of a task together, as JSON."""
 
@@ -279,8 +280,8 @@ class ActivityOptions:
             an `AffinityLostError` ("fail", the default); it goes to the shared task queue, and
             later ones follow it to where it runs ("restart_affinity"); or it waits for the host
             to come back, for as long as its timeouts let it ("wait").
-        priority: 1 (first) to 5, default 3; honoured as far as the queue can: strictly on
-            RabbitMQ 4.3 quorum queues, in two levels on 4.0-4.2, not on 3.x.
+        priority: 1 (first) to 5, default 3: what waits begins strictly in this order. An activity
+            of a workflow has the workflow's if it says none.
         retry_policy: `RetryPolicy()` when not said.
         start_to_close_timeout: Bound of one attempt.
         schedule_to_start_timeout: Bound of the wait in the queue, per attempt; never retried.

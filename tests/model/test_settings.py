@@ -26,6 +26,7 @@ from tq_broker.model.settings import (
     Settings,
     TaskQueueDeclared,
     TaskQueuePaused,
+    TaskQueuePrioritized,
     TaskQueueReclaimed,
     TaskQueueResumed,
     TrafficRuleRemoved,
@@ -42,7 +43,8 @@ pauses = st.builds(TaskQueuePaused, names, times, st.just("me"), st.text("xyz"),
 resumes = st.builds(TaskQueueResumed, names, times, st.just("me"), st.text("xyz"), either)
 records = (
     st.builds(TaskQueueDeclared, names, times, st.just("me"), sides)
-    | st.builds(TaskQueueReclaimed, names, times, st.just(""), sides)
+    | st.builds(TaskQueueReclaimed, names, times, st.just(""), sides, st.booleans())
+    | st.builds(TaskQueuePrioritized, names, times, st.just("me"), sides)
     | pauses
     | resumes
     | st.builds(ActivityCanceled, names, times, st.text("xyz"), st.text("xyz"))
@@ -68,7 +70,8 @@ def test_the_last_word_on_a_task_queue_counts(log: list[Record]) -> None:
     state = folded(log)
     for side in SIDES:
         about = (TaskQueueDeclared, TaskQueueReclaimed)
-        last = {r.task_queue: r for r in log if isinstance(r, about) and r.side == side}
+        told = [r for r in log if isinstance(r, about) and r.side == side]
+        last = {r.task_queue: r for r in told if not getattr(r, "priority", False)}
         expected = {q: r.at_ms for q, r in last.items() if isinstance(r, TaskQueueDeclared)}
         assert state.existing(side) == expected
 
@@ -309,3 +312,14 @@ def test_a_part_out_of_bounds_is_refused() -> None:
     record = limits_set(0, "x", limits=Limits(rate=1.0), part=Part(PartKind.KEY, "k" * 300))
     with pytest.raises(Malformed, match="1 to 256 bytes"):
         read_record(record_message(record, "1"))
+
+
+@given(st.lists(records))
+def test_a_task_queue_is_prioritized_until_its_priority_queue_is_removed(log: list[Record]) -> None:
+    expected: dict[tuple[str, str], bool] = {}
+    for record in log:
+        if isinstance(record, TaskQueuePrioritized):
+            expected[record.side, record.task_queue] = True
+        elif isinstance(record, TaskQueueReclaimed) and record.priority:
+            expected[record.side, record.task_queue] = False
+    assert folded(log).prioritized == {name for name, has in expected.items() if has}

@@ -284,6 +284,7 @@ class Followed:
 
     def __init__(self, *rules: TrafficRule) -> None:
         self.rules = RuleTable(rules)
+        self.prioritized: frozenset[tuple[str, str]] = frozenset()
 
 
 def with_rule(world: World, **fields: Any) -> None:

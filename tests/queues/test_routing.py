@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.model.detours import Detour
-from tq_broker.model.names import Names
+from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
@@ -26,6 +26,7 @@ from tq_broker.queues.routing import (
     destination,
     explain,
     facts,
+    in_order,
     may_be_moved,
     when_gone,
 )
@@ -160,3 +161,38 @@ def test_an_explanation_ends_with_where_it_goes() -> None:
     assert last(a_rule(type="x")) == "no rule decides; it goes to 'q'"
     assert last(a_rule()).startswith("if nobody is there, or takes it within 10 s, it comes back")
     assert "queue tq.n.activity.there" in last(a_rule(fallback=False))
+
+
+# --- priorities -----------------------------------------------------------------------------------
+
+Q = NAMES.activity("q")
+
+
+@given(st.none() | st.integers(0, 9), st.none() | st.booleans())
+def test_what_has_a_priority_queue_waits_there_whatever_the_priority(
+    priority: int | None, is_ordered: bool | None
+) -> None:
+    assert str(in_order(NAMES, Q, priority, {("activity", "q")}, is_ordered)) == "tq.n.priority.q"
+
+
+@pytest.mark.parametrize(
+    ("priority", "is_ordered", "expected"),
+    [
+        (None, None, "tq.n.activity.q"),
+        (4, None, "tq.n.activity.q"),
+        (4, False, "tq.n.activity.q"),
+        (6, True, "tq.n.activity.q"),
+        (6, False, "tq.n.priority.q"),
+        (2, False, "tq.n.priority.q"),
+        (2, None, "None"),
+    ],
+)
+def test_only_the_first_other_priority_asks_for_a_priority_queue(
+    priority: int | None, is_ordered: bool | None, expected: str
+) -> None:
+    assert str(in_order(NAMES, Q, priority, {("workflow", "q")}, is_ordered)) == expected
+
+
+@pytest.mark.parametrize("queue", [NAMES.priority(Q), NAMES.queue(Kind.HOST, "h", "q")])
+def test_other_queues_stay_as_they_are(queue: QueueName) -> None:
+    assert in_order(NAMES, queue, 6, {("activity", "q")}, False) is queue

@@ -123,6 +123,8 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("consumers", one.consumers),
         ("in flight", one.in_flight),
     ]
+    if one.prioritized:
+        fields.append(("priorities", "kept by a priority queue"))
     for figures in told.figures:
         fields += figures_fields(figures)
     for side, state in told.limits:
@@ -171,11 +173,12 @@ def peek(ctx: click.Context, name: str, count: int, side: str) -> None:
     with session.operations() as operations:
         tasks = operations.peek(name, count, side=side)
     session.output.rows(
-        ("TYPE", "ID", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
+        ("TYPE", "ID", "PRIORITY", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
         [
             (
                 one.type,
                 one.id,
+                one.priority,
                 one.attempt,
                 age(one.age_s),
                 one.size_bytes,

@@ -179,7 +179,10 @@ class ClientCore:
         first = self._task(start, "", b"", now_ms)
         headers = envelope.task_headers(first)
         message = envelope.task_message(first, headers)
-        queue = self.names.activity(start.task_queue)
+        place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
+        if place is None:
+            return self._start_each(start, calls)
+        queue, message = place
         exchange = self.names.exchange(Exchange.TASKS)
         pendings, publications = [], []
         for args in calls:

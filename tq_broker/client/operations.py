@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tq_broker.client.backlog import stats_of
 from tq_broker.client.core import ClientCore
 from tq_broker.client.parked import (
     DELIVERY_COUNT,
@@ -32,6 +33,7 @@ from tq_broker.client.parked import (
 )
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
+from tq_broker.common import PRIORITY_DEFAULT
 from tq_broker.exceptions import (
     Conflict,
     DeadlineExceeded,
@@ -44,7 +46,7 @@ from tq_broker.model import control, envelope, workflow_tasks
 from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
+from tq_broker.model.names import ORDERED, Exchange, Kind, QueueName, check_task_queue
 from tq_broker.model.parts import ALL, PARTS_MAX, Part, check_part
 from tq_broker.model.registrations import compare, serving
 from tq_broker.model.settings import (
@@ -90,6 +92,7 @@ class TaskQueueSummary:
         side: ``activity`` or ``workflow``.
         pause: Who paused it, when and why; ``None`` if it is not paused.
         back_offs: What was asked from inside, of all or of keys; they lift themselves.
+        prioritized: Its tasks wait in a priority queue, which the counts include.
     """
 
     task_queue: str
@@ -101,6 +104,7 @@ class TaskQueueSummary:
     side: str = ACTIVITY_SIDE
     pause: TaskQueuePaused | None = None
     back_offs: tuple[BackedOff, ...] = ()
+    prioritized: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,7 @@ class PeekedTask:
         arguments: The JSON of its arguments, shortened; or why they cannot be read.
         redelivered: Somebody has had it and given it back or died: a worker that gets it takes
             the attempt for lost.
+        priority: 1 (first) to 5.
     """
 
     type: str
@@ -175,6 +180,7 @@ class PeekedTask:
     size_bytes: int
     arguments: str
     redelivered: bool
+    priority: int = PRIORITY_DEFAULT
 
 
 class Operations:
@@ -259,7 +265,7 @@ class Operations:
         if not summary.backlog:
             age_s = 0.0
         elif read_head:
-            heads = self._peeked(queue, 1, deadline)
+            heads = self._heads(queue, 1, deadline)
             age_s = heads[0].age_s if heads else 0.0
         compared = compare(workers, ACTIVITY_SIDE)
         return TaskQueueDescription(
@@ -290,9 +296,9 @@ class Operations:
 
     def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
         """A first look."""
-        stats = self._stats(self._names.queue(Kind(side.value), task_queue), deadline)
+        waiting = self.waiting(self._names.queue(Kind(side.value), task_queue), deadline)
         series = Series(task_queue, side)
-        series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+        series.begin(self._core.clock.monotonic(), sum(waiting.values()))
         return series
 
     def _figures(
@@ -304,7 +310,7 @@ class Operations:
     ) -> Figures:
         """A second look, after which there are rates."""
         queue = self._names.queue(Kind(series.side.value), series.task_queue)
-        stats = self._stats(queue, deadline)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
         return series.look(
             Look(
                 at=self._core.clock.monotonic(),
@@ -359,7 +365,7 @@ class Operations:
         """
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
             raise InvalidArgument(f"count is {count!r}; it must be from 1 to {PEEK_MAX}")
-        return self._peeked(self._existing(task_queue, side), count, self._core.deadline())
+        return self._heads(self._existing(task_queue, side), count, self._core.deadline())
 
     def parked(self, limit: int = 1_000) -> list[ParkedMessage]:
         """The parked messages, oldest first, ``limit`` at most. They stay where they are.
@@ -458,7 +464,9 @@ class Operations:
         Raises:
             NotFound: there is no such task queue.
         """
-        return self._core.broker.purge(str(self._existing(task_queue)), self._core.deadline())
+        deadline = self._core.deadline()
+        queues = self.waiting(self._existing(task_queue), deadline)
+        return sum(self._core.broker.purge(str(queue), deadline) for queue in queues)
 
     def reclaim(self, task_queues: Sequence[str] | None = None, *, grace_s: float) -> list[str]:
         """Remove task queues that are empty and unserved.
@@ -486,11 +494,14 @@ class Operations:
         served = {name for worker in self.workers() for name in worker.task_queues}
         task_queues = [name for name in dict.fromkeys(task_queues) if name not in served]
         reclaimer = self._core.connection.reclaimer
+        prioritized = self.settings().prioritized
         removed = {
             name
             for side in SIDES
             if (there := [name for name in task_queues if self._is_there(name, side)])
-            for name in reclaimer.reclaim(there, grace_s=grace_s, side=side)
+            for name in reclaimer.reclaim(
+                there, grace_s=grace_s, side=side, prioritized=prioritized
+            )
         }
         return [name for name in task_queues if name in removed]
 
@@ -536,6 +547,15 @@ class Operations:
             )
         return queue
 
+    def waiting(self, queue: QueueName, deadline: float) -> dict[QueueName, int]:
+        """The queues in which tasks for ``queue`` wait, in the order in which they begin, with
+        how many; none if there is no such task queue."""
+        queues = [queue]
+        if queue.kind in ORDERED:
+            queues = [self._names.priority(queue), queue]
+        stats = [(one, self._stats(one, deadline)) for one in queues]
+        return {one: found.ready for one, found in stats if found is not None}
+
     def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
         return self._core.broker.stats(str(queue), deadline)
 
@@ -578,7 +598,7 @@ class Operations:
         logged: SettingsLog,
         deadline: float,
     ) -> TaskQueueSummary:
-        stats = self._stats(queue, deadline)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
         name, side = queue.parts[0], side_of(queue)
         served_by = serving(workers, name, side)
         return TaskQueueSummary(
@@ -596,6 +616,7 @@ class Operations:
             side=side,
             pause=logged.pauses().get((side, name)),
             back_offs=tuple(logged.back_offs(name)) if side == ACTIVITY_SIDE else (),
+            prioritized=(side, name) in logged.prioritized,
         )
 
     def _private(
@@ -614,6 +635,13 @@ class Operations:
         return tuple(backlogs)
 
     # --- peeking ------------------------------------------------------------------------------
+
+    def _heads(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
+        tasks: list[PeekedTask] = []
+        for one in self.waiting(queue, deadline):
+            if len(tasks) < count:
+                tasks += self._peeked(one, count - len(tasks), deadline)
+        return tasks
 
     def _peeked(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
         stats = self._stats(queue, deadline)
@@ -670,7 +698,7 @@ class Operations:
 
     def _task(self, delivery: Delivery, queue: QueueName, now_ms: int) -> PeekedTask:
         message = delivery.message
-        if queue.kind is Kind.WORKFLOW:
+        if side_of(queue) == WORKFLOW_SIDE:
             return _workflow_task(delivery, now_ms)
         try:
             task = envelope.read_task(message, queue.parts[0])
@@ -683,6 +711,7 @@ class Operations:
                 size_bytes=len(message.body),
                 arguments=f"unreadable: {error.reason}",
                 redelivered=delivery.redelivered,
+                priority=envelope.priority_of(message),
             )
         since_ms = task.attempt_scheduled_ms or task.scheduled_ms
         return PeekedTask(
@@ -693,6 +722,7 @@ class Operations:
             size_bytes=len(message.body),
             arguments=self.preview(task),
             redelivered=delivery.redelivered,
+            priority=envelope.priority_of(message),
         )
 
     def preview(self, task: ActivityTask, chars_max: int = PREVIEW_CHARS) -> str:
@@ -800,6 +830,7 @@ def _workflow_task(delivery: Delivery, now_ms: int) -> PeekedTask:
         size_bytes=len(message.body),
         arguments=told,
         redelivered=delivery.redelivered,
+        priority=envelope.priority_of(message),
     )
 
 

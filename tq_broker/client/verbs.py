@@ -189,15 +189,16 @@ class Verbs:
             limit=limit,
             id=job or self._core.new_id(),
         )
-        stats = self._stats(source, side)
-        if stats is None:
+        waiting = self._operations.waiting(work.source, self._core.deadline())
+        if not waiting:
             raise self._missing(source)
         if not create and self._stats(target, side) is None:
             raise self._missing(target, "; say create if it is to be made")
         if verb is Verb.COUNT and not work.types:
-            count = stats.ready if limit is None else min(limit, stats.ready)
-            return Transferred(job=work.id, waiting=stats.ready, done=count, is_dry=True)
-        return Transfer(self._core, work, on_progress).run(stats.ready)
+            all_of_them = sum(waiting.values())
+            count = all_of_them if limit is None else min(limit, all_of_them)
+            return Transferred(job=work.id, waiting=all_of_them, done=count, is_dry=True)
+        return Transfer(self._core, work, on_progress).run(waiting)
 
     # --- task queues --------------------------------------------------------------------------
 

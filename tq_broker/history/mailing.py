@@ -11,8 +11,8 @@ import msgspec
 
 from tq_broker.history.effects import ReplyTo
 from tq_broker.history.records import ShardRecord
+from tq_broker.model import envelope, requests
 from tq_broker.model import events as histories
-from tq_broker.model import requests
 from tq_broker.model.events import Event
 from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
@@ -47,11 +47,18 @@ def fitting(events: list[Event], bytes_max: int = PAGE_BYTES) -> list[Event]:
     return events
 
 
-def workflow_task(names: Names, task: WorkflowTask, events: list[Event], other_id: str) -> Mail:
+def workflow_task(
+    names: Names,
+    task: WorkflowTask,
+    events: list[Event],
+    other_id: str,
+    priority: int | None = None,
+) -> Mail:
     """A workflow task, to the worker that has its run in its cache or to its task queue.
 
     Args:
         other_id: The message's id if there are only queries in it.
+        priority: The run's: 1 (first) to 5.
     """
     message_id = other_id
     if task.scheduled_event_id:
@@ -60,6 +67,7 @@ def workflow_task(names: Names, task: WorkflowTask, events: list[Event], other_i
     if task.sticky:
         key = sticky_key(names.sticky(task.sticky), task.shard)
         return Publication(names.exchange(Exchange.STICKY), key, message), ()
+    message = envelope.with_priority(message, priority)
     queue = names.workflow(task.task_queue)
     return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 

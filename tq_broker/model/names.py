@@ -40,6 +40,8 @@ class Kind(enum.Enum):
 
     ACTIVITY = "activity"
     WORKFLOW = "workflow"
+    PRIORITY = "priority"
+    WORKFLOW_PRIORITY = "workflow-priority"
     HOST = "host"
     PROCESS = "process"
     DETOUR = "detour"
@@ -67,6 +69,8 @@ class Kind(enum.Enum):
 _ARITY = {
     Kind.ACTIVITY: 1,  # task queue
     Kind.WORKFLOW: 1,  # task queue
+    Kind.PRIORITY: 1,  # task queue
+    Kind.WORKFLOW_PRIORITY: 1,  # task queue
     Kind.HOST: 2,  # host, task queue
     Kind.PROCESS: 2,  # worker id, task queue
     Kind.DETOUR: 1,  # digest of what it is for
@@ -91,8 +95,13 @@ _ARITY = {
     Kind.ADMITTED: 1,  # the same
 }
 
-
-_OF_TASK_QUEUES = frozenset({Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS, Kind.ADMITTED})
+ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
+"""Which queue takes the place of a plain shared one that does not order its tasks by priority."""
+PLAIN = {ordered: plain for plain, ordered in ORDERED.items()}
+SHARED = ORDERED.keys() | PLAIN.keys() | {Kind.ADMITTED}
+"""Queues whose tasks any worker of the task queue may take."""
+_TWINS = ORDERED | PLAIN
+_OF_TASK_QUEUES = SHARED | {Kind.HOST, Kind.PROCESS}
 """Workers take tasks from them."""
 
 
@@ -282,6 +291,14 @@ class Names:
     def workflow(self, task_queue: str) -> QueueName:
         """The shared queue of a workflow task queue."""
         return self.queue(Kind.WORKFLOW, task_queue)
+
+    def priority(self, plain: QueueName) -> QueueName:
+        """The priority queue of a task queue; ``plain`` is its `activity` or `workflow`."""
+        return self.queue(ORDERED[plain.kind], *plain.parts)
+
+    def twin(self, queue: QueueName) -> QueueName:
+        """Of the plain and the priority queue of a task queue the one that is not ``queue``."""
+        return self.queue(_TWINS[queue.kind], *queue.parts)
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

@@ -15,9 +15,9 @@ from itertools import chain
 
 import msgspec
 
+from tq_broker.common import PRIORITY_DEFAULT
 from tq_broker.model.rules import TaskKind, TrafficRule
 
-PRIORITY_DEFAULT = 3
 REMEMBERED = 4_096
 """Combinations of kind, type and task queue whose rules are kept at hand."""
 

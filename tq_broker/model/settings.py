@@ -58,7 +58,25 @@ class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="ta
 class TaskQueueReclaimed(
     msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-reclaimed"
 ):
-    """The shared queue of a task queue was idle and empty, and was removed."""
+    """The shared queue of a task queue was idle and empty, and was removed.
+
+    ``priority``: it was its priority queue; the plain one may still be there.
+    """
+
+    task_queue: str
+    at_ms: int
+    by: str = ""
+    side: str = ACTIVITY_SIDE
+    priority: bool = False
+
+
+class TaskQueuePrioritized(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-prioritized"
+):
+    """The tasks of one side of a task queue wait in its priority queue from now on.
+
+    Appended, and confirmed, before the first task is put there.
+    """
 
     task_queue: str
     at_ms: int
@@ -185,6 +203,7 @@ LimitKey = tuple[Side, str, Part]
 Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
+    | TaskQueuePrioritized
     | TaskQueuePaused
     | TaskQueueResumed
     | BackedOff
@@ -236,6 +255,8 @@ class Settings:
         """Activity task queues that exist, with the time (epoch ms) of their last declaration."""
         self.workflow_task_queues: dict[str, int] = {}
         """The same of workflow task queues."""
+        self.prioritized: set[tuple[str, str]] = set()
+        """Sides and task queues whose tasks wait in their priority queues."""
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.back_offs: dict[tuple[str, str], BackedOff] = {}
@@ -257,6 +278,10 @@ class Settings:
         match record:
             case TaskQueueDeclared():
                 self.existing(record.side)[record.task_queue] = record.at_ms
+            case TaskQueueReclaimed(priority=True):
+                self.prioritized.discard((record.side, record.task_queue))
+            case TaskQueuePrioritized():
+                self.prioritized.add((record.side, record.task_queue))
             case TaskQueueReclaimed():
                 self.existing(record.side).pop(record.task_queue, None)
             case TaskQueuePaused():
@@ -368,4 +393,5 @@ def sides_of(side: str) -> tuple[str, ...]:
 
 def side_of(queue: QueueName) -> str:
     """The side of a task queue that ``queue`` belongs to."""
-    return WORKFLOW_SIDE if queue.kind is Kind.WORKFLOW else ACTIVITY_SIDE
+    is_workflow = queue.kind in (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY)
+    return WORKFLOW_SIDE if is_workflow else ACTIVITY_SIDE

@@ -22,7 +22,7 @@ from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
 from tq_broker.model import control, envelope
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts
 from tq_broker.model.rules import TaskKind
 from tq_broker.model.tasks import ActivityTask
@@ -97,6 +97,20 @@ class Dispatcher:
                 return found
         return routing.destination(self._names, task)
 
+    def in_order(self, queue: QueueName, message: Message) -> tuple[QueueName, Message] | None:
+        """Where ``message`` for ``queue`` waits in the order of priorities, and what it is there;
+        ``None`` if that is not known before something was published."""
+        prioritized, is_ordered = self.traffic.prioritized, self.sender.orders_by_priority
+        to = routing.in_order(self._names, queue, message.priority, prioritized, is_ordered)
+        if to is None:
+            return None
+        return to, envelope.ranked(message) if to.kind in PLAIN else message
+
+    def put(self, queue: QueueName, message: Message, deadline: float, done: Done) -> None:
+        """Put ``message`` on the shared queue ``queue``, or where its tasks wait in their order;
+        returns at once."""
+        self._send(queue, _Sending(message, deadline, done, _nobody_asked))
+
     def by_rule(self, facts: Facts) -> Destination | None:
         """Where a traffic rule sends a task; ``None`` if none does."""
         rules = self.traffic.rules
@@ -107,8 +121,8 @@ class Dispatcher:
     def doubt(self, queue: QueueName) -> None:
         """Who serves the private queue ``queue`` may be gone: ask before the next task goes there.
 
-        To be called when an attempt was lost there: its queue is being emptied and removed then, and
-        what still gets there is looked at only after a while.
+        To be called when an attempt was lost there: its queue is being emptied and removed then,
+        and what still gets there is looked at only after a while.
         """
         self._alive_until.pop(queue, None)
 
@@ -138,16 +152,38 @@ class Dispatcher:
             self._ask(to.queue, sending)
 
     def _send(self, queue: QueueName, sending: _Sending) -> None:
-        publication = self._publication(queue, sending.message)
-        self.sender.send(publication, (queue,), sending.deadline, sending.done)
+        place = self.in_order(queue, sending.message)
+        if place is None:
+            self._learn(sending, lambda: self._send(queue, sending))
+            return
+        publication = self._publication(*place)
+        self.sender.send(publication, (place[0],), sending.deadline, sending.done)
+
+    def _learn(self, sending: _Sending, go_on: Callable[[], None]) -> None:
+        """Learn how this RabbitMQ orders tasks, then go on."""
+
+        def ask() -> None:
+            try:
+                self.sender.ensure((), sending.deadline)
+            except TqBrokerError as error:
+                sending.done(error)
+            else:
+                go_on()
+
+        self.sender.in_background(ask)
 
     def _publication(self, queue: QueueName, message: Message) -> Publication:
         return Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
 
-    def _send_later(self, queue: QueueName, sending: _Sending, delay_ms: int) -> None:
+    def _send_later(self, home: QueueName, sending: _Sending, delay_ms: int) -> None:
+        place = self.in_order(home, sending.message)
+        if place is None:
+            self._learn(sending, lambda: self._send_later(home, sending, delay_ms))
+            return
+        queue, message = place
         # A private queue need not exist: a task for it is looked at again when it is due.
         needs = (LADDER,) if queue.kind in PRIVATE else (queue, LADDER)
-        publication = delayed(self._publication(queue, sending.message), self._names, delay_ms)
+        publication = delayed(self._publication(queue, message), self._names, delay_ms)
         self.sender.send(publication, needs, sending.deadline, sending.done)
 
     def _send_private(self, queue: QueueName, sending: _Sending) -> None:
@@ -237,6 +273,10 @@ class Dispatcher:
                 self._send(instead, sending)
             case routing.LookAgain(delay_ms):
                 self._send_later(queue, sending, delay_ms)
+
+
+def _nobody_asked(sending: _Sending) -> None:
+    raise AssertionError("a shared queue is nobody's: it cannot be gone")
 
 
 class _Sending(msgspec.Struct):

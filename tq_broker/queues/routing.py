@@ -9,12 +9,13 @@ its reason, in words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from tq_broker.common import OnGone, TargetKind, to_ms
 from tq_broker.model.detours import Detour
-from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.envelope import AMQP_PRIORITY_DEFAULT
+from tq_broker.model.names import ORDERED, Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
@@ -137,6 +138,30 @@ def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]
     else:
         steps.append(f"no rule decides; it goes to {of.task_queue!r}")
     return steps
+
+
+def in_order(
+    names: Names,
+    queue: QueueName,
+    priority: int | None,
+    prioritized: Container[tuple[str, str]],
+    is_ordered: bool | None,
+) -> QueueName | None:
+    """The queue that a task for ``queue`` waits in, so that tasks begin in their order.
+
+    Args:
+        priority: The AMQP priority of its message.
+        prioritized: The sides and task queues that the settings log says have a priority queue.
+        is_ordered: Whether the plain queues of this RabbitMQ order by priority themselves;
+            ``None``: not known. Then the answer may be ``None``.
+    """
+    if queue.kind not in ORDERED:
+        return queue
+    if prioritized and (queue.kind.value, queue.parts[0]) in prioritized:
+        return names.priority(queue)
+    if priority is None or priority == AMQP_PRIORITY_DEFAULT or is_ordered:
+        return queue
+    return None if is_ordered is None else names.priority(queue)
 
 
 def destination(names: Names, task: ActivityTask) -> Destination:

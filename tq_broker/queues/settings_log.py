@@ -25,6 +25,8 @@ from tq_broker.model.settings import (
     RuleChange,
     Settings,
     TaskQueuePaused,
+    TaskQueuePrioritized,
+    TaskQueueReclaimed,
     TrafficRuleRemoved,
     TrafficRuleSet,
     read_record,
@@ -64,6 +66,8 @@ class SettingsLog:
         self._settings = Settings()
         self.rules: RuleTable = NO_RULES
         """The traffic rules in force; replaced as a whole, so any thread may read it."""
+        self.prioritized: frozenset[tuple[str, str]] = frozenset()
+        """Sides and task queues whose tasks wait in priority queues; replaced as a whole, too."""
         self._subscription: Subscription | None = None
 
     def follow(self) -> Subscription:
@@ -233,6 +237,8 @@ class SettingsLog:
                 with self._lock:
                     self._settings.apply(record)
                 rules_changed |= isinstance(record, TrafficRuleSet | TrafficRuleRemoved)
+                if isinstance(record, TaskQueuePrioritized | TaskQueueReclaimed):
+                    self.prioritized = frozenset(self._settings.prioritized)
                 if self._on_record is not None:
                     self._on_record(record)
             delivery.ack()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tq_broker.model.detours import Detour
+from tq_broker.model.envelope import AMQP_PRIORITY_MAX
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 
 DELIVERY_LIMIT = 20
@@ -183,6 +184,21 @@ def task_queue(
     return Plan(
         (
             DeclareQueue(str(queue), _shared_arguments(names, queue_type)),
+            *_task_bindings(names, queue),
+        ),
+        lock=str(lock),
+    )
+
+
+def priority_queue(names: Names, queue: QueueName, lock: QueueName) -> Plan:
+    """What takes the place of a shared task queue that does not order its tasks by priority.
+
+    Classic on every version: there the order is exact.
+    """
+    arguments = _shared_arguments(names, QueueType.CLASSIC)
+    return Plan(
+        (
+            DeclareQueue(str(queue), arguments | {"x-max-priority": AMQP_PRIORITY_MAX}),
             *_task_bindings(names, queue),
         ),
         lock=str(lock),

@@ -20,6 +20,8 @@ from tq_broker.queues.settings_log import SettingsLog
 
 log = logging.getLogger(__name__)
 
+NONE_PRIORITIZED: frozenset[tuple[str, str]] = frozenset()
+
 
 class Traffic:
     """See the module. Thread-safe; across a fork call `after_fork`."""
@@ -51,6 +53,12 @@ class Traffic:
         """The rules, as far as they were read."""
         logs = self._logs
         return logs[0].rules if logs else NO_RULES
+
+    @property
+    def prioritized(self) -> frozenset[tuple[str, str]]:
+        """Sides and task queues whose tasks wait in their priority queues, as far as is known."""
+        logs = self._logs
+        return logs[0].prioritized if logs else NONE_PRIORITIZED
 
     def follow(self) -> None:
         """Follow the log from now on, if nobody does; returns at once."""

@@ -40,7 +40,7 @@ class Scope:
     """The one side of a worker that these limits are for.
 
     Attributes:
-        queue_of: The shared queue of a task queue.
+        queue_of: The shared queue in which the tasks of a task queue wait now.
         limits_of: What the settings log says of a task queue.
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
@@ -131,6 +131,9 @@ class Gates:
     def _tick(self, task_queues: Sequence[str]) -> None:
         for task_queue in task_queues:
             queue = self._scope.queue_of(task_queue)
+            twin = self._sender.names.twin(queue)
+            if twin in self._turnstiles:
+                self._leave(twin)  # its tasks wait elsewhere now
             if self._scope.is_ushered(task_queue):
                 self._put_in_force(queue, UNLIMITED)
                 self._put_in_force(self._open_usher(task_queue), UNLIMITED)

@@ -23,7 +23,7 @@ from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import Kind, Names
+from tq_broker.model.names import SHARED, Kind, Names
 from tq_broker.model.requests import shard_of
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.model.workflow_tasks import ClaimStart, RunKey, StartGranted
@@ -346,7 +346,7 @@ class Handler:
             task.task_queue,
             Side.ACTIVITY,
             since_ms=task.attempt_scheduled_ms or task.scheduled_ms,
-            shared=early.window.queue.kind is Kind.ACTIVITY,
+            shared=early.window.queue.kind in SHARED,
             priority=task.priority,
         )
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked

@@ -85,11 +85,13 @@ class Housekeeper:
         What is paused has no consumers although somebody serves it, so it stays.
         """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
-        paused = self._settings.pauses()
+        paused, prioritized = self._settings.pauses(), self._settings.prioritized
         idle = [
             (side, name)
             for side in SIDES
-            for name in self._reclaimer.idle(self._settings.task_queues(side), deadline, side=side)
+            for name in self._reclaimer.idle(
+                self._settings.task_queues(side), deadline, side=side, prioritized=prioritized
+            )
             if (side, name) not in paused
         ]
         due = idleness.observe(idle, self._clock.monotonic())
@@ -97,7 +99,7 @@ class Housekeeper:
             (side, name)
             for side in SIDES
             if (names := [name for of, name in due if of == side])
-            for name in self._reclaimer.reclaim(names, side=side)
+            for name in self._reclaimer.reclaim(names, side=side, prioritized=prioritized)
         ]
         if due:
             log.info("removed %d idle task queues", len(removed))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.names import SHARED, Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
@@ -79,7 +79,7 @@ class Consumer:
 
     @property
     def waits(self) -> bool:
-        return self.queue.kind not in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.ADMITTED)
+        return self.queue.kind not in SHARED
 
     def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
         gates = self._poller.gates

@@ -57,6 +57,7 @@ from tq_broker.worker.rerouting import Rerouter
 from tq_broker.worker.session_side import SessionSide
 from tq_broker.worker.slot_supply import SlotSupply
 from tq_broker.worker.slots import FixedSlots
+from tq_broker.worker.sorter import Sorter
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 from tq_broker.worker.usher import Usher
@@ -158,7 +159,10 @@ class Worker:
             supply.activity,
             options.max_concurrent_activities_by_type,
         )
-        self._poller = Poller(broker, sender, 0, handler.on_deliveries, self._settings.pause_of)
+        self._sorter = Sorter(
+            sender, self._reporter, self._settings, names.activity, handler.on_deliveries
+        )
+        self._poller = Poller(broker, sender, 0, self._sorter.on_deliveries, self._is_closed)
         self._gates = self._make_gates(handler)
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
@@ -228,7 +232,7 @@ class Worker:
         connection, rate = self._connection, self.options.max_activities_per_second
         scope = Scope(
             side=Side.ACTIVITY,
-            queue_of=connection.names.activity,
+            queue_of=self._sorter.queue_of,
             limits_of=lambda task_queue: self._settings.limits(Side.ACTIVITY, task_queue).limits,
             is_paused=self._settings.pause_of,
             free_slots=lambda: handler.free_slots,
@@ -238,7 +242,7 @@ class Worker:
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
-            scope, connection.sender, self._clock, self._poller, handler.on_deliveries, pace
+            scope, connection.sender, self._clock, self._poller, self._sorter.on_deliveries, pace
         )
 
     def _make_usher(self, task_queue: str, wake: Callable[[], None]) -> Usher:
@@ -366,6 +370,7 @@ class Worker:
                 self._poller.serve(self._connection.names.activity(task_queue))
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
+            self._sorter.tick(self.task_queues, self._poller)
         self._adjust()
         try:
             subscriptions = [
@@ -408,7 +413,7 @@ class Worker:
             [self._connection.names.activity(task_queue) for task_queue in self.task_queues],
             self._connection.sender,
             self._supply.activity.most,
-            self._handler.on_deliveries,
+            self._sorter.on_deliveries,
             self._settings.pause_of,
         )
 
@@ -530,6 +535,7 @@ class Worker:
             if self._sessions is not None:
                 self._sessions.close_intake(deadline)
             self._poller.stop(deadline)
+            self._sorter.close_intake(deadline)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
         handler.close_intake()
@@ -550,7 +556,9 @@ class Worker:
         if self._side is not None:
             self._side.leave_behind()
             self._until(lambda: self._side is None or not self._side.busy, REPORT_WITHIN_S)
-        if not self._until(lambda: not handler.unreported, REPORT_WITHIN_S):
+        if not self._until(
+            lambda: not (handler.unreported or self._sorter.under_way), REPORT_WITHIN_S
+        ):
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
         # A lease that nobody takes would count as a lost attempt, also of what has ended well.
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
@@ -785,6 +793,7 @@ class Worker:
         self._notices.tick(attempts, now)
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
+            self._sorter.tick(self.task_queues, self._poller)
         self._supply.tick()
         self._adjust()
         if now >= self._keep_at:
@@ -795,6 +804,10 @@ class Worker:
             self._sessions.tick(now)
         if self._side is not None:
             self._side.tick(now)
+
+    def _is_closed(self, queue: QueueName) -> bool:
+        """Whether nothing of ``queue`` may be begun now."""
+        return bool(self._settings.pause_of(queue)) or self._sorter.is_superseded(queue)
 
     def _adjust(self) -> None:
         """Slots first, then windows that are as wide."""

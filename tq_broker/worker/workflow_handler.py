@@ -28,7 +28,7 @@ from tq_broker.model import workflow_tasks as answers
 from tq_broker.model.events import Event, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import Kind
+from tq_broker.model.names import SHARED, Kind
 from tq_broker.model.requests import SHARDS, Reply
 from tq_broker.model.tasks import WorkflowOrigin
 from tq_broker.model.workflow_tasks import (
@@ -201,7 +201,7 @@ class WorkflowHandler:
             return False
         held.passage = passage
         passage.begun()
-        is_shared = held.source.queue.kind is Kind.WORKFLOW
+        is_shared = held.source.queue.kind in SHARED
         self.begins.begun(
             task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, shared=is_shared
         )

@@ -26,6 +26,7 @@ from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.slot_supply import SlotSupply
+from tq_broker.worker.sorter import Sorter
 from tq_broker.worker.wills import Wills
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
@@ -85,19 +86,23 @@ class WorkflowSide:
         self._handler.is_paused = lambda task_queue: bool(
             settings.pause_of(connection.names.workflow(task_queue))
         )
+        self._settings = settings
+        self._sorter = Sorter(
+            sender, returns, settings, connection.names.workflow, self._handler.on_deliveries
+        )
         self._poller = Poller(
-            connection.broker, sender, 0, self._handler.on_deliveries, settings.pause_of
+            connection.broker, sender, 0, self._sorter.on_deliveries, self._is_closed
         )
         self._handler.gates = self._poller.gates
         scope = Scope(
             side=Side.WORKFLOW,
-            queue_of=connection.names.workflow,
+            queue_of=self._sorter.queue_of,
             limits_of=lambda task_queue: settings.limits(Side.WORKFLOW, task_queue).limits,
             is_paused=settings.pause_of,
             free_slots=lambda: slots.capacity - self._handler.running,
             cover=self._handler.cover,
         )
-        self._gates = Gates(scope, sender, clock, self._poller, self._handler.on_deliveries)
+        self._gates = Gates(scope, sender, clock, self._poller, self._sorter.on_deliveries)
         self._task_queues: Sequence[str] = ()
 
     # --- facts ------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class WorkflowSide:
     @property
     def busy(self) -> bool:
         """Whether a workflow task is in hand."""
-        return self._handler.busy
+        return self._handler.busy or bool(self._sorter.under_way)
 
     @property
     def running(self) -> int:
@@ -144,6 +149,7 @@ class WorkflowSide:
             self._poller.serve(names.workflow(task_queue))
         self._task_queues = task_queues
         self._gates.tick(task_queues)
+        self._sorter.tick(task_queues, self._poller)
         if self.sticky is not None:
             wait = self._options.sticky_queue_schedule_to_start_timeout
             ttl_ms = round(wait.total_seconds() * 1000)
@@ -156,6 +162,10 @@ class WorkflowSide:
         self._slots.tick()
         self._poller.adjust(self._gates.in_hand, self._slots.capacity)
 
+    def _is_closed(self, queue: QueueName) -> bool:
+        """Whether nothing of ``queue`` may be begun now."""
+        return bool(self._settings.pause_of(queue)) or self._sorter.is_superseded(queue)
+
     def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
         """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
         self._poller.serve(queue, plan, of)
@@ -165,6 +175,7 @@ class WorkflowSide:
         """Look at what takes long, and at windows; done often."""
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
+        self._sorter.tick(self._task_queues, self._poller)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:
@@ -172,6 +183,7 @@ class WorkflowSide:
         try:
             self._gates.close_intake(deadline)
             self._poller.stop(deadline)
+            self._sorter.close_intake(deadline)
         finally:
             self._handler.close_intake()
 
