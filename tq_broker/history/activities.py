@@ -48,6 +48,7 @@ from tq_broker.model.tasks import (
     Status,
     WireRetryPolicy,
     WorkflowOrigin,
+    load_requires,
     load_route,
     retry_policy,
 )
@@ -175,6 +176,7 @@ def task(
         heartbeat_ms=heartbeat_ms,
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
         route=None if scheduled.route is None else load_route(scheduled.route),
+        requires=None if scheduled.requires is None else load_requires(scheduled.requires),
         priority=scheduled.priority,
         headers=scheduled.headers,
         workflow=WorkflowOrigin(

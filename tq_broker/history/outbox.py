@@ -255,9 +255,11 @@ class Outbox:
         message = envelope.task_message(task)
         dispatcher, memo = self._connection.dispatcher, held.run.memo
         to = dispatcher.destination(task, memo)
-        if to.private or to.rule is not None:
-            if record.if_missing:
-                return NoMail.OVER  # private queues give back what they hold; loans, too
+        is_lent = to.private or to.rule is not None
+        if is_lent and record.if_missing:
+            return NoMail.OVER  # private queues give back what they hold; loans, too
+        # What it requires was looked at when it was first sent.
+        if is_lent or (task.requires is not None and not record.if_missing):
             dispatcher.dispatch(
                 task,
                 message,

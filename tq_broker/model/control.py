@@ -15,6 +15,7 @@ import msgspec
 
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
@@ -47,13 +48,15 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
 class Serve(msgspec.Struct, frozen=True, tag="serve"):
     """Serve the private queue ``queue`` from now on, if it is yours: somebody has a task for it.
-    The name of a detour's queue does not say what it is for; ``detour`` does.
+    The names of a detour's and a niche's queue do not say what they are for; ``detour`` and
+    ``niche`` do.
 
     When it is consumed, and there is a will for it, bind the control queue under `ready_key`.
     """
 
     queue: str
     detour: Detour | None = None
+    niche: Niche | None = None
 
 
 class AskRecent(msgspec.Struct, frozen=True, tag="recent"):
@@ -124,6 +127,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     """It serves activity types beside those that it names."""
     paused: list[str] = []
     """Those of its task queues from which it takes no activities because they are paused."""
+
+    capabilities: list[str] = []
+    unserved: dict[str, int] = {}
+    """Tasks that wait for capabilities that no living worker has, as far as this one sees: their
+    number by task queue and set."""
 
     banks: dict[str, list[str]] = {}
     """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""

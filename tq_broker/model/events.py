@@ -188,7 +188,8 @@ class WorkflowTaskFailed(Base, frozen=True, tag="WorkflowTaskFailed"):
 
 class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     """``input`` is the payload of an activity body, ``{"args": [...]}``; ``route`` is the JSON of a
-    `tq_broker.common.Route` as in the ``tq-route`` header."""
+    `tq_broker.common.Route` as in the ``tq-route`` header, and ``requires`` what is in the
+    ``tq-requires`` header."""
 
     activity_id: str
     activity_type: str
@@ -201,6 +202,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
     workflow_task_completed_event_id: int = 0

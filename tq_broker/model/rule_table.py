@@ -36,6 +36,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         id: The activity's id, or the workflow's: the hash of it decides about percentages.
         memo: Payloads of the workflow's memo; what codecs hide matches nothing.
         once: It must not run twice, so nobody may take it back from a target.
+        capabilities: What it requires of its worker; those who get it from a rule have them, too.
+        fairness_key: The key under which it gets its share; "" if it has none.
     """
 
     kind: TaskKind
@@ -46,6 +48,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     memo: Mapping[str, bytes] = NO_MEMO
     once: bool = False
+    capabilities: tuple[str, ...] = ()
+    fairness_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
 
+CAPABILITIES_MAX = 1_000
+"""Capabilities remembered of one task queue."""
 
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
 SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
@@ -41,12 +43,14 @@ SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
 
 
 class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-declared"):
-    """Somebody declared the shared queue of a task queue."""
+    """Somebody declared the shared queue of a task queue, or, with ``requires``, the one of its
+    tasks that require just these capabilities."""
 
     task_queue: str
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+    requires: tuple[str, ...] = ()
 
 
 class TaskQueueReclaimed(
@@ -58,6 +62,18 @@ class TaskQueueReclaimed(
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+    requires: tuple[str, ...] = ()
+
+
+class CapabilitiesDeclared(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="capabilities-declared"
+):
+    """A worker of the task queue has these capabilities, or had them once."""
+
+    task_queue: str
+    capabilities: tuple[str, ...]
+    at_ms: int
+    by: str = ""
 
 
 class TaskQueuePaused(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-paused"):
@@ -164,6 +180,7 @@ LimitKey = tuple[Side, str]
 Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
+    | CapabilitiesDeclared
     | TaskQueuePaused
     | TaskQueueResumed
     | ActivityCanceled
@@ -211,6 +228,11 @@ class Settings:
         """Activity task queues that exist, with the time (epoch ms) of their last declaration."""
         self.workflow_task_queues: dict[str, int] = {}
         """The same of workflow task queues."""
+        self.capable: dict[str, dict[tuple[str, ...], int]] = {}
+        """The sets of capabilities that tasks of an activity task queue require, with the time of
+        the last declaration of their queue."""
+        self.capabilities: dict[str, set[str]] = {}
+        """What the workers of a task queue have, or had once."""
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.cancelled: OrderedDict[str, ActivityCanceled] = OrderedDict()
@@ -225,6 +247,12 @@ class Settings:
     def apply(self, record: Record) -> None:
         """Take one record into account."""
         match record:
+            case TaskQueueDeclared(requires=requires) if requires:
+                self.capable.setdefault(record.task_queue, {})[requires] = record.at_ms
+            case TaskQueueReclaimed(requires=requires) if requires:
+                self.capable.get(record.task_queue, {}).pop(requires, None)
+            case CapabilitiesDeclared():
+                self._has_capabilities(record)
             case TaskQueueDeclared():
                 self.existing(record.side)[record.task_queue] = record.at_ms
             case TaskQueueReclaimed():
@@ -249,6 +277,11 @@ class Settings:
                     self.rule_changes.append(record)
             case LimitsSet():
                 self._set_limits(record)
+
+    def _has_capabilities(self, record: CapabilitiesDeclared) -> None:
+        known = self.capabilities.setdefault(record.task_queue, set())
+        if len(known) < CAPABILITIES_MAX:
+            known.update(record.capabilities)
 
     def _set_limits(self, record: LimitsSet) -> None:
         key = (record.side, record.task_queue)

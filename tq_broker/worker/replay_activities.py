@@ -16,7 +16,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import events
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
 from tq_broker.model.failure import retry_state
-from tq_broker.model.tasks import dump_route, task_fields, wire_retry_policy
+from tq_broker.model.tasks import dump_requires, dump_route, task_fields, wire_retry_policy
 from tq_broker.worker.ledger import Entry
 from tq_broker.worker.loop import WorkflowLoop
 from tq_broker.worker.situation import Situation
@@ -70,7 +70,7 @@ class ReplayActivities:
     def _command(self, call: ActivityCall, activity_id: str) -> ScheduleActivity:
         run, options = self._situation.started, call.options
         fields = task_fields(options)
-        policy, route = options.retry_policy, options.route
+        policy, route, requires = options.retry_policy, options.route, fields["requires"]
         return ScheduleActivity(
             activity_id=activity_id,
             activity_type=call.activity_type,
@@ -83,6 +83,7 @@ class ReplayActivities:
             retry_policy=None if policy is None else wire_retry_policy(policy),
             priority=run.priority if options.priority is None else options.priority,
             route=None if route is None else dump_route(route),
+            requires=None if requires is None else dump_requires(requires),
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
         )
