@@ -44,6 +44,7 @@ class WorkerSettings:
     name: str | None = None
     host: str | None = None
     worker_id: str | None = None
+    capabilities: tuple[str, ...] = ()
     graceful_timeout: timedelta | None = None
     process_index: int | None = None
     guard_fd: int | None = None
@@ -62,6 +63,8 @@ class WorkerSettings:
             options["worker_id"] = _distinct(self.worker_id, worker_id, index)
         if self.concurrency:
             options["max_concurrent_activities"] = self.concurrency
+        if self.capabilities:
+            options["capabilities"] = self.capabilities
         if self.graceful_timeout is not None:
             options["graceful_shutdown_timeout"] = self.graceful_timeout
         return options

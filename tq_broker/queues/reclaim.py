@@ -45,7 +45,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import envelope
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.names import Exchange, Kind, Names, QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, Receipt, Verdict
@@ -95,7 +95,7 @@ class Reclaimer:
         """
         kind = Kind(side)
         return [
-            name for name in candidates if self._is_idle(self._names.queue(kind, name), deadline)
+            name for name in candidates if self.is_idle(self._names.queue(kind, name), deadline)
         ]
 
     def reclaim(
@@ -119,11 +119,18 @@ class Reclaimer:
             InvalidArgument: a name or ``grace_s`` is wrong; nothing was done.
             BrokerUnavailable, AccessRefused: what has been removed is in the settings log.
         """
+        kind = Kind(side)
+        queues = [self._names.queue(kind, name) for name in task_queues]
+        return [queue.parts[-1] for queue in self.reclaim_queues(queues, grace_s=grace_s)]
+
+    def reclaim_queues(
+        self, queues: Sequence[QueueName], *, grace_s: float = 1.0
+    ) -> list[QueueName]:
+        """The same for any shared queues of task queues."""
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
-        kind = Kind(side)
-        left = deque(self._names.queue(kind, name) for name in dict.fromkeys(task_queues))
-        removed: list[str] = []
+        left = deque(dict.fromkeys(queues))
+        removed: list[QueueName] = []
         with self._busy:
             if left:
                 # Now, because it may need threads that our locks will keep waiting.
@@ -133,7 +140,7 @@ class Reclaimer:
                 removed += self._reclaim_batch(left, grace_s)
         return removed
 
-    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[str]:
+    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[QueueName]:
         with contextlib.ExitStack() as batch:
             held: list[_Held] = []
             gathered = self._clock.monotonic() + GATHER_S
@@ -147,7 +154,7 @@ class Reclaimer:
             removed = [one for one in held if self._tried(one, self._conclude)]
             # Before the locks are free: who declares the queue again writes its record after.
             self._record(removed)
-        return [one.queue.parts[0] for one in removed]
+        return [one.queue for one in removed]
 
     def _take(self, queue: QueueName, batch: contextlib.ExitStack) -> _Held | None:
         """Lock and unbind ``queue`` if it is idle; ``batch`` frees the lock in the end."""
@@ -178,7 +185,8 @@ class Reclaimer:
         # Nobody but its connection may bind an exclusive queue; nothing is published there.
         return BindQueue(str(lock), self._names.exchange(Exchange.TASKS), lock.key)
 
-    def _is_idle(self, queue: QueueName, deadline: float) -> bool:
+    def is_idle(self, queue: QueueName, deadline: float) -> bool:
+        """Whether ``queue`` is empty and without consumers now; raises as `idle`."""
         stats = self._broker.stats(str(queue), deadline)
         return stats is None or not (stats.ready or stats.consumers)
 
@@ -195,7 +203,7 @@ class Reclaimer:
         return True
 
     def _conclude(self, one: _Held) -> bool:
-        if self._is_idle(one.queue, self._deadline()):
+        if self.is_idle(one.queue, self._deadline()):
             late = self._broker.get(str(one.queue), self._deadline())
             if late is None:
                 delete = Plan((one.fence, DeleteQueue(str(one.queue))))
@@ -232,7 +240,10 @@ class Reclaimer:
         ended = _Ended(len(removed))
         for one in removed:
             record = TaskQueueReclaimed(
-                one.queue.parts[0], epoch_ms(self._clock), side=side_of(one.queue)
+                one.queue.parts[-1],
+                epoch_ms(self._clock),
+                side=side_of(one.queue),
+                requires=requirements(one.queue),
             )
             self._sender.append(record, deadline, ended.record)
         if removed and not ended.wait(remaining(self._clock, deadline)):

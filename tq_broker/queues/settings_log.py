@@ -118,7 +118,16 @@ class SettingsLog:
     def capable(self, task_queue: str) -> list[tuple[str, ...]]:
         """The sets of capabilities for which the task queue has queues of their own."""
         with self._lock:
-            return list(self._settings.capable.get(task_queue, ()))
+            return sorted(self._settings.capable.get(task_queue, ()))
+
+    def capable_queues(self) -> list[QueueName]:
+        """All such queues of the namespace."""
+        with self._lock:
+            return [
+                self._names.capable(task_queue, one)
+                for task_queue, sets in self._settings.capable.items()
+                for one in sets
+            ]
 
     def capabilities(self, task_queue: str) -> set[str]:
         """What the workers of the task queue have, or had once."""

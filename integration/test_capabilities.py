@@ -1,0 +1,174 @@
+"""Capabilities on every RabbitMQ version, and in one process: who may have a task, and what becomes
+of it when the only one who may is killed under load."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.journey import Site, measured, site_at, wait_until
+from integration.journey_activities import tell, work_on_loop
+from tq_broker import activity
+from tq_broker.common import OnGone, Requires, RetryPolicy, Route
+from tq_broker.exceptions import ActivityError, TargetGone, UnknownCapability
+from tq_broker.model.names import Names
+
+SOON = RetryPolicy(initial_interval=timedelta(seconds=0.1), backoff_coefficient=1)
+S = timedelta(seconds=1)
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def site(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Site]:
+    with site_at(broker_url, namespace, tmp_path) as site:
+        yield site
+
+
+def keys(count: int) -> list[str]:
+    return [f"{number}-{secrets.token_hex(3)}" for number in range(count)]
+
+
+def waiting(site: Site, *capabilities: str) -> int:
+    core = site.client.core
+    queue = Names(site.namespace).capable("q", capabilities)
+    stats = core.broker.stats(str(queue), core.deadline())
+    return 0 if stats is None else stats.ready
+
+
+def who(site: Site, names: list[str]) -> set[str]:
+    wanted = set(names)
+    return {event.worker for event in site.ledger.events("start") if event.key in wanted}
+
+
+def cli(site: Site, *arguments: str) -> Any:
+    command = [
+        *(sys.executable, "-m", "tq_broker", "-b", site.url, "--namespace", site.namespace),
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- the loss of the only capable worker, under load ----------------------------------------------
+
+
+def test_tasks_wait_for_a_capable_worker_whose_only_one_was_killed_under_load(site: Site) -> None:
+    # Given a plain worker, and one with a GPU
+    site.worker(worker_id="plain").ready()
+    able = site.worker(worker_id="able", capabilities=["gpu", "ssd"]).ready()
+    names = keys(200)
+    handles = site.load(work_on_loop, names, 0.05, requires={"gpu"}, retry_policy=SOON)
+    wait_until(lambda: site.ledger.count("effect") > 20, "work goes on")
+    # When it is killed
+    able.kill()
+    plain = keys(20)
+    assert not any(site.collect(site.load(work_on_loop, plain, 0.01)).values())
+    # Then the others go on with what is theirs, and the rest waits and is reported
+    assert who(site, plain) == {"plain"}
+    assert who(site, names) == {"able"}
+    wait_until(
+        lambda: any(one["unserved"] for one in json.loads(cli(site, "--json", "worker", "list"))),
+        "the workers say so",
+        PATIENCE_S,
+    )
+    told = cli(site, "task-queue", "describe", "q")
+    assert "gpu" in told
+    assert "NOBODY" in told
+    # Until one comes
+    site.worker(worker_id="next", capabilities=["gpu"]).ready()
+    assert not any(site.collect(handles).values())
+    assert who(site, names) == {"able", "next"}
+    site.check()
+
+
+def test_who_does_not_wait_fails_or_falls_back_when_the_only_capable_worker_is_killed(
+    site: Site,
+) -> None:
+    site.worker(worker_id="plain").ready()
+    able = site.worker(worker_id="able", capabilities=["gpu"], max_concurrent_activities=5).ready()
+    failing, falling = keys(60), keys(60)
+    fail = Requires({"gpu"}, on_gone=OnGone.FAIL)
+    fall = Requires({"gpu"}, on_gone=OnGone.FALL_BACK)
+    handles = site.load(work_on_loop, failing, 0.2, requires=fail, retry_policy=SOON)
+    handles |= site.load(work_on_loop, falling, 0.2, requires=fall, retry_policy=SOON)
+    wait_until(lambda: site.ledger.count("effect") > 10, "work goes on")
+    able.kill()
+    killed = time.monotonic()
+    errors = site.collect(handles)
+    measured("s from the kill to the last outcome", time.monotonic() - killed)
+    # Each has its stated answer, and nothing is stranded
+    assert not any(errors[key] for key in falling)
+    assert "plain" in who(site, falling)
+    gone = [error for key in failing if (error := errors[key]) is not None]
+    assert gone
+    assert all(isinstance(one, ActivityError) for one in gone)
+    assert "with gpu" in str(gone[-1])
+    assert who(site, failing) == {"able"}
+
+
+def test_a_set_is_served_within_a_second_by_those_who_have_it_all(site: Site) -> None:
+    site.worker(worker_id="gpu", capabilities=["gpu"], host="h1").ready()
+    site.worker(worker_id="both", capabilities=["gpu", "ssd"], host="h1").ready()
+    # A set that nobody has required before
+    begun = time.monotonic()
+    told = site.client.execute_activity(tell, task_queue="q", requires={"ssd", "gpu"})
+    measured("s for the first task of a new set", time.monotonic() - begun)
+    assert told["worker"] == "both"
+    # A host, of whose workers only one has it
+    for _ in range(5):
+        told = site.client.execute_activity(
+            tell, task_queue="q", requires={"ssd"}, route=Route.host("h1")
+        )
+        assert told["worker"] == "both"
+    with pytest.raises((TargetGone, ActivityError), match="on process 'gpu' with ssd"):
+        site.client.execute_activity(
+            tell, task_queue="q", requires={"ssd"}, route=Route.process("gpu")
+        )
+
+
+def test_what_no_worker_has_ever_had_is_refused(site: Site) -> None:
+    site.worker(worker_id="able", capabilities=["gpu"]).ready()
+    with pytest.raises(UnknownCapability, match="has ever had gup; known there: gpu"):
+        site.client.start_activity(tell, task_queue="q", requires={"gup"})
+    with pytest.raises((TargetGone, ActivityError), match="did not within 0:00:01"):
+        site.client.execute_activity(tell, task_queue="q", requires=Requires({"gup"}, wait=S))
+
+
+def test_an_operator_sees_pauses_moves_purges_and_reclaims_them(site: Site) -> None:
+    able = site.worker("q", "r", worker_id="able", capabilities=["gpu"]).ready()
+    site.client.pause_task_queue("q", "look")
+    names = keys(10)
+    handles = site.load(work_on_loop, names, 0.01, requires={"gpu"})
+    wait_until(lambda: waiting(site, "gpu") == 10, "they wait")
+    listed = json.loads(cli(site, "--json", "task-queue", "list"))
+    (row,) = [one for one in listed if one["requires"]]
+    assert (row["task_queue"], row["requires"], row["backlog"]) == ("q", ["gpu"], 10)
+    told = cli(site, "--json", "task-queue", "move", "q", "r", "--create", "--yes")
+    assert json.loads(told)["done"] == 10
+    assert not any(site.collect(handles).values())
+    site.client.start_activity(tell, task_queue="q", requires={"gpu"})
+    wait_until(lambda: waiting(site, "gpu") == 1, "it waits")
+    assert json.loads(cli(site, "--json", "task-queue", "purge", "q", "--yes"))["dropped"] == 1
+    able.terminate()
+    able.wait()
+    cli(site, "task-queue", "resume", "q")
+    cli(site, "task-queue", "reclaim")
+    assert json.loads(cli(site, "--json", "task-queue", "list")) == []
+
+
+# --- workflows ------------------------------------------------------------------------------------
+
+
+@activity.defn(requires={"gpu"}, start_to_close_timeout=60 * S)
+def render() -> str:
+    return activity.info().worker_id
