@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +13,9 @@ from tq_broker.cli import exits
 from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_on_gone, parse_route
+from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_requires, parse_route
 from tq_broker.client import BlockingActivityHandle
-from tq_broker.common import ActivityIDConflictPolicy, Requires, RetryPolicy
+from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
 from tq_broker.exceptions import ActivityError, FailureError, InvalidArgument
 
 _CONFLICTS = {
@@ -178,17 +178,13 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "priority": keywords["priority"],
         "headers": dict(keywords["headers"]) or None,
         "route": parse_route(route, keywords["on_gone"]) if route else None,
-        "requires": _requires(keywords["requires"], keywords["on_unserved"]),
+        "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),
         "start_delay": keywords["delay"],
         "wait_result": keywords.get("wait_result"),
     }
     for name in _TIMEOUTS:
         options[name] = keywords[name.removesuffix("_timeout")]
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _requires(names: Sequence[str], on_unserved: str) -> Requires | None:
-    return Requires(tuple(names), *parse_on_gone(on_unserved)) if names else None
 
 
 def _report(session: Session, error: ActivityError) -> int:

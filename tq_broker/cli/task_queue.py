@@ -79,25 +79,19 @@ def list_(ctx: click.Context, wait: timedelta) -> None:
         found = operations.task_queues(wait.total_seconds())
     session.output.rows(
         (
-            "TASK QUEUE",
-            "SIDE",
-            "REQUIRES",
-            "BACKLOG",
-            "CONSUMERS",
-            "IN FLIGHT",
-            "WORKERS",
-            "PAUSED",
+            *("TASK QUEUE", "SIDE", "BACKLOG", "CONSUMERS"),
+            *("IN FLIGHT", "WORKERS", "PAUSED", "REQUIRES"),
         ),
         [
             (
                 one.task_queue,
                 one.side,
-                ",".join(one.requires),
                 one.backlog,
                 one.consumers,
                 one.in_flight,
                 ",".join(one.workers),
                 "" if one.pause is None else pause_line(one.pause),
+                ",".join(one.requires),
             )
             for one in found
         ],

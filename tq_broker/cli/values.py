@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tq_broker.common import OnGone, Route
+from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import check_requires
 
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -52,6 +54,17 @@ def parse_on_gone(text: str) -> tuple[OnGone, timedelta | None]:
     if text not in answers:
         raise InvalidArgument(f"{text!r} is not fail, fall-back or wait:30s")
     return answers[text], None
+
+
+def parse_requires(names: Sequence[str], on_unserved: str) -> Requires | None:
+    """What ``--requires`` and ``--on-unserved`` say; ``None`` for no names.
+
+    Raises:
+        InvalidArgument: names what is wrong.
+    """
+    if not names:
+        return None
+    return check_requires(Requires(tuple(names), *parse_on_gone(on_unserved)))
 
 
 def parse_route(text: str, on_gone: str) -> Route:

@@ -84,6 +84,9 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         start_to_close_ms=start_to_close_ms,
         heartbeat_ms=heartbeat_ms,
         retry_policy=command.retry_policy,
+        route=command.route,
+        requires=command.requires,
+        headers=None if command.headers == turn.run.started.headers else command.headers,
     )
     turn.run.activities[event_id] = activity
     _dispatch(turn, event_id, activity)

@@ -68,6 +68,7 @@ class Activity(Noun):
         claim: Which request was granted the start of this attempt.
         next_ms: Its next deadline; 0: none.
         look_ms: While it `is_silent` its queue is looked at then (`tq_broker.history.looks`).
+        headers: If they are not those of the workflow.
     """
 
     activity_id: str
@@ -94,6 +95,9 @@ class Activity(Noun):
     host: str = ""
     worker_id: str = ""
     look_ms: int = 0
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] | None = None
 
     @property
     def is_silent(self) -> bool:

@@ -107,6 +107,8 @@ class _Line:
         priority = self.rule.priority
         if priority is not None and priority != (facts.priority or PRIORITY_DEFAULT):
             return False
+        if self.rule.fairness_key not in ("", facts.fairness_key):
+            return False
         for name, values in self._memo:
             if facts.memo.get(name) not in values:
                 return False
@@ -146,6 +148,9 @@ class _Line:
                 return f"header {name!r} is {has}, not {value!r}"
         if rule.priority not in (None, priority := facts.priority or PRIORITY_DEFAULT):
             return f"the priority is {priority}, not {rule.priority}"
+        if rule.fairness_key not in ("", facts.fairness_key):
+            has = repr(facts.fairness_key) if facts.fairness_key else "missing"
+            return f"the fairness key is {has}, not {rule.fairness_key!r}"
         for name, values in self._memo:
             if name not in facts.memo:
                 return f"memo {name!r} is missing"

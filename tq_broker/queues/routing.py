@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tq_broker.common import OnGone, Requires, Route, TargetKind, to_ms
 from tq_broker.model.capabilities import Niche, in_words
 from tq_broker.model.detours import Detour
@@ -121,11 +123,71 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
     return Destination(queue, why, rule=rule)
 
 
-def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]:
-    """How the router comes to what `by_rule` says, step by step, for people."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a task says itself about where it must run, beside its task queue."""
+
+    route: Route | None = None
+    requires: Requires | None = None
+
+
+NOTHING_ASKED = Asked()
+
+
+def explain(
+    names: Names, of: Facts, rules: RuleTable, now_ms: int, asked: Asked = NOTHING_ASKED
+) -> list[str]:
+    """How the router comes to its answer, step by step, for people."""
     steps = [f"the task queue of {of.kind.value} {of.type!r} is {of.task_queue!r}"]
+    task = ActivityTask(
+        activity_id=of.id,
+        activity_type=of.type,
+        task_queue=of.task_queue,
+        body=b"",
+        route=asked.route,
+        requires=asked.requires,
+    )
+    steps += _asked_steps(asked)
+    if of.kind is TaskKind.ACTIVITY and not may_be_moved(task):
+        to = destination(names, task)
+        gone = when_gone(names, task, now_ms)
+        return [
+            *steps,
+            "what says so itself no traffic rule moves",
+            f"it goes to queue {to.queue}: {to.why}",
+            f"if nobody is there: {_gone_in_words(gone)}",
+        ]
+    if asked.requires is not None:
+        of = msgspec.structs.replace(of, capabilities=asked.requires.names)
+        steps.append(f"so its own queue is {destination(names, task).queue}")
     if not rules:
         return [*steps, "no traffic rules are in force; it goes there"]
+    return [*steps, *_rule_steps(names, of, rules, now_ms)]
+
+
+def _asked_steps(asked: Asked) -> list[str]:
+    steps = []
+    if asked.route is not None:
+        route = asked.route
+        steps.append(f"its route says {route.kind.value} {route.target!r}")
+    if asked.requires is not None:
+        needed = in_words(asked.requires.names)
+        steps.append(f"it requires {needed}: only workers that have all of it get it")
+        if asked.requires.is_patient:
+            steps.append("while no living worker has, it waits")
+    return steps
+
+
+def _gone_in_words(answer: Destination | Fail | LookAgain) -> str:
+    if isinstance(answer, Fail):
+        return "it fails at once"
+    if isinstance(answer, LookAgain):
+        return f"it waits, and is looked at again every {answer.delay_ms / 1000:g} s"
+    return f"it falls back to queue {answer.queue}"
+
+
+def _rule_steps(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]:
+    steps: list[str] = []
     verdicts = rules.explain(of, now_ms)
     steps += [f"rule {one.rule.id!r} (order {one.rule.order}): {one.why}" for one in verdicts]
     to = by_rule(names, of, rules, now_ms)
