@@ -31,7 +31,7 @@ def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
 
 def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, worker: Worker) -> None:
     answer = invoke("task-queue", "list", *QUICK)
-    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\n"
+    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\t\n"
     first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)
     assert (first["task_queue"], first["backlog"], first["workers"]) == ("idle", 2, [])
     assert (second["task_queue"], second["workers"]) == ("math", ["w1@here"])
@@ -87,7 +87,7 @@ def test_workflow_sides_are_listed_and_described(
     core = client.core
     core.sender.ensure([core.names.workflow("orders")], core.deadline())
     listed = invoke("task-queue", "list", *QUICK).stdout.splitlines()
-    assert listed[1] == "orders\tworkflow\t0\t0\t0\t\t"
+    assert listed[1] == "orders\tworkflow\t0\t0\t0\t\t\t"
     shown = invoke("task-queue", "describe", "orders", *QUICK).stdout
     assert "workflow tasks\t0\nworkflow consumers\t0\nworkflow workers\tnone answered" in shown
     told = json.loads(invoke("task-queue", "describe", "orders", "--json", *QUICK).stdout)

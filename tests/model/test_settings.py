@@ -16,9 +16,11 @@ from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
+    CAPABILITIES_MAX,
     SIDES,
     VERDICTS_MAX,
     ActivityCanceled,
+    CapabilitiesDeclared,
     LimitsSet,
     Record,
     Settings,
@@ -231,3 +233,43 @@ def test_the_ends_of_changes_are_forgotten_after_a_while() -> None:
     for number in range(VERDICTS_MAX + 5):
         settings.apply(limits_set(number, f"{number}"))
     assert len(settings.verdicts) == VERDICTS_MAX
+
+
+# --- capabilities ---------------------------------------------------------------------------------
+
+
+def test_sets_are_known_until_their_queue_is_reclaimed() -> None:
+    state = folded(
+        [
+            TaskQueueDeclared("a", 1, requires=("gpu",)),
+            TaskQueueDeclared("a", 2, requires=("gpu", "ssd")),
+            TaskQueueReclaimed("a", 3, requires=("gpu",)),
+        ]
+    )
+    assert state.capable == {"a": {("gpu", "ssd"): 2}}
+    assert not state.task_queues, "its plain queue is another matter"
+
+
+def test_what_a_worker_had_once_stays_known() -> None:
+    state = folded(
+        [CapabilitiesDeclared("a", ("gpu",), 1), CapabilitiesDeclared("a", ("ssd", "gpu"), 2)]
+    )
+    assert state.capabilities == {"a": {"gpu", "ssd"}}
+
+
+def test_no_worker_can_fill_the_memory_with_capabilities() -> None:
+    state = folded(
+        [CapabilitiesDeclared("a", (f"c{number}",), 1) for number in range(CAPABILITIES_MAX + 9)]
+    )
+    assert len(state.capabilities["a"]) == CAPABILITIES_MAX
+
+
+@given(
+    st.builds(
+        TaskQueueDeclared, names, times, st.just("me"), st.just("activity"),
+        st.just(()) | st.just(("gpu", "ssd")),
+    )
+    | st.builds(CapabilitiesDeclared, names, times.map(lambda at: ("gpu",)), times)
+)  # fmt: skip
+def test_records_of_capabilities_come_back(record: Record) -> None:
+    assert read_record(record_message(record, "1")) == record

@@ -220,7 +220,9 @@ class Operations:
         ]
         summaries += [
             self._summary(queue, workers, logged, deadline)
-            for queue in sorted(logged.capable_queues(), key=str)
+            for queue in sorted(
+                logged.capable_queues(), key=lambda q: (q.parts[-1], *requirements(q))
+            )
         ]
         # Known to the log but gone, and served by nobody: it was deleted behind our back, or it is
         # the side that a pause of both means, too.

@@ -242,8 +242,9 @@ def home(message: Message) -> str:
 
 def required(message: Message) -> tuple[str, ...]:
     """The capabilities that an activity task in ``message`` requires. Raises `Malformed`."""
-    said = message.headers.get(REQUIRES)
-    return () if said is None else tasks.load_requires(_long_text(REQUIRES, said)).names
+    if REQUIRES not in message.headers:
+        return ()
+    return tasks.load_requires(_long_text(REQUIRES, message.headers[REQUIRES])).names
 
 
 def _check_protocol(headers: Mapping[str, Any]) -> None:
