@@ -17,10 +17,19 @@ import pytest
 
 from integration.journey import Site, measured, site_at, wait_until
 from integration.journey_activities import tell, work_on_loop
-from tq_broker import activity
+from tq_broker import activity, workflow
+from tq_broker.client import BlockingClient
+from tq_broker.clock import SystemClock
 from tq_broker.common import OnGone, Requires, RetryPolicy, Route
-from tq_broker.exceptions import ActivityError, TargetGone, UnknownCapability
+from tq_broker.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TargetGone,
+    UnknownCapability,
+)
 from tq_broker.model.names import Names
+from tq_broker.testing.embedded import EmbeddedSystem
+from tq_broker.worker import Worker
 
 SOON = RetryPolicy(initial_interval=timedelta(seconds=0.1), backoff_coefficient=1)
 S = timedelta(seconds=1)
@@ -47,6 +56,10 @@ def waiting(site: Site, *capabilities: str) -> int:
 def who(site: Site, names: list[str]) -> set[str]:
     wanted = set(names)
     return {event.worker for event in site.ledger.events("start") if event.key in wanted}
+
+
+def missed(site: Site) -> set[str]:
+    return {what for one in site.client.operations.workers(0.3) for what in one.unserved}
 
 
 def cli(site: Site, *arguments: str) -> Any:
@@ -172,3 +185,99 @@ def test_an_operator_sees_pauses_moves_purges_and_reclaims_them(site: Site) -> N
 @activity.defn(requires={"gpu"}, start_to_close_timeout=60 * S)
 def render() -> str:
     return activity.info().worker_id
+
+
+@activity.defn(start_to_close_timeout=60 * S)
+def plain() -> str:
+    return activity.info().worker_id
+
+
+@workflow.defn(task_queue="q")
+class Film:
+    @workflow.run
+    async def run(self) -> list[str]:
+        first = await workflow.execute_activity(plain)
+        try:
+            gone = await workflow.execute_activity(
+                plain, requires=Requires({"gpu", "tape"}, on_gone=OnGone.FAIL)
+            )
+        except ActivityError as error:
+            assert isinstance(error.cause, ApplicationError)
+            gone = str(error.cause.type)
+        return [first, gone, await workflow.execute_activity(render)]
+
+
+class Studio:
+    """A history service, and workers in this process, each with a connection of its own."""
+
+    def __init__(self, url: str | None) -> None:
+        self.namespace = f"t{secrets.token_hex(4)}"
+        self.system = EmbeddedSystem(SystemClock(), url, None, namespace=self.namespace)
+        self.system.start()
+        self.client = BlockingClient(self.system.core)
+        self._closers: list[Any] = []
+
+    def worker(self, name: str, *capabilities: str) -> Worker:
+        client = BlockingClient.connect(self.system._url, namespace=self.namespace)
+        worker = Worker(
+            client,
+            task_queue="q",
+            workflows=[] if capabilities else [Film],
+            activities=[render, plain],
+            capabilities=capabilities,
+            worker_id=name,
+            reclaim_after=None,
+            graceful_shutdown_timeout=5 * S,
+        )
+        worker.start()
+        self._closers += [client.close, worker.stop]
+        return worker
+
+    def close(self) -> None:
+        for close in reversed(self._closers):
+            close()
+        self.system.close()
+
+
+class Workflows:
+    """The suite. A subclass has a fixture ``studio``."""
+
+    def test_a_workflow_waits_for_a_capable_worker_and_tells_so(self, studio: Studio) -> None:
+        studio.worker("home")
+        studio.worker("gone", "gpu").stop()
+        film = f"film-{secrets.token_hex(3)}"
+        handle = studio.client.start_workflow(Film.run, id=film)
+        wait_until(lambda: pending(handle) == ["render"], "it renders", PATIENCE_S)
+        told = handle.describe().raw
+        (way,) = studio.client.operations.traffic.explain_pending(told.pending_activities, {})
+        assert "it requires gpu: only workers that have all of it get it" in way
+        studio.worker("able", "gpu")
+        assert handle.result(PATIENCE_S) == ["home", "UnknownCapability", "able"]
+
+    def test_a_new_set_reaches_a_worker_that_lives_already(self, studio: Studio) -> None:
+        studio.worker("home")
+        studio.worker("able", "gpu", "tape")
+        film = f"film-{secrets.token_hex(3)}"
+        told = studio.client.execute_workflow(Film.run, id=film)
+        assert told[0] in ("home", "able")
+        assert told[1:] == ["able", "able"]
+
+
+def pending(handle: Any) -> list[str]:
+    return [one.activity_type for one in handle.describe().pending_activities]
+
+
+class TestEmbedded(Workflows):
+    @pytest.fixture
+    def studio(self) -> Iterator[Studio]:
+        studio = Studio(None)
+        yield studio
+        studio.close()
+
+
+class TestOnRabbitMQ(Workflows):
+    @pytest.fixture
+    def studio(self, broker_url: str) -> Iterator[Studio]:
+        studio = Studio(broker_url)
+        yield studio
+        studio.close()
