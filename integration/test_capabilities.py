@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from integration.journey import Site, measured, site_at, wait_until
 from integration.journey_activities import tell, work_on_loop
 from tq_broker import activity, workflow
+from tq_broker.cli import main
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.exceptions import (
     ActivityError,
-    ApplicationError,
     TargetGone,
     UnknownCapability,
 )
@@ -63,12 +62,9 @@ def missed(site: Site) -> set[str]:
 
 
 def cli(site: Site, *arguments: str) -> Any:
-    command = [
-        *(sys.executable, "-m", "tq_broker", "-b", site.url, "--namespace", site.namespace),
-        *arguments,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    command = ["-b", site.url, "--namespace", site.namespace, *arguments]
+    done = CliRunner().invoke(main.cli, command)
+    assert done.exit_code == 0, done.output + done.stderr
     return done.stdout
 
 
@@ -78,9 +74,11 @@ def cli(site: Site, *arguments: str) -> Any:
 def test_tasks_wait_for_a_capable_worker_whose_only_one_was_killed_under_load(site: Site) -> None:
     # Given a plain worker, and one with a GPU
     site.worker(worker_id="plain").ready()
-    able = site.worker(worker_id="able", capabilities=["gpu", "ssd"]).ready()
-    names = keys(200)
-    handles = site.load(work_on_loop, names, 0.05, requires={"gpu"}, retry_policy=SOON)
+    able = site.worker(
+        worker_id="able", capabilities=["gpu", "ssd"], max_concurrent_activities=10
+    ).ready()
+    names = keys(100)
+    handles = site.load(work_on_loop, names, 0.1, requires={"gpu"}, retry_policy=SOON)
     wait_until(lambda: site.ledger.count("effect") > 20, "work goes on")
     # When it is killed
     able.kill()
@@ -89,11 +87,7 @@ def test_tasks_wait_for_a_capable_worker_whose_only_one_was_killed_under_load(si
     # Then the others go on with what is theirs, and the rest waits and is reported
     assert who(site, plain) == {"plain"}
     assert who(site, names) == {"able"}
-    wait_until(
-        lambda: any(one["unserved"] for one in json.loads(cli(site, "--json", "worker", "list"))),
-        "the workers say so",
-        PATIENCE_S,
-    )
+    wait_until(lambda: missed(site) == {"q: gpu"}, "the workers say so", PATIENCE_S)
     told = cli(site, "task-queue", "describe", "q")
     assert "gpu" in told
     assert "NOBODY" in told
@@ -202,8 +196,7 @@ class Film:
                 plain, requires=Requires({"gpu", "tape"}, on_gone=OnGone.FAIL)
             )
         except ActivityError as error:
-            assert isinstance(error.cause, ApplicationError)
-            gone = str(error.cause.type)
+            gone = str(getattr(error.cause, "type", error.cause))
         return [first, gone, await workflow.execute_activity(render)]
 
 
@@ -252,7 +245,7 @@ class Workflows:
         (way,) = studio.client.operations.traffic.explain_pending(told.pending_activities, {})
         assert "it requires gpu: only workers that have all of it get it" in way
         studio.worker("able", "gpu")
-        assert handle.result(PATIENCE_S) == ["home", "UnknownCapability", "able"]
+        assert handle.result() == ["home", "UnknownCapability", "able"]
 
     def test_a_new_set_reaches_a_worker_that_lives_already(self, studio: Studio) -> None:
         studio.worker("home")

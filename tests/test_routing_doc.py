@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tq_broker.client.traffic import TrafficOperations
 from tq_broker.model.precedence import OPTIONS
 
 GUIDE = Path(__file__).parent.parent / "docs" / "routing.rst"
@@ -23,7 +26,11 @@ def blocks() -> Iterator[tuple[int, str]]:
         yield text[: found.start(1)].count("\n"), textwrap.dedent(found.group(1))
 
 
-def test_the_code_runs_as_it_stands() -> None:
+def test_the_code_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in (TrafficOperations.set, TrafficOperations.rehearse):
+        # Here workers answer sooner than an operator would wait for them.
+        assert method.__kwdefaults__ is not None
+        monkeypatch.setitem(method.__kwdefaults__, "wait_s", 0.1)
     names: dict[str, Any] = {}
     ran = 0
     for line, code in blocks():

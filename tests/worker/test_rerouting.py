@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.attempts import place
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
-from tq_broker.common import RetryPolicy, Route
+from tq_broker.common import Requires, RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import envelope
@@ -59,6 +59,8 @@ def task(**fields: Any) -> ActivityTask:
         (Kind.HOST, {"route": Route.host("h")}, Fate.DISPATCH),
         (Kind.PROCESS, {"route": Route.process("w")}, Fate.DISPATCH),
         (Kind.HOST, {"route": Route.host("h"), "retry_policy": ONCE}, Fate.LOST),
+        (Kind.NICHE, {"requires": Requires(("gpu",))}, Fate.DISPATCH),
+        (Kind.NICHE, {"requires": Requires(("gpu",)), "retry_policy": ONCE}, Fate.LOST),
     ],
 )
 def test_each_stray_task_has_its_fate(kind: Kind, fields: dict[str, Any], expected: Fate) -> None:
