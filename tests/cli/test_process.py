@@ -65,6 +65,7 @@ def test_options_win_over_the_application() -> None:
         name="w@%h",
         worker_id="id",
         graceful_timeout=timedelta(seconds=5),
+        capabilities=("gpu",),
     )
     assert said == {
         "max_concurrent_activities": 9,
@@ -72,6 +73,7 @@ def test_options_win_over_the_application() -> None:
         "identity": "w@h-0",
         "worker_id": "id",
         "graceful_shutdown_timeout": timedelta(seconds=5),
+        "capabilities": ("gpu",),
     }
 
 

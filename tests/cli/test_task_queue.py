@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 
 from tests.cli.conftest import Invoke
 from tq_broker.client import BlockingClient
+from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.worker import Worker
 
 QUICK = ("--wait", "50ms")
@@ -144,3 +146,19 @@ def test_limits_of_an_unknown_task_queue_are_refused(invoke: Invoke, waiting: st
     answer = invoke("task-queue", "config", "set", "typo", "--rate", "1")
     assert answer.exit_code != 0
     assert "there is no task queue 'typo'" in answer.stderr
+
+
+def test_what_nobody_can_serve_is_shown(invoke: Invoke, client: BlockingClient) -> None:
+    record = CapabilitiesDeclared("film", ("gpu",), 1)
+    client.core.sender.append(record, client.core.deadline(), lambda error: None)
+    client.start_activity(
+        "render", task_queue="film", requires={"gpu"}, wait_result=False,
+        start_to_close_timeout=timedelta(seconds=9),
+    )  # fmt: skip
+    lines = invoke("task-queue", "describe", "film", *QUICK).output.splitlines()
+    assert "waiting for gpu\t1 (served by NOBODY who answers)" in lines
+    told = json.loads(invoke("task-queue", "describe", "film", "--json", *QUICK).stdout)
+    assert (told["capable"][0]["requires"], told["capable"][0]["backlog"]) == (["gpu"], 1)
+    purge = ("task-queue", "purge", "film", "--yes", "--requires")
+    assert invoke(*purge, "gpu").output == "1 tasks dropped\n"
+    assert invoke(*purge, "tpu").exit_code == 5
