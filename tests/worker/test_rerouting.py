@@ -298,6 +298,14 @@ def test_what_a_dead_target_had_on_a_detour_comes_home(bench: Bench) -> None:
     assert envelope.read_task(at_home(bench), "q") == task(fell_back="r")
 
 
+def test_what_requires_something_comes_home_to_those_who_have_it(bench: Bench) -> None:
+    needs = Requires(("gpu",))
+    on_detour(bench, lent(requires=needs))
+    will(bench, str(DETOUR.queue(NAMES)))
+    home = at_home(bench, NAMES.capable("q", ["gpu"]))
+    assert envelope.read_task(home, "q") == task(fell_back="r", requires=needs)
+
+
 def test_what_it_had_begun_there_is_a_lost_attempt(bench: Bench) -> None:
     on_detour(bench, lent(retry_policy=ONCE))
     queue = DETOUR.queue(NAMES)

@@ -236,13 +236,12 @@ def _to_capable(
 def niche_of(task: ActivityTask) -> Niche:
     """The workers that may have ``task``, which requires something."""
     assert task.requires is not None, "a niche is for those who have something"
-    route = task.route
-    is_host = route is not None and route.kind is TargetKind.HOST
+    targets = {} if task.route is None else {task.route.kind: task.route.target}
     return Niche(
         task.task_queue,
         task.requires.names,
-        route.target if route is not None and is_host else "",
-        route.target if route is not None and not is_host else "",
+        targets.get(TargetKind.HOST, ""),
+        targets.get(TargetKind.PROCESS, ""),
     )
 
 
