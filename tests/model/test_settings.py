@@ -273,3 +273,20 @@ def test_no_worker_can_fill_the_memory_with_capabilities() -> None:
 )  # fmt: skip
 def test_records_of_capabilities_come_back(record: Record) -> None:
     assert read_record(record_message(record, "1")) == record
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":["a\\nb"]}',
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":["%s"]}'
+        % (b"x" * 99),
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":[1]}',
+        b'{"type":"capabilities-declared","task_queue":"q","at_ms":1,"capabilities":[""]}',
+        b'{"type":"capabilities-declared","task_queue":"q","at_ms":1}',
+    ],
+)
+def test_sets_that_no_task_can_require_are_not_read(body: bytes) -> None:
+    good = record_message(TaskQueueDeclared("q", 1, requires=("gpu",)), "1")
+    with pytest.raises(Malformed):
+        read_record(msgspec.structs.replace(good, body=body))

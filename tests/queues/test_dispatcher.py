@@ -468,3 +468,9 @@ def test_who_does_not_belong_to_a_niche_is_not_waited_for_long(
     ended = studio.require(Requires(GPU, OnGone.FAIL))
     studio.until_booked()
     assert isinstance(ended.result(SOON_S), TargetGone)
+
+
+def test_a_wish_for_what_nobody_has_ever_had_costs_no_look_at_the_log(studio: Studio) -> None:
+    assert studio.require(Requires(GPU, OnGone.FALL_BACK)).result(SOON_S) is None
+    assert studio.count(NAMES.activity("q")) == 1
+    assert not studio.dispatcher.traffic._logs

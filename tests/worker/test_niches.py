@@ -173,7 +173,7 @@ def test_a_rule_lends_only_to_who_is_capable(world: World) -> None:
     lent = worker(world, "laptop", task_queue="laptop")
     traffic = world.client.operations.traffic
     rule = TrafficRule(id="r", type="where", task_queue="q", to_task_queue="laptop")
-    traffic.set(rule, wait_s=0.05)
+    traffic.set(rule, force=True, wait_s=0.05)
     known = world.client.connection.traffic
     known.follow()
     world.eventually(lambda: bool(known.rules))

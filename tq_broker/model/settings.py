@@ -18,8 +18,10 @@ from collections import OrderedDict, deque
 
 import msgspec
 
+from tq_broker.common import Requires
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import check_capabilities, check_requires
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -212,12 +214,21 @@ def read_record(message: Message) -> Record:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidArgument
     ) as error:  # fmt: skip
         raise Malformed(f"setting: {error}") from error
-    if isinstance(record, LimitsSet) and record.limits is not None:
-        try:
-            check_limits(record.limits)
-        except InvalidArgument as error:
-            raise Malformed(f"setting: {error}") from error
+    try:
+        _check(record)
+    except InvalidArgument as error:
+        raise Malformed(f"setting: {error}") from error
     return record
+
+
+def _check(record: Record) -> None:
+    match record:
+        case LimitsSet(limits=Limits() as limits):
+            check_limits(limits)
+        case TaskQueueDeclared(requires=requires) if requires:
+            check_requires(Requires(requires))
+        case CapabilitiesDeclared():
+            check_capabilities("capabilities", record.capabilities)
 
 
 class Settings:

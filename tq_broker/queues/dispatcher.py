@@ -78,7 +78,11 @@ class Dispatcher:
                 says to fail.
         """
         requires = task.requires
-        if requires is not None and self.traffic.unknown(task.task_queue, requires.names):
+        if (
+            requires is not None
+            and routing.must_be_known(requires)
+            and self.traffic.unknown(task.task_queue, requires.names)
+        ):
             # Perhaps the log was not read yet: rare, and worth a wait elsewhere.
             self.sender.in_background(
                 lambda: self._check(task, message, deadline, done, delay_ms, memo)

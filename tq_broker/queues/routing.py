@@ -245,14 +245,15 @@ def niche_of(task: ActivityTask) -> Niche:
     )
 
 
+def must_be_known(requires: Requires) -> bool:
+    """Whether a task is refused that requires what no worker has ever had: not if it says what is
+    to become of it otherwise."""
+    return requires.is_patient or requires.on_gone is OnGone.FAIL
+
+
 def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[str]) -> str:
     """Why a task is not accepted that requires what no worker has ever had; "" if it is."""
-    requires = task.requires
-    if (
-        requires is None
-        or not unknown
-        or not (requires.is_patient or requires.on_gone is OnGone.FAIL)
-    ):
+    if task.requires is None or not unknown or not must_be_known(task.requires):
         return ""
     return (
         f"no worker of task queue {task.task_queue!r} has ever had {in_words(unknown)};"
