@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.attempts import place
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
-from tq_broker.common import Requires, RetryPolicy, Route
+from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import envelope
@@ -115,6 +115,15 @@ def test_what_lost_its_task_queue_gets_it_back(bench: Bench) -> None:
 
 def test_what_comes_from_the_ladder_is_known_by_the_end_of_its_key(bench: Bench) -> None:
     publication = delayed(Publication("", QUEUE.key, envelope.task_message(task())), NAMES, 12_345)
+    bench.stray(publication.message, publication.routing_key)
+    bench.world.eventually(lambda: bench.world.count() == 1)
+
+
+def test_what_waits_for_its_target_on_the_ladder_has_not_begun(bench: Bench) -> None:
+    falls = Route.host("h", on_gone=OnGone.FALL_BACK)
+    message = envelope.task_message(task(route=falls, retry_policy=ONCE))
+    key = NAMES.queue(Kind.HOST, "h", "q").key
+    publication = delayed(Publication("", key, message), NAMES, 500)
     bench.stray(publication.message, publication.routing_key)
     bench.world.eventually(lambda: bench.world.count() == 1)
 

@@ -14,6 +14,7 @@ else to go meanwhile, and should not pay for it with questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -129,7 +130,7 @@ class Dispatcher:
             home = self._names.shared(task.task_queue, needed)
             sending = _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
         else:
-            gone = lambda s: self._gone(to.queue, task, s)  # noqa: E731
+            gone = partial(self._gone, to.queue, task)
             sending = _Sending(message, deadline, done, gone, niche=to.niche)
         if delay_ms > 0:
             self._send_later(to.queue, sending, delay_ms)

@@ -132,7 +132,10 @@ class Rerouter:
         if not task_queue:
             raise Malformed(f"strayed from {key!r:.80}, which is no task queue")
         task = envelope.read_task(delivery.message, task_queue)
-        self._settle(delivery.message, task, fate(queue.kind, task), delivery.ack)
+        # What a timer has released nobody can have begun.
+        is_due = delivery.routing_key != key
+        what = Fate.DISPATCH if is_due else fate(queue.kind, task)
+        self._settle(delivery.message, task, what, delivery.ack)
 
     def _settle(self, message: Message, task: ActivityTask, what: Fate, done: Then) -> None:
         now_ms = epoch_ms(self._place.clock)
