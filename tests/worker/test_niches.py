@@ -77,11 +77,11 @@ def test_what_nobody_serves_is_reported_until_it_is_served(
     plain = worker(world, "plain")
     with caplog.at_level(logging.INFO, "tq_broker.worker.niches"):
         world.start(render)
-        world.eventually(lambda: plain.info().unserved == {"q: gpu": 1})
-        assert "1 tasks wait that no living worker can serve (q: gpu)" in caplog.text
+        world.eventually(lambda: plain.info().unserved == {"q": {"gpu": 1}})
+        assert "1 tasks of task queue q wait for gpu, which no living worker has" in caplog.text
         worker(world, "next", "gpu")
         world.eventually(lambda: plain.info().unserved == {})
-        assert "no task waits for missing capabilities any more (q: gpu)" in caplog.text
+        assert "no task of task queue q waits in vain for gpu any more" in caplog.text
 
 
 def test_what_is_paused_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     """Those of its task queues from which it takes no activities because they are paused."""
 
     capabilities: list[str] = []
-    unserved: dict[str, int] = {}
-    """Tasks that wait for capabilities that no living worker has, as far as this one sees: their
-    number by task queue and set."""
+    unserved: dict[str, dict[str, int]] = {}
+    """Tasks that wait for capabilities that no living worker has, as far as this one sees: by task
+    queue their number by set."""
 
     banks: dict[str, list[str]] = {}
     """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""

@@ -51,7 +51,7 @@ class Niches:
         self._others: list[tuple[str, tuple[str, ...]]] = []
         self._look_at = 0.0
         self._looking = False
-        self._unserved: dict[str, int] = {}
+        self._unserved: dict[str, dict[str, int]] = {}
 
     @property
     def keys(self) -> list[str]:
@@ -61,8 +61,8 @@ class Niches:
         return [Niche(name, self.capabilities).ask_key for name in self._task_queues]
 
     @property
-    def unserved(self) -> dict[str, int]:
-        """How many tasks wait for capabilities that nobody has, by task queue and set."""
+    def unserved(self) -> dict[str, dict[str, int]]:
+        """By task queue: how many tasks wait for capabilities that nobody has, by set."""
         return self._unserved
 
     def belongs_to(self, niche: Niche) -> bool:
@@ -124,14 +124,14 @@ class Niches:
     def _look(self) -> None:
         """Find the tasks that nobody serves; blocks."""
         try:
-            found: dict[str, int] = {}
+            found: dict[str, dict[str, int]] = {}
             for task_queue, required in self._others:
                 queue = self._sender.names.capable(task_queue, required)
                 deadline = self._place.clock.monotonic() + LOOK_WITHIN_S
                 stats = self._sender.broker.stats(str(queue), deadline)
                 is_paused = self._settings.pause_of(queue) is not None
                 if stats is not None and stats.ready and not stats.consumers and not is_paused:
-                    found[f"{task_queue}: {in_words(required)}"] = stats.ready
+                    found.setdefault(task_queue, {})[in_words(required)] = stats.ready
         except TqBrokerError as error:
             log.debug("not known whether capabilities are missing: %s", error)
         else:
@@ -139,9 +139,18 @@ class Niches:
         finally:
             self._looking = False
 
-    def _tell_changes(self, found: dict[str, int]) -> None:
-        for what in found.keys() - self._unserved.keys():
-            log.warning("%d tasks wait that no living worker can serve (%s)", found[what], what)
-        for what in self._unserved.keys() - found.keys():
-            log.info("no task waits for missing capabilities any more (%s)", what)
+    def _tell_changes(self, found: dict[str, dict[str, int]]) -> None:
+        before, now = _flat(self._unserved), _flat(found)
+        for what in now.keys() - before.keys():
+            log.warning(
+                "%d tasks of task queue %s wait for %s, which no living worker has",
+                now[what],
+                *what,
+            )
+        for what in before.keys() - now.keys():
+            log.info("no task of task queue %s waits in vain for %s any more", *what)
         self._unserved = found
+
+
+def _flat(found: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
+    return {(queue, what): count for queue, sets in found.items() for what, count in sets.items()}
