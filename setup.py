@@ -21,6 +21,7 @@ BENCH = [
     "dbos>=3",
     "dramatiq[rabbitmq,redis]>=2.2",
     "faststream[rabbit]>=0.7",
+    "matplotlib>=3.7",
     "repid[amqp]>=2.1",
     "taskiq>=0.13",
     "taskiq-aio-pika>=0.6",

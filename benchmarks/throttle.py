@@ -7,10 +7,14 @@ number stays). What is counted are the begins of activities, as the workers saw 
 
 Two figures per case: the begins in the time measured against ``rate * time``, and how far any
 window whatsoever was above ``rate * window + burst``.
+
+Beside that it tells what a limit costs: how fast a backlog is begun without a limit, and with the
+highest of the rates. ``--quick`` is a short variant of everything.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import secrets
 import signal
@@ -35,6 +39,9 @@ SLOTS = (500, 2)
 """In turn: half of the workers have few."""
 SETTLE_S = 3.0
 MARGIN = 1.3
+BACKLOG_PER_S_MAX = 6_000
+"""No pool of these workers is faster."""
+COST_SECONDS_MAX = 20.0
 
 
 @dataclass(slots=True)
@@ -97,10 +104,31 @@ def excess(begins: Sequence[float], rate: float, burst: int) -> float:
     return worst
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """How fast a backlog is begun, under one limit or none."""
+
+    rate: float | None
+    per_second: float
+    unlimited_per_second: float
+
+    def row(self) -> tuple[str, ...]:
+        possible = min(self.unlimited_per_second, self.rate or float("inf"))
+        lost = 100 * (1 - self.per_second / possible)
+        limit = "none" if self.rate is None else f"{self.rate:g}/s"
+        return (limit, f"{possible:.0f}/s", f"{self.per_second:.0f}/s", f"{lost:+.1f} %")
+
+
+COST_HEAD = ("limit", "possible", "begun", "lost")
+
+
 class Pool:
     """Worker processes; each writes its begins to a file of its own."""
 
-    def __init__(self, url: str, namespace: str, directory: Path) -> None:
+    def __init__(
+        self, url: str, namespace: str, directory: Path, slots: Sequence[int] = SLOTS
+    ) -> None:
+        self._slots = slots
         self._url = url
         self._namespace = namespace
         self._directory = directory
@@ -110,7 +138,7 @@ class Pool:
 
     def start(self, count: int) -> None:
         """Start so many, with many slots and with few in turn, and wait until they serve."""
-        self._start([SLOTS[number % len(SLOTS)] for number in range(count)])
+        self._start([self._slots[number % len(self._slots)] for number in range(count)])
 
     def _start(self, slots: Sequence[int]) -> None:
         fresh = {self._spawn(count): count for count in slots}
@@ -189,6 +217,39 @@ def measure(case: Case, url: str, *, faults: bool) -> None:
             pool.close()
 
 
+def measure_costs(url: str, *, workers: int, rate: float, seconds: float) -> list[Cost]:
+    """What limits cost the throughput of so many workers."""
+    free = throughput(url, None, workers=workers, seconds=seconds)
+    limited = throughput(url, rate, workers=workers, seconds=seconds)
+    return [Cost(None, free, free), Cost(rate, limited, free)]
+
+
+def throughput(url: str, rate: float | None, *, workers: int, seconds: float) -> float:
+    """Begins per second of a backlog that is not worked off meanwhile."""
+    namespace = f"throttle-{secrets.token_hex(4)}"
+    with (
+        BlockingClient.connect(url, namespace=namespace) as client,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        _add(client, 1)
+        if rate is not None:
+            Operations(client.core).set_limits(QUEUE, lambda _: Limits(rate=rate))
+        expected = min(BACKLOG_PER_S_MAX, rate or BACKLOG_PER_S_MAX)
+        _add(client, round(expected * (seconds + SETTLE_S) * MARGIN))
+        pool = Pool(url, namespace, Path(directory), slots=(SLOTS[0],))
+        try:
+            pool.start(workers)
+            time.sleep(SETTLE_S)
+            since = time.time()
+            time.sleep(seconds)
+            begins = pool.begins()
+        finally:
+            pool.close()
+    inside = [at for at in begins if since <= at < since + seconds]
+    # To the last one: should the backlog have been too short, the time after it does not count.
+    return len(inside) / (inside[-1] - since) if inside else 0.0
+
+
 def _add(client: BlockingClient, count: int) -> None:
     calls: list[tuple[()]] = [()] * count
     client.start_activities(
@@ -200,10 +261,10 @@ def _wait_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.time()))
 
 
-def table(cases: Sequence[Case]) -> str:
-    """The cases as a reStructuredText table."""
-    rows = [HEAD, *(case.row() for case in cases)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """The rows as a reStructuredText table."""
+    rows = [head, *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     line = " ".join("=" * width for width in widths)
     told = [
         " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -233,6 +294,12 @@ def plot(cases: Sequence[Case], path: Path) -> None:
     figure.savefig(path)
 
 
+def _check_plotting() -> None:
+    """Say that there can be no picture before minutes have passed, not after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--plot needs matplotlib: pip install .[bench]")
+
+
 def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
@@ -243,7 +310,15 @@ def _numbers(text: str) -> list[float]:
 @click.option("--seconds", default=60.0, show_default=True, help="Time measured, per case.")
 @click.option("--no-faults", is_flag=True, help="Kill nobody.")
 @click.option("--broker", metavar="URL", help="A broker that runs already. Default: a private one.")
-@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a PNG.")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    is_flag=False,
+    flag_value=Path("throttle.png"),
+    help="Write a PNG (needs matplotlib); throttle.png if not said where.",
+)
+@click.option("--quick", is_flag=True, help="9 seconds, 2 and 10 and 200 per second, 3 workers.")
 @click.option("--rst", "rst_file", type=click.Path(path_type=Path), help="Write the table.")
 def main(
     *,
@@ -253,10 +328,15 @@ def main(
     no_faults: bool,
     broker: str | None,
     picture: Path | None,
+    quick: bool,
     rst_file: Path | None,
 ) -> None:
     """Measure how exactly the rate of a task queue is kept, while workers die."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if picture is not None:
+        _check_plotting()
+    if quick:
+        rates, workers, seconds = "2,10,200", "3", 9.0
     cases = []
     with servers.started(broker) as running:
         for rate, count in itertools.product(_numbers(rates), _numbers(workers)):
@@ -264,9 +344,21 @@ def main(
             measure(case, running.url, faults=not no_faults)
             cases.append(case)
             click.echo("  ".join(case.row()), err=True)
-    click.echo(table(cases))
+        costs = measure_costs(
+            running.url,
+            workers=min(2, int(max(_numbers(workers)))),
+            rate=max(_numbers(rates)),
+            seconds=min(seconds, COST_SECONDS_MAX),
+        )
+    text = "\n\n".join(
+        (
+            table(HEAD, [case.row() for case in cases]),
+            table(COST_HEAD, [cost.row() for cost in costs]),
+        )
+    )
+    click.echo(text)
     if rst_file:
-        rst_file.write_text(table(cases) + "\n")
+        rst_file.write_text(text + "\n")
     if picture:
         plot(cases, picture)
 

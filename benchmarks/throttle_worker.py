@@ -14,6 +14,7 @@ from typing import Any
 
 from tq_broker import activity
 from tq_broker.client import BlockingClient
+from tq_broker.exceptions import DownstreamBusy
 from tq_broker.worker import Worker
 
 TIMEOUT = timedelta(minutes=5)
@@ -34,7 +35,18 @@ def noting(path: str) -> list[Callable[..., Any]]:
         time.sleep(seconds)
         os.write(descriptor, b"%.6f -\n" % time.time())
 
-    return [hit, stay]
+    @activity.defn(name="keyed", start_to_close_timeout=TIMEOUT)
+    async def keyed(key: str) -> None:
+        os.write(descriptor, b"%.6f %s\n" % (time.time(), key.encode()))
+
+    @activity.defn(name="busy", start_to_close_timeout=TIMEOUT)
+    async def busy(wait_s: float) -> None:
+        """Whom it calls is busy for so long, the first time."""
+        os.write(descriptor, b"%.6f\n" % time.time())
+        if activity.info().attempt == 1:
+            raise DownstreamBusy("busy", retry_after=timedelta(seconds=wait_s))
+
+    return [hit, stay, keyed, busy]
 
 
 def main(url: str, namespace: str, task_queue: str, slots: str, path: str) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import builtins
 import inspect
 import re
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,10 @@ from tq_broker import exceptions
 from tq_broker.exceptions import (
     ActivityError,
     ApplicationError,
+    BackOffScope,
     CancelledError,
     DeadlineExceeded,
+    DownstreamBusy,
     InvalidArgument,
     PayloadTooLarge,
     RetryState,
@@ -87,3 +91,16 @@ def test_numbers_are_temporals() -> None:
 def test_a_timeout_says_which() -> None:
     error = TimeoutError("late", type=TimeoutType.HEARTBEAT, last_heartbeat_details=[3])
     assert (error.type, error.last_heartbeat_details) == (TimeoutType.HEARTBEAT, [3])
+
+
+@pytest.mark.parametrize("wait", [timedelta(0), timedelta(seconds=-1), timedelta(days=2), 5])
+def test_a_back_off_has_bounds(wait: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"retry_after is .* more than 0, at most 1 day"):
+        DownstreamBusy("slow down", retry_after=wait)
+
+
+def test_a_back_off_is_an_application_error_with_a_later_attempt() -> None:
+    error = DownstreamBusy("slow down", 429, retry_after=timedelta(seconds=30))
+    assert isinstance(error, ApplicationError)
+    assert (error.next_retry_delay_s, error.details) == (30.0, (429,))
+    assert error.scope is BackOffScope.TASK_QUEUE

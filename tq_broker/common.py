@@ -301,6 +301,23 @@ class ParentClosePolicy(enum.IntEnum):
     REQUEST_CANCEL = 3
 
 
+KEY_BYTES_MAX = 256
+
+
+def check_key(argument: str, value: object) -> str:
+    """Return ``value`` if it can be a key that limits are kept by, else raise `InvalidArgument`."""
+    bounds = f"it must be a text of 1 to {KEY_BYTES_MAX} bytes as UTF-8"
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{argument} is {value!r:.80}; {bounds}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{argument} is not Unicode; {bounds}") from None
+    if not 1 <= size <= KEY_BYTES_MAX:
+        raise InvalidArgument(f"{argument} has {size} bytes; {bounds}")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivityOptions:
     """Options of one activity; ``None`` means "not said here".
@@ -321,6 +338,8 @@ class ActivityOptions:
         heartbeat_timeout: Longest silence between heartbeats of a running attempt.
         headers: Texts that travel with it, for traffic rules and the activity's code. An activity
             of a workflow has the workflow's as well; the same name counts at the call first.
+        rate_limit_key: What shares a limit with it on its task queue: a tenant, a host that it
+            calls. 1 to `KEY_BYTES_MAX` bytes as UTF-8.
     """
 
     task_queue: str | None = None
@@ -333,6 +352,7 @@ class ActivityOptions:
     schedule_to_close_timeout: timedelta | None = None
     heartbeat_timeout: timedelta | None = None
     headers: Mapping[str, str] | None = None
+    rate_limit_key: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -353,6 +373,8 @@ class ActivityOptions:
             raise InvalidArgument("task_queue must be a string")
         if self.headers is not None:
             check_headers("headers", self.headers)
+        if self.rate_limit_key is not None:
+            check_key("rate_limit_key", self.rate_limit_key)
         priority = self.priority
         if priority is not None and (
             isinstance(priority, bool)
@@ -388,6 +410,7 @@ class ActivityOptionsDict(TypedDict, total=False):
     schedule_to_close_timeout: timedelta | None
     heartbeat_timeout: timedelta | None
     headers: Mapping[str, str] | None
+    rate_limit_key: str | None
 
 
 def options_from(keywords: Any) -> ActivityOptions:

@@ -5,6 +5,7 @@
     TqBrokerError
     ├── FailureError              the user's activity ended badly; travels between processes
     │   ├── ApplicationError        raised by user code
+    │   │   └── DownstreamBusy        and what it calls asks to be left alone for a while
     │   ├── CancelledError          a requested cancellation was honoured
     │   ├── TerminatedError         ended from outside
     │   ├── TimeoutError            one of the four activity timeouts
@@ -40,6 +41,7 @@ from __future__ import annotations
 import builtins
 import enum
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 
@@ -98,6 +100,55 @@ class ApplicationError(FailureError):
         self.non_retryable = non_retryable
         self.next_retry_delay_s = next_retry_delay_s
         self.category = category
+
+
+class BackOffScope(enum.Enum):
+    """What a `DownstreamBusy` slows down. The value is the word on the wire."""
+
+    TASK_QUEUE = "task-queue"
+    """Whatever is on the activity's task queue."""
+    KEY = "key"
+    """What is there with the same ``rate_limit_key``."""
+
+
+BACK_OFF_MAX = timedelta(days=1)
+
+
+class DownstreamBusy(ApplicationError):
+    """What an activity calls asks to be left alone for a while.
+
+    Nothing of the activity's whole task queue, or of its ``rate_limit_key``, begins on any worker
+    until then; what runs goes on. This attempt has failed, and the next one is not made before.
+
+    Args:
+        message: What happened, for people.
+        details: JSON-able values for programs.
+        retry_after: For how long; more than 0, at most `BACK_OFF_MAX`.
+        scope: Whom it is for.
+        type: As of `ApplicationError`.
+
+    Raises:
+        InvalidArgument: ``retry_after`` is out of bounds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *details: Any,
+        retry_after: timedelta,
+        scope: BackOffScope = BackOffScope.TASK_QUEUE,
+        type: str | None = None,
+    ) -> None:
+        if not isinstance(retry_after, timedelta) or not timedelta(0) < retry_after <= BACK_OFF_MAX:
+            raise InvalidArgument(
+                f"retry_after is {retry_after!r}; it must be a timedelta of more than 0, at most"
+                f" {BACK_OFF_MAX}"
+            )
+        super().__init__(
+            message, *details, type=type, next_retry_delay_s=retry_after.total_seconds()
+        )
+        self.retry_after = retry_after
+        self.scope = BackOffScope(scope)
 
 
 class CancelledError(FailureError):

@@ -74,3 +74,10 @@ def test_clocks_are_compared(skew_s: float, level: str) -> None:
 def test_a_skew_has_a_direction() -> None:
     assert "9s ahead of" in diagnosis.clock_skew(9).text
     assert "9s behind" in diagnosis.clock_skew(-9).text
+
+
+def test_a_settings_log_that_cannot_be_read_is_told() -> None:
+    assert diagnosis.settings_log("").level is Level.OK
+    found = diagnosis.settings_log("1 record skipped")
+    assert found.level is Level.WARNING
+    assert "the last settings that could be read are in force" in found.text

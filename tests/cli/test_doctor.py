@@ -27,6 +27,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
             yield from listed
 
     monkeypatch.setattr(doctor, "Examination", Fake)
+    # It would ask the broker that is not there.
+    monkeypatch.setattr(doctor, "_settings", lambda session: iter(()))
     return listed
 
 

@@ -162,3 +162,43 @@ def test_what_nobody_can_serve_is_shown(invoke: Invoke, client: BlockingClient) 
     purge = ("task-queue", "purge", "film", "--yes", "--requires")
     assert invoke(*purge, "gpu").output == "1 tasks dropped\n"
     assert invoke(*purge, "tpu").exit_code == 5
+
+
+def test_types_and_keys_have_limits_of_their_own(invoke: Invoke, waiting: str) -> None:
+    config = ("task-queue", "config")
+    told = json.loads(
+        invoke(*config, "set", waiting, "--type", "T", "--rate", "5", "--json").stdout
+    )
+    assert (told["part"], told["rate"]) == ({"kind": "type", "name": "T"}, 5.0)
+    shown = invoke(*config, "set", waiting, "--each-key", "--concurrency", "2").stdout
+    assert "for\teach-key\n" in shown
+    shown = invoke(*config, "get", waiting).stdout
+    assert "rate\t-\n" in shown
+    assert "type T rate\t5/s, burst 6\n" in shown
+    assert "each-key concurrency\t2\n" in shown
+    told = json.loads(invoke("task-queue", "describe", waiting, "--wait", "0s", "--json").stdout)
+    assert [one["kind"] for one in told["part_limits"]] == ["each-key", "type"]
+    assert told["waiting_for_limits"] == 0
+    invoke(*config, "reset", waiting, "--each-key")
+    told = json.loads(invoke(*config, "get", waiting, "--json").stdout)
+    assert [one["name"] for one in told["parts"] if one["rate"]] == ["T"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("set", "--type", "T", "--key", "k", "--rate", "1"), "not several"),
+        (("set", "--key", "", "--rate", "1"), "1 to 256 bytes"),
+        (("set", "--key", "k", "--rate", "nan"), "from 0.001 to 10000"),
+        (("set", "--key", "k", "--concurrency", "0"), "pause it"),
+        (("set", "--type", "T", "--rate", "1", "--side", "workflow"), "only activities"),
+        (("reset", "--key", "typo"), "nothing was set for key typo"),
+    ],
+)
+def test_bad_parts_are_refused(
+    invoke: Invoke, waiting: str, arguments: tuple[str, ...], said: str
+) -> None:
+    verb, *options = arguments
+    answer = invoke("task-queue", "config", verb, waiting, *options)
+    assert answer.exit_code != 0
+    assert said in answer.stderr

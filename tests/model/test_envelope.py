@@ -161,6 +161,8 @@ TEXTS = [
     "tq-headers",
     "tq-rule",
     "tq-fell-back",
+    "tq-rate-limit-key",
+    "tq-pass",
 ]
 NO_NUMBERS = [-1, 2**53 + 1, 10**400, True, None, "1", 1.0, b"1", [1], {}, float("nan")]
 NO_TEXTS = ["", "x" * 4097, 1, None, b"bytes", ["t"], {"a": 1}, True, "\ud800"]
@@ -570,3 +572,9 @@ def test_the_time_left_of_the_largest_numbers_can_be_told() -> None:
     most = 2**53
     task = read_task(a_message(tq_scheduled_ms=most, tq_schedule_to_close_ms=most), "q")
     assert task.left(0) == timedelta(milliseconds=2 * most)
+
+
+@pytest.mark.parametrize("mark", ["1", "1:", ":q", "1:\x00", "1:" + "x" * 101])
+def test_a_pass_that_nobody_gave_is_refused(mark: str) -> None:
+    with pytest.raises(Malformed, match=r"^header tq-pass: "):
+        read_task(a_message(**{"tq-pass": mark}), "q")

@@ -14,12 +14,14 @@ from tq_broker.model import settings
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names
+from tq_broker.model.parts import ALL, EACH_KEY, PARTS_MAX, Part, PartKind
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
     CAPABILITIES_MAX,
     SIDES,
     VERDICTS_MAX,
     ActivityCanceled,
+    BackedOff,
     CapabilitiesDeclared,
     LimitsSet,
     Record,
@@ -83,16 +85,16 @@ def test_a_queue_is_paused_by_the_last_word_on_its_side(log: list[Record]) -> No
         for name in "abc":
             word = last.get(name)
             expected = word if isinstance(word, TaskQueuePaused) else None
-            assert state.pause_of(names.queue(Kind(side), name)) == expected
+            assert state.pause_of(names.queue(Kind(side), name), 0) == expected
 
 
 def test_private_queues_are_paused_with_the_activities_and_sticky_ones_never() -> None:
     names = Names("n")
     state = folded([TaskQueuePaused("a", 1, side="activity")])
-    assert state.pause_of(names.queue(Kind.HOST, "h", "a"))
-    assert state.pause_of(names.queue(Kind.PROCESS, "w", "a"))
-    assert not state.pause_of(names.workflow("a"))
-    assert not state.pause_of(names.sticky("a"))
+    assert state.pause_of(names.queue(Kind.HOST, "h", "a"), 0)
+    assert state.pause_of(names.queue(Kind.PROCESS, "w", "a"), 0)
+    assert not state.pause_of(names.workflow("a"), 0)
+    assert not state.pause_of(names.sticky("a"), 0)
 
 
 def test_a_record_of_before_there_were_sides_is_about_activities() -> None:
@@ -199,23 +201,23 @@ def test_of_two_who_change_a_limit_the_first_in_the_log_wins_and_the_other_is_to
     winner = limits_set(0, "one", limits=Limits(rate=2.0))
     settings.apply(winner)
     settings.apply(limits_set(0, "two", limits=Limits(rate=3.0)))
-    state = settings.limits[Side.ACTIVITY, "q"]
+    state = settings.limits[Side.ACTIVITY, "q", ALL]
     assert state.limits == Limits(rate=2.0)
     assert state.revision == 1
     assert settings.verdicts["one"] == settings.verdicts["two"] == winner
     settings.apply(limits_set(1, "three", limits=Limits(rate=4.0)))
-    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=4.0)
+    assert settings.limits[Side.ACTIVITY, "q", ALL].limits == Limits(rate=4.0)
     assert (Side.WORKFLOW, "q") not in settings.limits
 
 
 def test_a_default_is_in_force_as_long_as_nobody_has_set_limits() -> None:
     settings = Settings()
     settings.apply(limits_set(0, "d", is_default=True, limits=Limits(rate=9.0)))
-    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=9.0)
+    assert settings.limits[Side.ACTIVITY, "q", ALL].limits == Limits(rate=9.0)
     settings.apply(limits_set(0, "one"))
-    assert settings.limits[Side.ACTIVITY, "q"].limits == Limits(rate=1.0)
+    assert settings.limits[Side.ACTIVITY, "q", ALL].limits == Limits(rate=1.0)
     settings.apply(limits_set(1, "two", limits=None))
-    state = settings.limits[Side.ACTIVITY, "q"]
+    state = settings.limits[Side.ACTIVITY, "q", ALL]
     assert state.limits == Limits(rate=9.0)
     assert state.revision == 2
 
@@ -233,6 +235,82 @@ def test_the_ends_of_changes_are_forgotten_after_a_while() -> None:
     for number in range(VERDICTS_MAX + 5):
         settings.apply(limits_set(number, f"{number}"))
     assert len(settings.verdicts) == VERDICTS_MAX
+
+
+backed = st.builds(
+    BackedOff, names, st.integers(1, 100), st.just(0), key=st.sampled_from(["", "k"])
+)
+
+
+@given(st.lists(backed), times)
+def test_the_longest_back_off_counts_and_lifts_itself(log: list[BackedOff], now_ms: int) -> None:
+    state = folded(list(log))
+    for name in "abc":
+        untils = [one.until_ms for one in log if (one.task_queue, one.key) == (name, "")]
+        found = state.pause_of(Names("n").activity(name), now_ms)
+        assert (found is not None) == any(until > now_ms for until in untils)
+        if found is not None:
+            assert isinstance(found, BackedOff)
+            assert found.until_ms == max(untils)
+        assert state.pause_of(Names("n").workflow(name), now_ms) is None
+
+
+def test_an_operator_may_lift_back_offs() -> None:
+    log: list[Record] = [BackedOff("a", 9, 0), BackedOff("a", 9, 0, key="k"), BackedOff("b", 9, 0)]
+    state = folded([*log, TaskQueueResumed("a", 1)])
+    assert state.back_off("a", "", 1) is None
+    assert state.back_off("a", "k", 1) is None
+    assert state.back_off("b", "", 1) is not None
+    assert folded([*log, TaskQueueResumed("a", 1, side=settings.WORKFLOW_SIDE)]).back_off(
+        "a", "", 1
+    )
+
+
+def test_back_offs_have_a_bound_and_the_first_to_end_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "BACK_OFFS_MAX", 2)
+    state = folded([BackedOff("a", until, 0, key=str(until)) for until in (30, 10, 20)])
+    assert {one.until_ms for one in state.back_offs.values()} == {30, 20}
+    state.apply(BackedOff("a", 90, 25, key="x"))
+    assert {one.until_ms for one in state.back_offs.values()} == {30, 90}, "20 is over"
+
+
+@pytest.mark.parametrize("length_ms", [0, -1, settings.BACK_OFF_MAX_MS + 1])
+def test_a_back_off_out_of_bounds_is_refused(length_ms: int) -> None:
+    with pytest.raises(Malformed, match="back-off of"):
+        read_record(record_message(BackedOff("a", length_ms, 0), "1"))
+
+
+def test_parts_have_limits_and_revisions_of_their_own() -> None:
+    state = Settings()
+    state.apply(limits_set(0, "all", limits=Limits(rate=9.0)))
+    assert not state.part_tables, "an unlimited part costs nothing"
+    state.apply(limits_set(0, "each", limits=Limits(rate=1.0), part=EACH_KEY))
+    state.apply(limits_set(1, "all again", limits=Limits(rate=8.0)))
+    state.apply(limits_set(1, "late", limits=Limits(rate=7.0)))
+    assert state.part_tables["q"].limits == {ALL: Limits(rate=8.0), EACH_KEY: Limits(rate=1.0)}
+    state.apply(limits_set(1, "back", limits=None, part=EACH_KEY))
+    assert state.part_tables["q"].limits == {ALL: Limits(rate=8.0)}, "the usher stays"
+
+
+def test_a_back_off_of_a_key_needs_an_usher_who_keeps_all_limits() -> None:
+    state = Settings()
+    state.apply(limits_set(0, "all", limits=Limits(rate=9.0)))
+    state.apply(BackedOff("q", 9, 0, key="k"))
+    assert state.part_tables["q"].limits == {ALL: Limits(rate=9.0)}
+
+
+def test_the_parts_that_are_written_down_have_a_bound() -> None:
+    state = Settings()
+    for number in range(PARTS_MAX + 5):
+        part = Part(PartKind.KEY, str(number))
+        state.apply(limits_set(0, str(number), limits=Limits(rate=1.0), part=part))
+    assert len(state.part_tables["q"].limits) <= PARTS_MAX + 1
+
+
+def test_a_part_out_of_bounds_is_refused() -> None:
+    record = limits_set(0, "x", limits=Limits(rate=1.0), part=Part(PartKind.KEY, "k" * 300))
+    with pytest.raises(Malformed, match="1 to 256 bytes"):
+        read_record(record_message(record, "1"))
 
 
 # --- capabilities ---------------------------------------------------------------------------------

@@ -117,7 +117,18 @@ def test_a_record_that_cannot_be_read_is_skipped(
         writer.append(TaskQueueDeclared("b", 2))
         assert log.wait_read(4, soon())
     assert log.task_queues() == {"a": 1, "b": 2}
-    assert caplog.text.count("settings record skipped") == 2
+    assert caplog.text.count("settings record skipped, the last settings hold") == 2
+    assert log.fault.startswith("2 records skipped, the last one because of: setting of an unknown")
+
+
+def test_a_log_that_is_not_read_to_its_end_says_so(writer: Writer) -> None:
+    log = writer.follower()
+    writer.append(TaskQueueDeclared("a", 1))
+    assert not log.catch_up(clock.monotonic() + 0.01)
+    assert log.fault == "it was not read to its end"
+    log.follow()
+    assert log.catch_up(soon())
+    assert not log.fault
 
 
 def test_waiting_ends_with_the_deadline(writer: Writer) -> None:

@@ -14,7 +14,7 @@ from tests.worker.worlds import MINUTE, NAMES, SOON_S, World
 from tq_broker import activity
 from tq_broker.client.operations import Operations
 from tq_broker.common import OnGone, RetryPolicy, Route
-from tq_broker.exceptions import ActivityError, InvalidArgument
+from tq_broker.exceptions import ActivityError, DownstreamBusy, InvalidArgument
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.permits import Flavor, place_of
 from tq_broker.testing.manual_clock import ManualClock
@@ -348,3 +348,28 @@ def test_start_to_close_counts_from_the_begin(world: World) -> None:
     world.worker(*notes.activities)
     for handle in [world.start("hit", start_to_close_timeout=MINUTE) for _ in range(5)]:
         handle.result(SOON_S)
+
+
+def test_what_is_called_may_ask_for_a_pause_of_all_and_it_lifts_itself(timed: World) -> None:
+    begins: list[tuple[str, float]] = []
+
+    @activity.defn
+    async def call(who: str) -> None:
+        begins.append((who, timed.clock.monotonic()))
+        if len(begins) == 1:
+            raise DownstreamBusy("429", retry_after=timedelta(seconds=30))
+
+    timed.worker(call)
+    other = timed.worker(call)
+    first = timed.start(call, "first")
+    timed.eventually(lambda: other.info().paused == ["q"])
+    told = Operations(timed.client.core).settings().back_offs("q")
+    assert [one.reason for one in told] == [f"call {first.id}: 429"]
+    rest = [timed.start(call, "rest") for _ in range(3)]
+    for handle in (first, *rest):
+        timed.result(handle)
+    asked_at = begins[0][1]
+    assert len(begins) == 5
+    assert min(at for _, at in begins[1:]) >= asked_at + 30.0 - 0.01
+    assert other.info().paused == []
+    assert Operations(timed.client.core).settings().back_offs("q") == []

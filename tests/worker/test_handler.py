@@ -19,8 +19,11 @@ from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import BrokerUnavailable, CancelledError, TimeoutType
 from tq_broker.model import envelope, failure
+from tq_broker.model.limits import Limits
 from tq_broker.model.message import Message
-from tq_broker.model.names import Names
+from tq_broker.model.names import Kind, Names
+from tq_broker.model.parts import EACH_KEY, PartTable
+from tq_broker.model.passes import What
 from tq_broker.model.requests import shard_of
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
@@ -32,6 +35,7 @@ from tq_broker.worker.handler import HOLD_S, Handler
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.registry import Registry
+from tq_broker.worker.roster import UsheredPassage
 from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
@@ -105,9 +109,27 @@ class Told:
         self.done()
 
 
+class FakeRoster:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.waiting: list[Callable[[], None]] = []
+
+    def tell(self, mark: str, what: What, done: Callable[[], None]) -> None:
+        self.told.append((mark, what.value))
+        self.waiting.append(done)
+
+    def passage(self, mark: str, *, was_begun: bool) -> UsheredPassage:
+        return UsheredPassage(self, mark, was_begun)  # type: ignore[arg-type]
+
+    def confirm_all(self) -> None:
+        for done in self.waiting:
+            done()
+
+
 class Reporter:
     def __init__(self) -> None:
         self.told: list[Told] = []
+        self.roster = FakeRoster()
 
     def completed(self, task: Any, result: bytes, started_ms: int, done: Any) -> None:
         self.told.append(Told("completed", (task, result), done))
@@ -161,8 +183,17 @@ class Settings:
     cancelled: set[str] = field(default_factory=set)
     rules: RuleTable = NO_RULES
 
+    table: PartTable | None = None
+    held: set[str] = field(default_factory=set)
+
     def is_cancelled(self, activity_id: str, scheduled_ms: int) -> bool:
         return activity_id in self.cancelled
+
+    def part_table(self, task_queue: str) -> PartTable | None:
+        return self.table
+
+    def back_off(self, task_queue: str, key: str) -> str | None:
+        return key if key in self.held else None
 
 
 class Keeper:
@@ -962,3 +993,51 @@ Anything.TestCase.settings = hypothesis_settings(
     max_examples=150, stateful_step_count=30, deadline=None
 )
 TestAnything = Anything.TestCase
+
+
+# --- limits of types and keys -------------------------------------------------------------------
+
+
+def test_what_waits_for_its_key_waits_elsewhere_and_uses_up_nothing(bench: Bench) -> None:
+    bench.settings.table = PartTable({EACH_KEY: Limits(rate=1.0)})
+    keyed = bench.take_one("keyed", rate_limit_key="k")
+    bench.take_one("free")
+    assert bench.started == ["free"]
+    (told,) = bench.reporter.told
+    assert (told.how, told.what[1]) == ("give back", NAMES.queue(Kind.ANTEROOM, "q"))
+    assert not keyed.acks
+    bench.confirm_all()
+    assert keyed.acks == 1
+
+
+def test_a_key_that_is_backed_off_waits_elsewhere_too(bench: Bench) -> None:
+    bench.settings.table, bench.settings.held = PartTable(), {"k"}
+    bench.take_one("held", rate_limit_key="k")
+    bench.take_one("other", rate_limit_key="o")
+    assert bench.started == ["other"]
+
+
+def test_a_task_that_an_usher_has_let_in_runs_and_tells_of_it(bench: Bench) -> None:
+    bench.settings.table = PartTable({EACH_KEY: Limits(rate=1.0)})
+    delivery = bench.take_one("keyed", rate_limit_key="k", pass_mark="1:q")
+    assert bench.started == ["keyed"]
+    bench.handler.returned(bench.executor.started[0], b"1")
+    assert bench.reporter.roster.told == [("1:q", "begun"), ("1:q", "ended")]
+    bench.confirm_all()
+    assert not delivery.acks, "the usher does not know yet"
+    bench.reporter.roster.confirm_all()
+    assert delivery.acks == 1
+
+
+def test_a_task_that_was_let_in_and_lost_gives_its_leave_back(bench: Bench) -> None:
+    delivery = bench.take_one("keyed", redelivered=True, pass_mark="1:q")
+    assert bench.reporter.how == ["failed"]
+    assert bench.reporter.roster.told == [("1:q", "ended")]
+    bench.confirm_all()
+    bench.reporter.roster.confirm_all()
+    assert delivery.acks == 1
+
+
+def test_a_pass_that_nobody_can_read_is_parked(bench: Bench) -> None:
+    bench.take_one("keyed", pass_mark="nonsense")
+    assert bench.reporter.how == ["park"]

@@ -77,6 +77,18 @@ def clock_skew(skew_s: float) -> Finding:
     )
 
 
+def settings_log(fault: str) -> Finding:
+    """What a read of the namespace's settings log came to; ``fault`` is what could not be read."""
+    if not fault:
+        return Finding(Level.OK, "settings log", "can be read")
+    return Finding(
+        Level.WARNING,
+        "settings log",
+        f"{fault}; the last settings that could be read are in force",
+        "a newer tq_broker may have written it: upgrade; or set again what is wrong",
+    )
+
+
 def version_facts(version: tuple[int, ...]) -> list[Finding]:
     """What follows from the server's version."""
     facts = [rule(version) for rule in _RULES]

@@ -9,11 +9,12 @@ import click
 
 from tq_broker.cli import exits
 from tq_broker.cli.commands import Command
-from tq_broker.cli.diagnosis import Finding, Level
+from tq_broker.cli.diagnosis import Finding, Level, settings_log
 from tq_broker.cli.examination import Examination
 from tq_broker.cli.output import Output, visible
 from tq_broker.cli.session import DEFAULT_URL, Session, session_of
 from tq_broker.clock import SystemClock
+from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.names import Names
 from tq_broker.queues.address import parse_addresses
 
@@ -50,8 +51,22 @@ def _findings(session: Session) -> Iterator[Finding]:
         text = "an embedded broker lives in one process: nothing to examine"
         yield Finding(Level.NOTE, "connection", text)
         return
+    faults = 0
     for address in parse_addresses(url):
-        yield from Examination(address, names, SystemClock()).findings()
+        for one in Examination(address, names, SystemClock()).findings():
+            faults += one.level is Level.FAULT
+            yield one
+    if not faults:
+        yield from _settings(session)
+
+
+def _settings(session: Session) -> Iterator[Finding]:
+    try:
+        with session.operations() as operations:
+            if operations.exists():
+                yield settings_log(operations.settings().fault)
+    except TqBrokerError as error:
+        yield Finding(Level.FAULT, "settings log", str(error))
 
 
 def _shown(output: Output, findings: Iterable[Finding]) -> Iterator[Finding]:

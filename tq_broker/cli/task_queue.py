@@ -23,9 +23,12 @@ from tq_broker.client.operations import (
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.capabilities import in_words
-from tq_broker.model.figures import Figures, Part
+from tq_broker.model.figures import Figures
+from tq_broker.model.figures import Part as PartFigures
 from tq_broker.model.limits import Limits, Side
-from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, LimitState, TaskQueuePaused
+from tq_broker.model.names import check_task_queue
+from tq_broker.model.parts import ALL, Part, part_of
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, BackedOff, LimitState, TaskQueuePaused
 
 WAIT = click.option(
     "--wait",
@@ -90,7 +93,7 @@ def list_(ctx: click.Context, wait: timedelta) -> None:
                 one.consumers,
                 one.in_flight,
                 ",".join(one.workers),
-                "" if one.pause is None else pause_line(one.pause),
+                _stopped(one),
                 ",".join(one.requires),
             )
             for one in found
@@ -126,6 +129,7 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
     fields: list[tuple[str, object]] = [("task queue", one.task_queue)]
     if one.pause is not None:
         fields.append(("PAUSED", pause_line(one.pause)))
+    fields += [back_off_field(back_off) for back_off in one.back_offs]
     fields += [
         ("backlog", one.backlog),
         ("oldest age", _oldest(told)),
@@ -137,6 +141,12 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
     for side, state in told.limits:
         if state.source is not None:
             fields += [(f"{side.value} {key}", value) for key, value in limits_fields(state)]
+    fields += part_fields(told.part_limits)
+    if told.part_limits or told.waiting:
+        fields.append(("waiting for limits", told.waiting))
+    fields += [
+        ("SETTINGS LOG", f"{who}: {fault}" if who else fault) for who, fault in told.settings_faults
+    ]
     fields += [(f"waiting for {b.kind} {b.target}", b.backlog) for b in told.private]
     fields += [_capable_field(one) for one in told.capable]
     fields += [
@@ -251,6 +261,8 @@ def config() -> None:
       tq-broker task-queue config get mail
       tq-broker task-queue config set mail --rate 10 --burst 20 --reason "provider's limit"
       tq-broker task-queue config set mail --concurrency 4
+      tq-broker task-queue config set mail --type SendMail --rate 5
+      tq-broker task-queue config set mail --each-key --concurrency 2
       tq-broker task-queue config set mail --rate none
       tq-broker task-queue config reset mail
     """
@@ -259,17 +271,48 @@ def config() -> None:
 REASON = click.option("--reason", default="", help="For those who ask later.")
 
 
+def _part_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which activities of the task queue are meant."""
+    for option in (
+        click.option("--each-key", is_flag=True, help="For each rate_limit_key, one by one."),
+        click.option("--key", help="For the activities with this rate_limit_key."),
+        click.option("--type", "type_", help="For the activities of this type."),
+    ):
+        command = option(command)
+    return command
+
+
 @config.command()
 @click.argument("name")
 @SIDE
 @click.pass_context
 def get(ctx: click.Context, name: str, side: str) -> None:
-    """Tell the limits of the task queue NAME, who set them, when and why."""
+    """Tell the limits of the task queue NAME and of its types and keys, who set them, when and why,
+    and what its activities have asked for.
+    """
+    check_task_queue(name)
     session = session_of(ctx)
     with session.operations() as operations:
         note_if_unused(session, operations)
-        state = operations.limits(name, Side(side))
-    _show_limits(session, name, state)
+        settings = operations.settings()
+    state = settings.limits(Side(side), name)
+    is_activity = side == ACTIVITY_SIDE
+    parts = settings.part_limits(name) if is_activity else []
+    back_offs = settings.back_offs(name) if is_activity else []
+    fields = [("task queue", name), *limits_fields(state), *part_fields(parts)]
+    fields += [back_off_field(one) for one in back_offs]
+    if settings.fault:
+        fields.append(("SETTINGS LOG", settings.fault))
+    session.output.record(
+        fields,
+        data={
+            "task_queue": name,
+            **limits_data(state),
+            "parts": parts_data(parts),
+            "back_offs": back_offs_data(back_offs),
+            "settings_fault": settings.fault,
+        },
+    )
 
 
 @config.command("set")
@@ -277,6 +320,7 @@ def get(ctx: click.Context, name: str, side: str) -> None:
 @click.option("--rate", help="Tasks per second, or none.")
 @click.option("--burst", help="Tasks at once after a quiet time, or none for the default.")
 @click.option("--concurrency", help="Tasks that run at a time, or none.")
+@_part_options
 @REASON
 @SIDE
 @click.pass_context
@@ -286,10 +330,16 @@ def set_(
     rate: str | None,
     burst: str | None,
     concurrency: str | None,
+    type_: str | None,
+    key: str | None,
+    each_key: bool,
     reason: str,
     side: str,
 ) -> None:
     """Set limits of the task queue NAME; what is not given stays as it is.
+
+    With --type, --key or --each-key they are for these activities only, beside those of all.
+    What is set for one key stands in place of what is set for each.
 
     All workers keep them within a second. Should somebody else change them at the same time,
     whoever comes first is in force, and the other one is told.
@@ -306,17 +356,30 @@ def set_(
         raise InvalidArgument("nothing to set; give --rate, --burst or --concurrency")
     if "rate" in given and given["rate"] is None:
         given.setdefault("burst", None)  # it has nothing to belong to
-    _change(ctx, name, side, reason, lambda limits: msgspec.structs.replace(limits, **given))
+    part = part_of(type_, key, each_key=each_key)
+    _change(ctx, name, part, side, reason, lambda limits: msgspec.structs.replace(limits, **given))
 
 
 @config.command()
 @click.argument("name")
+@_part_options
 @REASON
 @SIDE
 @click.pass_context
-def reset(ctx: click.Context, name: str, reason: str, side: str) -> None:
-    """Take the setting of the task queue NAME back: its workers' options count again."""
-    _change(ctx, name, side, reason, None)
+def reset(
+    ctx: click.Context,
+    name: str,
+    type_: str | None,
+    key: str | None,
+    each_key: bool,
+    reason: str,
+    side: str,
+) -> None:
+    """Take the setting of the task queue NAME back: its workers' options count again.
+
+    With --type, --key or --each-key only what was set for that.
+    """
+    _change(ctx, name, part_of(type_, key, each_key=each_key), side, reason, None)
 
 
 def _number(option: str, text: str, read: Callable[[str], Any]) -> Any:
@@ -331,20 +394,36 @@ def _number(option: str, text: str, read: Callable[[str], Any]) -> Any:
 def _change(
     ctx: click.Context,
     name: str,
+    part: Part,
     side: str,
     reason: str,
     change: Callable[[Limits], Limits] | None,
 ) -> None:
     session = session_of(ctx)
     with session.operations() as operations:
-        state = operations.set_limits(name, change, side=Side(side), reason=reason)
-    _show_limits(session, name, state)
+        state = operations.set_limits(name, change, side=Side(side), part=part, reason=reason)
+    data = {"task_queue": name, "part": part_data(part), **limits_data(state)}
+    fields: list[tuple[str, object]] = [("task queue", name)]
+    if part != ALL:
+        fields.append(("for", str(part)))
+    session.output.record([*fields, *limits_fields(state)], data=data)
 
 
-def _show_limits(session: Session, name: str, state: LimitState) -> None:
-    data = {"task_queue": name, **limits_data(state)}
-    fields = [("task queue", name), *limits_fields(state)]
-    session.output.record(fields, data=data)
+def part_fields(parts: Iterable[tuple[Part, LimitState]]) -> list[tuple[str, object]]:
+    """The limits of types and keys, for people."""
+    return [
+        (f"{part} {name}", value) for part, state in parts for name, value in limits_fields(state)
+    ]
+
+
+def part_data(part: Part) -> dict[str, str]:
+    """Which activities are meant, for programs."""
+    return {"kind": part.kind.value, "name": part.name}
+
+
+def parts_data(parts: Iterable[tuple[Part, LimitState]]) -> list[dict[str, Any]]:
+    """The limits of types and keys, for programs."""
+    return [{**part_data(part), **limits_data(state)} for part, state in parts]
 
 
 def limits_fields(state: LimitState) -> list[tuple[str, object]]:
@@ -402,7 +481,7 @@ def figures_fields(told: Figures) -> list[tuple[str, object]]:
     return fields
 
 
-def _part_name(part: Part) -> str:
+def _part_name(part: PartFigures) -> str:
     return f"priority {part.priority}" if part.key is None else f"key {part.key}"
 
 
@@ -432,6 +511,20 @@ def pause_line(pause: TaskQueuePaused) -> str:
     at = datetime.fromtimestamp(pause.at_ms / 1000, timezone.utc).isoformat(timespec="seconds")
     why = f": {pause.reason}" if pause.reason else ""
     return f"by {pause.by} at {at}{why}"
+
+
+def _stopped(one: TaskQueueSummary) -> str:
+    if one.pause is not None:
+        return pause_line(one.pause)
+    return "; ".join(": ".join(back_off_field(found)) for found in one.back_offs if not found.key)
+
+
+def back_off_field(back_off: BackedOff) -> tuple[str, str]:
+    """A back-off that an activity has asked for, for people."""
+    whom = f" of key {back_off.key!r}" if back_off.key else ""
+    until = datetime.fromtimestamp(back_off.until_ms / 1000, timezone.utc)
+    when = until.isoformat(timespec="seconds")
+    return f"BACKED OFF{whom}", f"until {when}, by {back_off.by or '?'}: {back_off.reason or '-'}"
 
 
 def _workflow_fields(told: WorkflowSideDescription) -> list[tuple[str, object]]:
@@ -470,8 +563,26 @@ def _oldest(told: TaskQueueDescription) -> str:
 
 
 def _summary(one: TaskQueueSummary) -> dict[str, Any]:
-    pause = None if one.pause is None else msgspec.to_builtins(one.pause)
-    return {**dataclasses.asdict(dataclasses.replace(one, pause=None)), "pause": pause}
+    plain = dataclasses.asdict(dataclasses.replace(one, pause=None, back_offs=()))
+    return {
+        **plain,
+        "pause": None if one.pause is None else msgspec.to_builtins(one.pause),
+        "back_offs": back_offs_data(one.back_offs),
+    }
+
+
+def back_offs_data(back_offs: Iterable[BackedOff]) -> list[dict[str, Any]]:
+    """What activities have asked for, for programs."""
+    return [
+        {
+            "key": one.key,
+            "until_ms": one.until_ms,
+            "at_ms": one.at_ms,
+            "by": one.by,
+            "reason": one.reason,
+        }
+        for one in back_offs
+    ]
 
 
 def _mismatches(found: Iterable[tuple[str, tuple[str, ...]]]) -> list[dict[str, Any]]:
@@ -485,6 +596,9 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
         "limits": {side.value: limits_data(state) for side, state in told.limits},
         "capable": [_summary(one) for one in told.capable],
         "figures": {one.side.value: msgspec.to_builtins(one) for one in told.figures},
+        "part_limits": parts_data(told.part_limits),
+        "waiting_for_limits": told.waiting,
+        "settings_faults": [{"worker": who, "fault": what} for who, what in told.settings_faults],
         "private": [dataclasses.asdict(backlog) for backlog in told.private],
         "workers": [
             {

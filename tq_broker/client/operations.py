@@ -47,11 +47,13 @@ from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue, requirements
+from tq_broker.model.parts import ALL, PARTS_MAX, Part, check_part
 from tq_broker.model.registrations import capable_of, compare, serving
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
     WORKFLOW_SIDE,
+    BackedOff,
     LimitsSet,
     LimitState,
     TaskQueuePaused,
@@ -92,6 +94,7 @@ class TaskQueueSummary:
             their own, and ``workers`` are those that have them all. What they have in hand is
             counted with the rest of the task queue.
         pause: Who paused it, when and why; ``None`` if it is not paused.
+        back_offs: What was asked from inside, of all or of keys; they lift themselves.
     """
 
     task_queue: str
@@ -103,6 +106,7 @@ class TaskQueueSummary:
     side: str = ACTIVITY_SIDE
     requires: tuple[str, ...] = ()
     pause: TaskQueuePaused | None = None
+    back_offs: tuple[BackedOff, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +132,11 @@ class TaskQueueDescription:
         capable: What waits for workers with certain capabilities; by set.
         limits: What limits each side of it, and who set that, when and why.
         figures: How much comes and goes, of each side that is there.
+        part_limits: The same of types and keys of its activities.
+        settings_faults: What of the settings log could not be read, and by whom ("" is us): the
+            last settings that could are in force there.
+        waiting: Activities in sight that wait for limits of their types or keys; beside the
+            backlog.
     """
 
     summary: TaskQueueSummary
@@ -139,6 +148,9 @@ class TaskQueueDescription:
     limits: tuple[tuple[Side, LimitState], ...] = ()
     capable: tuple[TaskQueueSummary, ...] = ()
     figures: tuple[Figures, ...] = ()
+    part_limits: tuple[tuple[Part, LimitState], ...] = ()
+    waiting: int = 0
+    settings_faults: tuple[tuple[str, str], ...] = ()
     workflow: WorkflowSideDescription | None = None
 
 
@@ -281,6 +293,16 @@ class Operations:
             capable=tuple(self._summary(one, found, logged, deadline) for one in capable),
             limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
             figures=tuple(self._figures(one, found, logged, deadline) for one in series),
+            part_limits=tuple(logged.part_limits(task_queue)),
+            waiting=self._waiting(task_queue, workers, deadline),
+            settings_faults=tuple(
+                (who, fault)
+                for who, fault in (
+                    ("", logged.fault),
+                    *((one.identity, one.settings_fault) for one in workers),
+                )
+                if fault
+            ),
         )
 
     def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
@@ -309,6 +331,13 @@ class Operations:
                 is_paused=bool(logged.pause_of(queue)),
             )
         )
+
+    def _waiting(
+        self, task_queue: str, workers: Sequence[control.WorkerInfo], deadline: float
+    ) -> int:
+        stats = self._stats(self._names.queue(Kind.ANTEROOM, task_queue), deadline)
+        out_of_sight = 0 if stats is None else stats.ready
+        return out_of_sight + sum(one.waiting.get(task_queue, 0) for one in workers)
 
     def _workflow_side(
         self,
@@ -375,10 +404,10 @@ class Operations:
         self._each_parked(limit, look)
         return sorted(found, key=lambda parked: parked.parked_ms)
 
-    def limits(self, task_queue: str, side: Side = Side.ACTIVITY) -> LimitState:
-        """The limits of one side of a task queue, who set them, when and why."""
+    def limits(self, task_queue: str, side: Side = Side.ACTIVITY, part: Part = ALL) -> LimitState:
+        """The limits of one side of a task queue or of a part, who set them, when and why."""
         check_task_queue(task_queue)
-        return self.settings().limits(side, task_queue)
+        return self.settings().limits(side, task_queue, check_part(part))
 
     # --- doing --------------------------------------------------------------------------------
 
@@ -388,6 +417,7 @@ class Operations:
         change: Callable[[Limits], Limits] | None,
         *,
         side: Side = Side.ACTIVITY,
+        part: Part = ALL,
         reason: str = "",
     ) -> LimitState:
         """Change the limits of one side of a task queue, for all workers, within a second.
@@ -395,22 +425,38 @@ class Operations:
         Args:
             change: Makes the new limits of those in force; ``None`` takes the setting back, so
                 that the default of the workers is in force again.
+            part: Which tasks of it they are for: of one activity type, of one key, or of each key
+                for itself. Whatever was set for the others stays in force beside it.
             reason: For those who ask later.
 
         Raises:
-            InvalidArgument: a limit is out of bounds.
-            NotFound: there is no such task queue.
+            InvalidArgument: a limit is out of bounds, or there are no such parts.
+            NotFound: there is no such task queue, or nothing to take back of that part.
+            DeadlineExceeded: the settings log could not be read.
             Conflict: somebody else has changed them meanwhile; nothing was changed.
         """
+        check_part(part)
+        if part != ALL and side is not Side.ACTIVITY:
+            raise InvalidArgument("only activities have limits by type and key")
         self._existing(task_queue, side.value)
         core, deadline = self._core, self._core.deadline()
         # Whoever declares a task queue says so in the log; but it may be on its way still.
         core.sender.ensure([self._names.queue(Kind.SETTINGS)], deadline)
         with self._following(deadline) as settings:
-            before = settings.limits(side, task_queue)
+            if settings.is_behind:
+                raise DeadlineExceeded("the settings log was not read to its end: nothing is set")
+            before = settings.limits(side, task_queue, part)
+            if change is None and part != ALL and before.setting is None:
+                raise NotFound(f"nothing was set for {part} of task queue {task_queue!r}")
+            table = settings.part_table(task_queue)
+            if table is not None and part not in table.limits and len(table.limits) > PARTS_MAX:
+                raise InvalidArgument(
+                    f"{task_queue!r} has limits for {PARTS_MAX} types and keys; that is the bound"
+                )
             record = LimitsSet(
                 task_queue=task_queue,
                 side=side,
+                part=part,
                 limits=None if change is None else check_limits(change(before.limits)),
                 at_ms=epoch_ms(core.clock),
                 change_id=core.sender.ids.next(),
@@ -429,7 +475,7 @@ class Operations:
                     f"{winner.by or 'somebody'} has set the limits of {task_queue!r} meanwhile"
                     f" ({winner.reason or 'no reason given'}); yours are not in force"
                 )
-            return settings.limits(side, task_queue)
+            return settings.limits(side, task_queue, part)
 
     def purge(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all tasks that wait, for ever; returns how many. Nobody is told of it: who waits
@@ -633,7 +679,8 @@ class Operations:
             exists=stats is not None,
             side=side,
             requires=needed,
-            pause=logged.pause_of(queue),
+            pause=logged.pauses().get((side, name)),
+            back_offs=tuple(logged.back_offs(name)) if side == ACTIVITY_SIDE else (),
         )
 
     def _private(

@@ -182,6 +182,7 @@ def task(
         requires=None if scheduled.requires is None else load_requires(scheduled.requires),
         priority=scheduled.priority,
         headers=scheduled.headers,
+        rate_limit_key=scheduled.rate_limit_key,
         workflow=WorkflowOrigin(
             workflow_id=run.workflow_id,
             run_id=run.run_id,

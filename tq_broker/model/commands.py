@@ -37,6 +37,7 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
+    rate_limit_key: str = ""
 
 
 class RequestCancelActivity(Base, frozen=True, tag="RequestCancelActivity"):

@@ -134,7 +134,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     queue their number by set."""
 
     banks: dict[str, list[str]] = {}
-    """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""
+    """What this worker keeps of limits, by task queue: hands out the permits of its ``rate`` or
+    ``concurrency``, or is its ``usher``."""
     begins: list[Begins] = []
     """What it has begun."""
     per_second: float | None = None
@@ -143,6 +144,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     local_slots: int = 0
     """Slots for local activities."""
     local_running: int = 0
+    settings_fault: str = ""
+    """What of the settings log it could not read; the last settings that it could are in force."""
+    waiting: dict[str, int] = {}
+    """Tasks in sight that wait for limits of their types or keys, where it is the usher."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

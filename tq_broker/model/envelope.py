@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.common import ActivityIDConflictPolicy
+from tq_broker.common import ActivityIDConflictPolicy, check_key
 from tq_broker.converter import ENCODED, JSON, DataConverter
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import payload, tasks
@@ -34,6 +34,7 @@ HANDED_OUT = "tq-handed-out"
 RULE = "tq-rule"
 FELL_BACK = "tq-fell-back"
 TASK_QUEUE = "tq-task-queue"
+PASS = "tq-pass"
 HEARTBEAT = "tq-heartbeat"
 REQUIRES = "tq-requires"
 NUMBER_MAX = 2**53
@@ -98,6 +99,25 @@ def _conflict(name: str, value: object) -> ActivityIDConflictPolicy:
         raise Malformed(f"header {name}: {value!r:.40} is neither 'join' nor 'refuse'") from None
 
 
+def _mark(name: str, value: object) -> str:
+    text = _text(name, value)
+    pass_id, _, task_queue = text.partition(":")
+    try:
+        check_task_queue(task_queue)
+    except InvalidArgument as error:
+        raise Malformed(f"header {name}: {error}") from error
+    if not pass_id:
+        raise Malformed(f"header {name}: it names no pass")
+    return text
+
+
+def _key(name: str, value: object) -> str:
+    try:
+        return check_key("it", value)
+    except InvalidArgument as error:
+        raise Malformed(f"header {name}: {error}") from error
+
+
 _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-activity-type": ("activity_type", _text),
     "tq-attempt": ("attempt", _attempt),
@@ -121,6 +141,8 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-headers": ("headers", lambda name, v: tasks.load_headers(_long_text(name, v))),
     RULE: ("rule", _text),
     FELL_BACK: ("fell_back", _text),
+    "tq-rate-limit-key": ("rate_limit_key", _key),
+    PASS: ("pass_mark", _mark),
 }
 
 _DUMP: dict[str, Callable[[Any], Any]] = {
@@ -225,6 +247,19 @@ def without_route(message: Message) -> Message:
     marks = (RULE, FELL_BACK, TASK_QUEUE)
     headers = {name: value for name, value in copy.headers.items() if name not in marks}
     return msgspec.structs.replace(copy, headers=headers)
+
+
+def with_pass(message: Message, mark: str) -> Message:
+    """``message`` as an usher lets it in."""
+    return forwarded(message, headers={PASS: mark})
+
+
+def without_pass(message: Message) -> Message:
+    """``message`` as its usher must see it again before it may begin."""
+    if PASS not in message.headers:
+        return message
+    headers = {name: value for name, value in message.headers.items() if name != PASS}
+    return msgspec.structs.replace(message, headers=headers)
 
 
 def home(message: Message) -> str:

@@ -206,6 +206,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     headers: dict[str, str] = {}
     summary: str = ""
     workflow_task_completed_event_id: int = 0
+    rate_limit_key: str = ""
 
 
 class ActivityTaskStarted(Base, frozen=True, tag="ActivityTaskStarted"):

@@ -24,6 +24,7 @@ from tq_broker.exceptions import (
     ApplicationErrorCategory,
     CancelledError,
     ChildWorkflowError,
+    DownstreamBusy,
     FailureError,
     RetryState,
     TerminatedError,
@@ -67,6 +68,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cause: Failure | None = None
     about: dict[str, Any] = {}
     """For ACTIVITY and CHILD_WORKFLOW: the fields of the exception, by name."""
+    back_off: str = ""
+    """The value of a `BackOffScope`: whom ``next_retry_delay_ms`` is for, besides the attempt."""
     sealed: bytes | None = None
     """The whole failure as a payload, when codecs hide it; the rest is what may be known."""
 
@@ -143,6 +146,7 @@ def _application_fields(error: ApplicationError) -> dict[str, Any]:
         "non_retryable": bool(error.non_retryable),
         "next_retry_delay_ms": _delay_ms(error.next_retry_delay_s),
         "category": int(error.category),
+        "back_off": error.scope.value if isinstance(error, DownstreamBusy) else "",
     }
 
 

@@ -147,6 +147,7 @@ _COMMON: Table = {
     "new_run_id": (("newExecutionRunId",), TEXT),
     "parent_close_policy": (("parentClosePolicy",), _CLOSE_POLICY),
     "priority": (("priority",), PRIORITY),
+    "rate_limit_key": (("rateLimitKey",), TEXT),
     "reason": (("reason",), TEXT),
     "result": (("result",), SINGLE),
     "retry_policy": (("retryPolicy",), POLICY),

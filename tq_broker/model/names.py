@@ -64,6 +64,9 @@ class Kind(enum.Enum):
     PERMIT = "permit"
     BANK = "bank"
     LEDGER = "ledger"
+    ANTEROOM = "anteroom"
+    ROSTER = "roster"
+    ADMITTED = "admitted"
 
 
 _ARITY = {
@@ -90,18 +93,24 @@ _ARITY = {
     Kind.PERMIT: 3,  # rate or concurrency, side, task queue
     Kind.BANK: 3,  # the same
     Kind.LEDGER: 3,  # the same
+    Kind.ANTEROOM: 1,  # task queue
+    Kind.ROSTER: 1,  # the same
+    Kind.ADMITTED: 1,  # the same
 }
 
 
-_OF_TASK_QUEUE = (
-    Kind.ACTIVITY,
-    Kind.WORKFLOW,
-    Kind.HOST,
-    Kind.PROCESS,
-    Kind.CAPABLE,
-    Kind.NICHE,
+_OF_TASK_QUEUES = frozenset(
+    {
+        Kind.ACTIVITY,
+        Kind.WORKFLOW,
+        Kind.HOST,
+        Kind.PROCESS,
+        Kind.ADMITTED,
+        Kind.CAPABLE,
+        Kind.NICHE,
+    }
 )
-"""Kinds whose last part is a task queue."""
+"""Workers take tasks from them; their last part is the task queue."""
 
 
 class Exchange(enum.Enum):
@@ -230,7 +239,9 @@ class QueueName:
     @property
     def task_queue(self) -> str | None:
         """The user's task queue that this queue belongs to, if it belongs to one."""
-        return self.parts[-1] if self.kind in _OF_TASK_QUEUE else None
+        if self.kind in _OF_TASK_QUEUES:
+            return self.parts[-1]
+        return None
 
     def __str__(self) -> str:
         return f"{PREFIX}.{encode_part(self.namespace)}.{self.key}"

@@ -15,16 +15,18 @@ author, who reads the log as everybody does, is told who was faster.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 import msgspec
 
-from tq_broker.common import Requires
-from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.common import Requires, to_ms
+from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.capabilities import check_capabilities, check_requires
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.parts import ALL, PARTS_MAX, Part, PartTable, check_part
 from tq_broker.model.rules import TrafficRule
 
 CANCELLED_MAX = 100_000
@@ -32,6 +34,9 @@ CANCELLED_MAX = 100_000
 VERDICTS_MAX = 1_000
 """Changes of limits whose end is remembered, for their authors."""
 
+BACK_OFF_MAX_MS = to_ms(BACK_OFF_MAX)
+BACK_OFFS_MAX = 10_000
+"""Back-offs in force at a time; the one that ends first is forgotten first."""
 RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
@@ -101,6 +106,19 @@ class TaskQueueResumed(msgspec.Struct, frozen=True, omit_defaults=True, tag="tas
     side: str = ""
 
 
+class BackedOff(msgspec.Struct, frozen=True, omit_defaults=True, tag="backed-off"):
+    """An activity was told that whom it calls wants to be left alone: nothing more of its activity
+    task queue, or of one ``key`` of it, begins before ``until_ms``. It lifts itself.
+    """
+
+    task_queue: str
+    until_ms: int
+    at_ms: int
+    by: str = ""
+    reason: str = ""
+    key: str = ""
+
+
 class ActivityCanceled(msgspec.Struct, frozen=True, tag="activity-canceled"):
     """The activity is not wanted any more: do not start it, stop it if it runs."""
 
@@ -137,6 +155,7 @@ class LimitsSet(msgspec.Struct, frozen=True, tag="limits-set", kw_only=True):
         revision: The `LimitState.revision` that the author had seen. Another one by now: the
             record changes nothing.
         change_id: Names this change, for its author.
+        part: Which of its tasks they are for. Only activity task queues have other parts than all.
         is_default: It comes from a worker's options: it is in force only as long as nobody has
             set limits, and is never refused; the last one counts.
     """
@@ -150,6 +169,7 @@ class LimitsSet(msgspec.Struct, frozen=True, tag="limits-set", kw_only=True):
     by: str = ""
     reason: str = ""
     is_default: bool = False
+    part: Part = ALL
 
 
 class LimitState(msgspec.Struct, frozen=True):
@@ -176,8 +196,8 @@ class LimitState(msgspec.Struct, frozen=True):
         return UNLIMITED if source is None or source.limits is None else source.limits
 
 
-LimitKey = tuple[Side, str]
-"""A side of a task queue, and its name."""
+LimitKey = tuple[Side, str, Part]
+"""A side of a task queue, its name, and which of its tasks are meant."""
 
 Record = (
     TaskQueueDeclared
@@ -185,6 +205,7 @@ Record = (
     | CapabilitiesDeclared
     | TaskQueuePaused
     | TaskQueueResumed
+    | BackedOff
     | ActivityCanceled
     | TrafficRuleSet
     | TrafficRuleRemoved
@@ -225,6 +246,9 @@ def _check(record: Record) -> None:
     match record:
         case LimitsSet(limits=Limits() as limits):
             check_limits(limits)
+            check_part(record.part)
+        case BackedOff() if not 0 < record.until_ms - record.at_ms <= BACK_OFF_MAX_MS:
+            raise InvalidArgument(f"a back-off of {record.until_ms - record.at_ms} ms")
         case TaskQueueDeclared(requires=requires) if requires:
             check_requires(Requires(requires))
         case CapabilitiesDeclared():
@@ -246,11 +270,16 @@ class Settings:
         """What the workers of a task queue have, or had once."""
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
+        self.back_offs: dict[tuple[str, str], BackedOff] = {}
+        """By task queue and key ("" is the whole of it); some may be over meanwhile."""
         self.cancelled: OrderedDict[str, ActivityCanceled] = OrderedDict()
         self.rules: dict[str, TrafficRule] = {}
         """Traffic rules by id; some may have run out meanwhile."""
         self.rule_changes: deque[RuleChange] = deque(maxlen=RULE_CHANGES_MAX)
         self.limits: dict[LimitKey, LimitState] = {}
+        self.part_tables: dict[str, PartTable] = {}
+        """Activity task queues whose parts somebody has spoken of. It stays when all is taken back:
+        tasks may still wait for their usher."""
         self.verdicts: OrderedDict[str, LimitsSet] = OrderedDict()
         """Changes of limits by their ids, each with the record that was in force after it: its
         own, or that of whoever was faster."""
@@ -274,6 +303,10 @@ class Settings:
             case TaskQueueResumed():
                 for side in sides_of(record.side):
                     self.paused.pop((side, record.task_queue), None)
+                if ACTIVITY_SIDE in sides_of(record.side):
+                    self._drop_back_offs(lambda one: one.task_queue == record.task_queue)
+            case BackedOff():
+                self._back_off(record)
             case ActivityCanceled():
                 self.cancelled[record.activity_id] = record
                 if len(self.cancelled) > CANCELLED_MAX:
@@ -295,28 +328,77 @@ class Settings:
             known.update(record.capabilities)
 
     def _set_limits(self, record: LimitsSet) -> None:
-        key = (record.side, record.task_queue)
+        key = (record.side, record.task_queue, record.part)
         state = self.limits.get(key, LimitState())
         if record.is_default:
             self.limits[key] = msgspec.structs.replace(state, default=record)
+            self._enter(record, self.limits[key].limits)
             return
         if record.revision == state.revision:
             state = self.limits[key] = msgspec.structs.replace(
                 state, revision=state.revision + 1, setting=record
             )
+            self._enter(record, None if state.source is None else state.limits)
         self.verdicts[record.change_id] = state.setting or record
         if len(self.verdicts) > VERDICTS_MAX:
             self.verdicts.popitem(last=False)
+
+    def _enter(self, record: LimitsSet, limits: Limits | None) -> None:
+        """Limits of an activity task queue have changed: so does its table, if it needs one."""
+        if record.side is not Side.ACTIVITY:
+            return
+        table = self.part_tables.get(record.task_queue)
+        if table is None and record.part == ALL:
+            return
+        if table is None:
+            table = self._table(record.task_queue)
+        changed = table.changed(record.part, limits)
+        if len(changed.limits) <= PARTS_MAX + 1:
+            self.part_tables[record.task_queue] = changed
+
+    def _table(self, task_queue: str) -> PartTable:
+        """The table of a task queue whose parts nobody has spoken of so far."""
+        whole = self.limits.get((Side.ACTIVITY, task_queue, ALL))
+        return PartTable({} if whole is None else {ALL: whole.limits})
+
+    def _back_off(self, record: BackedOff) -> None:
+        key = (record.task_queue, record.key)
+        before = self.back_offs.get(key)
+        if before is not None and before.until_ms >= record.until_ms:
+            return
+        self.back_offs[key] = record
+        if record.key and record.task_queue not in self.part_tables:
+            self.part_tables[record.task_queue] = self._table(record.task_queue)
+        if len(self.back_offs) > BACK_OFFS_MAX:
+            self._drop_back_offs(lambda one: one.until_ms <= record.at_ms)
+        if len(self.back_offs) > BACK_OFFS_MAX:
+            first = min(self.back_offs.values(), key=lambda one: one.until_ms)
+            del self.back_offs[first.task_queue, first.key]
+
+    def _drop_back_offs(self, unwanted: Callable[[BackedOff], bool]) -> None:
+        # Replaced as a whole: other threads look into it.
+        self.back_offs = {k: one for k, one in self.back_offs.items() if not unwanted(one)}
+
+    def back_off(self, task_queue: str, key: str, now_ms: int) -> BackedOff | None:
+        """The back-off that a task queue ("") or a key of it is under."""
+        found = self.back_offs.get((task_queue, key))
+        return None if found is None or now_ms >= found.until_ms else found
 
     def existing(self, side: str) -> dict[str, int]:
         """The task queues that exist on one side."""
         return self.workflow_task_queues if side == WORKFLOW_SIDE else self.task_queues
 
-    def pause_of(self, queue: QueueName) -> TaskQueuePaused | None:
-        """The pause that ``queue`` is under: also that of a host or process."""
-        if queue.task_queue is None:
+    def pause_of(self, queue: QueueName, now_ms: int) -> TaskQueuePaused | BackedOff | None:
+        """What stops ``queue`` now, also that of a host or process: an operator's pause, or a
+        back-off of its activities."""
+        name = queue.task_queue
+        if name is None:
             return None
-        return self.paused.get((side_of(queue), queue.task_queue))
+        side = side_of(queue)
+        pause = self.paused.get((side, name))
+        if pause is None and side == ACTIVITY_SIDE and self.back_offs:
+            return self.back_off(name, "", now_ms)
+        return pause
 
     def _drop_rules_over(self, now_ms: int) -> None:
         self.rules = {key: rule for key, rule in self.rules.items() if not rule.is_over(now_ms)}

@@ -68,6 +68,8 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         headers: Texts of its caller, for traffic rules and for the activity.
         rule: The traffic rule that has put it where it is; "" on its own task queue.
         fell_back: The traffic rule whose target did not take it; no rule is asked again.
+        rate_limit_key: What shares a limit with it; "" if nothing does.
+        pass_mark: The pass that an usher has given it, and of which task queue; "" if none has.
         heartbeat_details: Payload of what the attempt before left behind, when it cannot be in
             the body because codecs hide that from history; empty if there is none.
     """
@@ -99,6 +101,8 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     rule: str = ""
     fell_back: str = ""
+    rate_limit_key: str = ""
+    pass_mark: str = ""
 
     def left(self, now_ms: int) -> timedelta | None:
         """Until the schedule-to-close timeout; ``None`` without one."""
@@ -133,6 +137,7 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
         "requires": requires_of(options),
         "priority": options.priority,
         "headers": dict(options.headers) if options.headers else {},
+        "rate_limit_key": options.rate_limit_key or "",
     }
     if options.retry_policy is not None:
         fields["retry_policy"] = options.retry_policy

@@ -65,8 +65,7 @@ def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` at all."""
     return (
         task.route is None
-        and not task.rule
-        and not task.fell_back
+        and not (task.rule or task.fell_back or task.pass_mark)
         and (task.requires is None or task.requires.is_patient)
     )
 

@@ -113,6 +113,10 @@ class Sender:
                 names.queue(kind, *need.parts) for kind in (Kind.PERMIT, Kind.BANK, Kind.LEDGER)
             )
             return topology.permits(names, *parts)
+        if need.kind in (Kind.ANTEROOM, Kind.ROSTER, Kind.ADMITTED):
+            return topology.namespace(names) + topology.anteroom(
+                names, need.parts[0], self.queue_type
+            )
         assert need.kind is Kind.SETTINGS, need
         return topology.settings_log(names)
 

@@ -10,13 +10,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from tq_broker.clock import Clock, remaining
+from tq_broker.clock import Clock, epoch_ms, remaining
 from tq_broker.exceptions import Malformed
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.parts import ALL, Part, PartTable
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
+    BackedOff,
     LimitsSet,
     LimitState,
     Record,
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 500
 SILENCE_S = 0.3
+REASON_MAX = 200
 
 
 class SettingsLog:
@@ -54,6 +57,10 @@ class SettingsLog:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._read_count = 0
+        self._skipped = 0
+        self._last_skipped = ""
+        self.is_behind = False
+        """The last look for its end found none in time."""
         self._settings = Settings()
         self.rules: RuleTable = NO_RULES
         """The traffic rules in force; replaced as a whole, so any thread may read it."""
@@ -91,6 +98,21 @@ class SettingsLog:
         RabbitMQ's count of a stream lags behind by up to a second, so its end is where it has
         been silent for a while.
         """
+        self.is_behind = not self._caught_up(deadline)
+        return not self.is_behind
+
+    @property
+    def fault(self) -> str:
+        """What could not be read; "" if nothing. The last settings that could are in force."""
+        faults = []
+        if self.is_behind:
+            faults.append("it was not read to its end")
+        if self._skipped:
+            records = "1 record" if self._skipped == 1 else f"{self._skipped} records"
+            faults.append(f"{records} skipped, the last one because of: {self._last_skipped}")
+        return "; ".join(faults)
+
+    def _caught_up(self, deadline: float) -> bool:
         stats = self._broker.stats(str(self._names.queue(Kind.SETTINGS)), deadline)
         if stats is not None and not self.wait_read(stats.ready, deadline):
             return False
@@ -140,31 +162,72 @@ class SettingsLog:
         known = self._settings.capabilities.get(task_queue, ())
         return [name for name in capabilities if name not in known]
 
-    def pause_of(self, queue: QueueName) -> TaskQueuePaused | None:
-        """Who paused the task queue of ``queue``, when and why; ``None`` if it is not paused."""
-        # As above: one look-up.
-        return self._settings.pause_of(queue)
+    def pause_of(self, queue: QueueName) -> TaskQueuePaused | BackedOff | None:
+        """Who stopped the task queue of ``queue``, when and why: an operator's pause, or a back-off
+        that is not over; ``None`` if nobody has."""
+        # As above: look-ups.
+        return self._settings.pause_of(queue, epoch_ms(self._clock))
+
+    def back_off(self, task_queue: str, key: str = "") -> BackedOff | None:
+        """The back-off that a task queue, or a key of it, is under now."""
+        return self._settings.back_off(task_queue, key, epoch_ms(self._clock))
+
+    def back_offs(self, task_queue: str) -> list[BackedOff]:
+        """All that a task queue and its keys are under now; those that end last come first."""
+        now_ms = epoch_ms(self._clock)
+        with self._lock:
+            found = list(self._settings.back_offs.values())
+        here = [one for one in found if one.task_queue == task_queue and one.until_ms > now_ms]
+        return sorted(here, key=lambda one: -one.until_ms)
 
     def pauses(self) -> dict[tuple[str, str], TaskQueuePaused]:
         """What is paused, by side and task queue."""
         with self._lock:
             return dict(self._settings.paused)
 
+    def held_keys(self, task_queue: str) -> dict[str, int]:
+        """The keys of a task queue that a back-off is for, and until when (epoch ms); some may be
+        over."""
+        found = self._settings.back_offs
+        if not found:
+            return {}
+        with self._lock:
+            held = [one for one in found.values() if one.key and one.task_queue == task_queue]
+        return {one.key: one.until_ms for one in held}
+
     def rule_changes(self) -> list[RuleChange]:
         """Who has set and removed traffic rules, oldest first, as far as it is remembered."""
         with self._lock:
             return list(self._settings.rule_changes)
 
-    def limits(self, side: Side, task_queue: str) -> LimitState:
-        """What is known of the limits of one side of a task queue."""
+    def limits(self, side: Side, task_queue: str, part: Part = ALL) -> LimitState:
+        """What is known of the limits of one side of a task queue, or of a part of it."""
         with self._lock:
-            return self._settings.limits.get((side, task_queue)) or LimitState()
+            return self._settings.limits.get((side, task_queue, part)) or LimitState()
+
+    def part_limits(self, task_queue: str) -> list[tuple[Part, LimitState]]:
+        """What is known of the limits of parts of an activity task queue, by kind and name."""
+        with self._lock:
+            found = [
+                (part, state)
+                for (side, name, part), state in self._settings.limits.items()
+                if side is Side.ACTIVITY and name == task_queue and part != ALL
+            ]
+        return sorted(
+            [(part, state) for part, state in found if state.source is not None],
+            key=lambda one: (one[0].kind.value, one[0].name),
+        )
+
+    def part_table(self, task_queue: str) -> PartTable | None:
+        """The limits of the parts of an activity task queue; ``None`` if it has never had any."""
+        # One look-up, as above.
+        return self._settings.part_tables.get(task_queue)
 
     def wait_default(self, record: LimitsSet, deadline: float) -> bool:
         """Wait until ``record``, a default, was read; False if the deadline came first."""
 
         def is_read() -> bool:
-            state = self._settings.limits.get((record.side, record.task_queue))
+            state = self._settings.limits.get((record.side, record.task_queue, record.part))
             default = None if state is None else state.default
             return default is not None and default.change_id == record.change_id
 
@@ -188,7 +251,9 @@ class SettingsLog:
             try:
                 record = read_record(delivery.message)
             except Malformed as error:
-                log.warning("settings record skipped: %s", error)
+                log.warning("settings record skipped, the last settings hold: %s", error)
+                self._skipped += 1
+                self._last_skipped = error.reason[:REASON_MAX]
             else:
                 with self._lock:
                     self._settings.apply(record)

@@ -289,6 +289,33 @@ def permits(names: Names, permit: QueueName, bank: QueueName, ledger: QueueName)
     )
 
 
+def anteroom(names: Names, task_queue: str, queue_type: QueueType = QueueType.QUORUM) -> Plan:
+    """Where tasks of a task queue wait whose type or key is limited, the roster of who was let in,
+    and where these are taken from.
+
+    The roster has a single active consumer, which is the election of the usher. Tasks come back to
+    the anteroom whenever an usher ends, without anybody having begun them.
+    """
+    tasks = names.exchange(Exchange.TASKS)
+    waiting, roster, admitted = (
+        names.queue(kind, task_queue) for kind in (Kind.ANTEROOM, Kind.ROSTER, Kind.ADMITTED)
+    )
+    shared = _shared_arguments(names, queue_type)
+    patient = shared.copy()
+    if queue_type is QueueType.QUORUM:
+        patient["x-delivery-limit"] = PARKED_DELIVERY_LIMIT
+    return Plan(
+        (
+            DeclareQueue(str(waiting), patient),
+            DeclareQueue(
+                str(roster), {"x-queue-type": "classic", "x-single-active-consumer": True}
+            ),
+            DeclareQueue(str(admitted), shared),
+            *(BindQueue(str(queue), tasks, queue.key) for queue in (waiting, roster, admitted)),
+        )
+    )
+
+
 def history_shard(names: Names, queue: QueueName) -> Plan:
     """The inbox of one shard of the history service.
 

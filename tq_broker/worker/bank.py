@@ -17,6 +17,7 @@ Threads: `step` belongs to one thread; the rest may be called from any.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import math
 from collections import deque
@@ -26,7 +27,7 @@ from concurrent.futures import Future
 import msgspec
 
 from tq_broker.clock import Clock, remaining
-from tq_broker.exceptions import Malformed, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, Malformed, TqBrokerError
 from tq_broker.model import permits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, QueueName
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 
 AHEAD_S = 0.1
 WITHIN_S = 5.0
-RETRY_S = 0.25
+MAKE_MAX = 1_000
+"""Permits that are made at a time: those that are there are to be handed out meanwhile."""
 PREFETCH_MAX = 0
 """No bound: the permits that were made are the bound."""
 
@@ -151,7 +153,7 @@ class Bank:
             if shrinks:
                 self._take_in()
         if ledger.total < reserve.size:
-            self._make(reserve.size - ledger.total)
+            self._make(min(reserve.size - ledger.total, MAKE_MAX))
         self._hand_out(reserve)
         # Who waits for a write is woken when it has ended.
         return None if self._writing is not None else reserve.next_due()
@@ -293,7 +295,10 @@ class Bank:
     def _wait(self, ends: Sequence[Future[None]]) -> None:
         deadline = self._clock.monotonic() + 2 * WITHIN_S
         for end in ends:
-            end.result(remaining(self._clock, deadline))
+            try:
+                end.result(remaining(self._clock, deadline))
+            except concurrent.futures.TimeoutError:
+                raise DeadlineExceeded("permits were not confirmed in time") from None
 
     def _epoch_ms(self, due: float) -> int:
         return math.ceil((due - self._clock.monotonic() + self._clock.wall()) * 1000)

@@ -85,6 +85,7 @@ def after_failure(
         lease="",
         rule="",
         fell_back="",
+        pass_mark="",
     )
     left_behind = TaskBody(
         args=body.args,

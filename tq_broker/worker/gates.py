@@ -2,8 +2,9 @@
 
 An unlimited task queue has nothing here. When the log limits one, its shared queue goes from the
 poller to a `Turnstile`, and this worker stands for election as the `Bank` of its permits; when the
-limit is lifted it goes back. Two threads run as long as anything is limited: ``tq-gates`` for the
-turnstiles, and ``tq-bank`` for the banks, because these wait for confirms.
+limit is lifted it goes back. Where types or keys have limits an `Usher` keeps all of them, and this
+worker stands for election as that. As long as anything is limited threads run: ``tq-gates`` for the
+turnstiles, ``tq-bank`` for the banks, because these wait for confirms, and ``tq-usher``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.limits import Limits, Side
-from tq_broker.model.names import QueueName
+from tq_broker.model.limits import UNLIMITED, Limits, Side
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.permits import Flavor, place_of
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
@@ -24,6 +25,7 @@ from tq_broker.worker.pace import Pace
 from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import OnDeliveries, Poller
 from tq_broker.worker.turnstile import Turnstile
+from tq_broker.worker.usher import Usher
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ class Scope:
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
         cover: Covers what runs without leave, when a limit comes into force.
+        is_ushered: Whether an usher keeps the limits of a task queue, because parts of it have
+            some of their own.
+        make_usher: Makes the one of a task queue, which calls what is given when it has to do.
     """
 
     side: Side
@@ -51,6 +56,8 @@ class Scope:
     is_paused: Callable[[QueueName], object]
     free_slots: Callable[[], int]
     cover: Callable[[str, Callable[[], Passage]], None]
+    is_ushered: Callable[[str], bool] = lambda task_queue: False
+    make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
 
 
 class Gates:
@@ -77,12 +84,14 @@ class Gates:
         self._pace = pace
         self._ticking = threading.Lock()
         self._lock = threading.Lock()
-        self._turnstiles: dict[str, Turnstile] = {}
+        self._turnstiles: dict[QueueName, Turnstile] = {}
+        self._ushers: dict[str, Usher] = {}
         self._leaving: list[Turnstile] = []
         self._banks: dict[tuple[Flavor, str], Bank] = {}
         self._closed_banks: list[Bank] = []
         self._gates_turn = _Turns("tq-gates", self._step_turnstiles)
         self._banks_turn = _Turns("tq-bank", self._step_banks)
+        self._ushers_turn = _Turns("tq-usher", self._step_ushers)
         self._closed = False
 
     # --- facts ------------------------------------------------------------------------------------
@@ -94,13 +103,22 @@ class Gates:
             return sum(one.in_hand for one in (*self._turnstiles.values(), *self._leaving))
 
     def keeps(self, task_queue: str) -> list[str]:
-        """The banks of the task queue that are kept by this worker: ``rate``, ``concurrency``."""
+        """What this worker keeps of the task queue: the banks ``rate`` and ``concurrency``, or
+        ``usher``."""
         with self._lock:
-            return [
+            kept = [
                 flavor.value
                 for (flavor, name), bank in self._banks.items()
                 if name == task_queue and bank.is_kept_here
             ]
+            usher = self._ushers.get(task_queue)
+        return [*kept, "usher"] if usher is not None and usher.is_kept_here else kept
+
+    def waiting(self) -> dict[str, int]:
+        """Tasks that wait for limits of their type or key, by task queue whose usher is here."""
+        with self._lock:
+            ushers = list(self._ushers.values())
+        return {one.task_queue: one.waiting for one in ushers if one.is_kept_here}
 
     # --- from the supervisor ----------------------------------------------------------------------
 
@@ -112,20 +130,40 @@ class Gates:
 
     def _tick(self, task_queues: Sequence[str]) -> None:
         for task_queue in task_queues:
-            limits = self._scope.limits_of(task_queue)
-            turnstile = self._turnstiles.get(task_queue)
-            if turnstile is None:
-                if not limits.is_unlimited or self._pace is not None:
-                    try:
-                        self._enter(task_queue, limits)
-                    except TqBrokerError as error:
-                        log.warning("limits of %s not in force yet: %s", task_queue, error)
-            elif limits.is_unlimited and self._pace is None:
-                self._leave(task_queue)
+            queue = self._scope.queue_of(task_queue)
+            if self._scope.is_ushered(task_queue):
+                self._put_in_force(queue, UNLIMITED)
+                self._put_in_force(self._open_usher(task_queue), UNLIMITED)
             else:
-                self._change(turnstile, limits)
+                self._put_in_force(queue, self._scope.limits_of(task_queue))
         with self._lock:
             self._leaving = [one for one in self._leaving if not one.is_idle]
+
+    def _put_in_force(self, queue: QueueName, limits: Limits) -> None:
+        turnstile = self._turnstiles.get(queue)
+        if turnstile is None:
+            if not limits.is_unlimited or self._pace is not None:
+                try:
+                    self._enter(queue, limits)
+                except TqBrokerError as error:
+                    log.warning("limits of %s not in force yet: %s", queue, error)
+        elif limits.is_unlimited and self._pace is None:
+            self._leave(queue)
+        else:
+            self._change(turnstile, limits)
+
+    def _open_usher(self, task_queue: str) -> QueueName:
+        """Stand for the usher's election, and serve whom it lets in: the queue of these."""
+        queue = self._sender.names.queue(Kind.ADMITTED, task_queue)
+        make = self._scope.make_usher
+        if task_queue not in self._ushers and make is not None:
+            usher = make(task_queue, self._ushers_turn.wake)
+            usher.open()
+            with self._lock:
+                self._ushers[task_queue] = usher
+            self._ushers_turn.start()
+            self._poller.serve(queue)
+        return queue
 
     def _change(self, turnstile: Turnstile, limits: Limits) -> None:
         paused = bool(self._scope.is_paused(turnstile.queue))
@@ -134,9 +172,9 @@ class Gates:
         if turnstile.limits != limits or turnstile.is_paused != paused:
             turnstile.limit(limits, paused=paused)
 
-    def _enter(self, task_queue: str, limits: Limits) -> None:
+    def _enter(self, queue: QueueName, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
-        queue = scope.queue_of(task_queue)
+        task_queue = queue.parts[-1]
         # A turnstile consumes it only when it has a permit, and others want to publish now.
         self._sender.ensure([queue], self._clock.monotonic() + DECLARE_WITHIN_S)
         turnstile = Turnstile(
@@ -155,17 +193,17 @@ class Gates:
             scope.cover(task_queue, turnstile.cover)
         self._run_banks(task_queue, limits)
         with self._lock:
-            self._turnstiles[task_queue] = turnstile
+            self._turnstiles[queue] = turnstile
         self._gates_turn.start()
 
-    def _leave(self, task_queue: str) -> None:
+    def _leave(self, queue: QueueName) -> None:
         with self._lock:
-            turnstile = self._turnstiles.pop(task_queue)
+            turnstile = self._turnstiles.pop(queue)
             self._leaving.append(turnstile)
         turnstile.limit(Limits())
         turnstile.close()
-        self._run_banks(task_queue, Limits())
-        self._poller.take_back(self._scope.queue_of(task_queue))
+        self._run_banks(turnstile.task_queue, Limits())
+        self._poller.take_back(queue)
 
     def _run_banks(self, task_queue: str, limits: Limits) -> None:
         self._run_bank(Flavor.RATE, task_queue, limits.burst_size, limits.rate)
@@ -209,6 +247,11 @@ class Gates:
             self._banks.clear()
         self._banks_turn.stop()
         self._close_banks()
+        self._ushers_turn.stop()
+        with self._lock:
+            ushers, self._ushers = list(self._ushers.values()), {}
+        for usher in ushers:
+            usher.close()
 
     # --- on the threads ---------------------------------------------------------------------------
 
@@ -234,6 +277,16 @@ class Gates:
             except TqBrokerError as error:
                 log.warning("permits not handed out: %s", error)
                 again = now + RETRY_S
+            due = due if again is None else min(due, again)
+        return due - self._clock.monotonic()
+
+    def _step_ushers(self) -> float:
+        now = self._clock.monotonic()
+        due = now + LOOK_S
+        with self._lock:
+            ushers = list(self._ushers.values())
+        for usher in ushers:
+            again = usher.step()
             due = due if again is None else min(due, again)
         return due - self._clock.monotonic()
 

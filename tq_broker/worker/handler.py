@@ -31,7 +31,7 @@ from tq_broker.queues import routing, topology
 from tq_broker.queues.broker import Delivery
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
-from tq_broker.worker import intake
+from tq_broker.worker import back_off, intake
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 HOLD_S = 0.05
 """How long a task may wait here for a slot before others get it."""
 CLAIM_WITHIN_S = 10.0
+BACK_OFF_WITHIN_S = 30.0
 
 
 class Handler:
@@ -186,6 +187,9 @@ class Handler:
         task = self._read(consumer, delivery)
         self.recent.took(task, now_ms)
         early = _Early(task, delivery, consumer, self._clock.monotonic())
+        if task.pass_mark:
+            is_again = self._is_redelivered(early)
+            early.passage = self._reporter.roster.passage(task.pass_mark, was_begun=is_again)
         decision = self._decide(early, self._known(task), now_ms)
         if decision.action in intake.BEGINS:
             passage = consumer.admit(functools.partial(self._admitted, early))
@@ -196,7 +200,7 @@ class Handler:
             if passage is None:
                 decision = intake.LIMITED
             else:
-                early.passage = passage
+                early.passage = early.passage.within(passage)
                 self._take_type(early, decision)
         if decision.action is Action.RUN:
             registered = self._registry.find(task.activity_type)
@@ -213,7 +217,7 @@ class Handler:
         """A limit allows ``early`` now, which has waited for it; on the limits' thread."""
         begun: Attempt | None = None
         with self._turn:
-            early.passage = passage
+            early.passage = early.passage.within(passage)
             if early not in self._limited:
                 passage.unused()  # given back
                 return
@@ -259,10 +263,7 @@ class Handler:
             task,
             Situation(
                 now_ms=now_ms,
-                redelivered=(
-                    early.delivery.redelivered
-                    or envelope.HANDED_OUT in early.delivery.message.headers
-                ),
+                redelivered=self._is_redelivered(early),
                 known=known,
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
                 serves=self._registry.find(task.activity_type) is not None,
@@ -271,7 +272,26 @@ class Handler:
                 closing=self._closing,
                 free_slots=self._slots_for(task),
                 moved=self._is_moved(task, now_ms),
+                apart=self._is_apart(early),
             ),
+        )
+
+    @staticmethod
+    def _is_redelivered(early: _Early) -> bool:
+        delivery = early.delivery
+        return delivery.redelivered or envelope.HANDED_OUT in delivery.message.headers
+
+    def _is_apart(self, early: _Early) -> bool:
+        """Whether a limit of its type or key holds it back, or one that is kept together with such.
+
+        What a detour brings has none: it is another task queue's."""
+        task, task_queue = early.task, early.window.task_queue
+        table = self.settings.part_table(task_queue)
+        if table is None or task.pass_mark:
+            return False
+        key = task.rate_limit_key
+        return table.is_limited(task.activity_type, key) or (
+            bool(key) and self.settings.back_off(task_queue, key) is not None
         )
 
     @staticmethod
@@ -351,6 +371,8 @@ class Handler:
                 self._give_back(early)
             case Action.DIVERT:
                 self._divert(early)
+            case Action.SET_APART:
+                self._set_apart(early)
             case Action.ADOPT:
                 self._adopt(early)
             case Action.DROP:
@@ -407,6 +429,12 @@ class Handler:
         done = self._reported(Held(early.delivery, early.window).let_go)
         message = envelope.forwarded(early.delivery.message)
         self._reporter.dispatch(early.task, message, epoch_ms(self._clock), done)
+
+    def _set_apart(self, early: _Early) -> None:
+        """Let a task wait where no worker sits on it; its usher sends it on."""
+        done = self._reported(Held(early.delivery, early.window).let_go)
+        queue = self._names.queue(Kind.ANTEROOM, early.window.task_queue)
+        self._reporter.give_back(early.delivery.message, queue, done)
 
     def _adopt(self, newcomer: _Early) -> None:
         """Another copy of a task in hand: from now on it is held in place of the one before,
@@ -631,6 +659,7 @@ class Handler:
     def end(self, attempt: Attempt, failure: Failure) -> None:
         """``attempt`` has failed, unless it has ended before; its code may still run."""
         if self._table.end(attempt):
+            self._back_off(attempt.task, failure)
             self._reporter.failed(
                 attempt.task,
                 attempt.body,
@@ -639,6 +668,24 @@ class Handler:
                 self._reported(lambda: self._release(attempt)),
                 heartbeat=attempt.details,
             )
+
+    def _back_off(self, task: ActivityTask, failure: Failure) -> None:
+        """Tell everybody, if ``failure`` asks for more than a later attempt."""
+        if not failure.back_off:
+            return
+        wanted = back_off.asked(task, failure, epoch_ms(self._clock), self._place.identity)
+        if wanted is None:
+            log.warning(
+                "%s %s backs off by key, but has no rate_limit_key: nothing else is slowed",
+                task.activity_type, task.activity_id,
+            )  # fmt: skip
+        elif back_off.is_news(wanted, self.settings.back_off(wanted.task_queue, wanted.key)):
+            log.warning(
+                "%s backs off for %d ms: %s",
+                task.task_queue, wanted.until_ms - wanted.at_ms, wanted.reason,
+            )  # fmt: skip
+            deadline = self._clock.monotonic() + BACK_OFF_WITHIN_S
+            self._sender.append(wanted, deadline, _not_told)
 
     def complete(self, attempt: Attempt, result: bytes) -> None:
         """``attempt`` was completed by its task token."""
@@ -683,7 +730,7 @@ class Handler:
 
     def _release(self, attempt: Attempt) -> None:
         """What follows from ``attempt`` is safe with the broker."""
-        self._table.release(attempt).let_go()
+        attempt.passage.settled(lambda: self._table.release(attempt).let_go())
 
     def _let_go(self, early: _Early) -> None:
         """``early`` has been dealt with."""
@@ -692,7 +739,7 @@ class Handler:
             if self._early.get(key_of(early.task)) is early:
                 del self._early[key_of(early.task)]
             held = Held(early.delivery, early.window)
-        held.let_go()
+        early.passage.settled(held.let_go)
 
     def _reported(self, then: Then) -> Then:
         """``then``, and it is known that this is not reported yet."""
@@ -721,7 +768,12 @@ class _Early:
         self.delivery = delivery
         self.window = window
         self.since = since
-        self.passage = FREE
+        self.passage: Passage = FREE
+
+
+def _not_told(error: TqBrokerError | None) -> None:
+    if error is not None:
+        log.warning("other workers do not know of the back-off: %s", error)
 
 
 def _readable(raw: msgspec.Raw) -> Any:

@@ -40,6 +40,8 @@ class Action(enum.Enum):
     """Run it if history says that nobody else may: it must not run more than once."""
     DIVERT = "divert"
     """A traffic rule wants it elsewhere; who started it did not know the rule."""
+    SET_APART = "set apart"
+    """It is under a limit of its type or key: it waits elsewhere, and comes back with a pass."""
     HOLD = "hold"
     """No slot is free: keep it for a moment, then give it back."""
     GIVE_BACK = "give back"
@@ -84,12 +86,15 @@ class Situation:
     free_slots: int
     moved: bool = False
     """A traffic rule sends the task elsewhere."""
+    apart: bool = False
+    """It needs a pass, and has none."""
 
 
 RUN = Decision(Action.RUN)
 CLAIM = Decision(Action.CLAIM)
 ASK = Decision(Action.ASK)
 DIVERT = Decision(Action.DIVERT)
+SET_APART = Decision(Action.SET_APART)
 HOLD = Decision(Action.HOLD)
 ADOPT = Decision(Action.ADOPT)
 DROP = Decision(Action.DROP)
@@ -123,6 +128,8 @@ def decide(task: ActivityTask, at: Situation) -> Decision:
         return DIVERT
     if not at.serves:
         return Decision(Action.END, not_registered(task, at.registered))
+    if at.apart:
+        return SET_APART
     if at.free_slots <= 0:
         return HOLD
     return how_to_start(task)

@@ -5,6 +5,8 @@ A task of an unlimited queue goes through `FREE`, which costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Passage:
     """Leave to begin one task; each method may be called again, and then does nothing."""
@@ -19,6 +21,15 @@ class Passage:
 
     def unused(self) -> None:
         """It does not run after all; nothing is to be used up by it."""
+
+    def within(self, inner: Passage) -> Passage:
+        """Leave that needs ``inner`` as well."""
+        return inner
+
+    def settled(self, then: Callable[[], None]) -> None:
+        """The attempt is over. ``then``, which lets its task go, is called when whoever limits it
+        knows; other methods may still be called, if its code runs on."""
+        then()
 
 
 FREE = Passage()

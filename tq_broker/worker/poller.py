@@ -79,7 +79,7 @@ class Consumer:
 
     @property
     def waits(self) -> bool:
-        return self.queue.kind not in (Kind.ACTIVITY, Kind.WORKFLOW)
+        return self.queue.kind not in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.ADMITTED)
 
     def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
         gates = self._poller.gates
@@ -142,14 +142,16 @@ class Poller:
     def hand_over(self, queue: QueueName, gate: Gate) -> None:
         """Consume the shared queue ``queue`` no more: ``gate`` takes its tasks from now on."""
         with self._lock:
-            self.gates[queue.parts[-1]] = gate
+            if queue.kind is not Kind.ADMITTED:
+                self.gates[queue.parts[-1]] = gate
             for change in self._windows.bar(str(queue)):
                 self._end_soon(self._close(change))
 
     def take_back(self, queue: QueueName) -> None:
         """``queue`` has no limit any more."""
         with self._lock:
-            self.gates.pop(queue.parts[-1], None)
+            if queue.kind is not Kind.ADMITTED:
+                self.gates.pop(queue.parts[-1], None)
             self._windows.unbar(str(queue))
 
     def adjust(self, occupied: int, slots: int | None = None) -> None:

@@ -87,6 +87,7 @@ class ReplayActivities:
             requires=None if requires is None else dump_requires(requires),
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
+            rate_limit_key=fields["rate_limit_key"],
         )
 
     # --- events ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tq_broker.model import envelope, failure
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.passes import What
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
 from tq_broker.model.workflow_tasks import WORKFLOW_TASK
@@ -32,6 +33,7 @@ from tq_broker.queues.sender import Done
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.conclusion import Final, Retry, after_failure
 from tq_broker.worker.insistence import Insistence, Then
+from tq_broker.worker.roster import Roster
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Reporter:
         self._place = place
         self._shards = {str(queue): queue for queue in map(names.history, range(SHARDS))}
         self._insistence = Insistence(place.clock)
+        self.roster = Roster(self._sender, self._insistence)
+        """Where it is told what becomes of tasks that an usher has let in."""
 
     def close(self) -> None:
         """Insist no more."""
@@ -135,9 +139,15 @@ class Reporter:
                 started_ms,
                 failure=failure.application(str(error), kind, non_retryable=True),
             )
-            self._tell(task, outcome, done)
+            self._tell(task, outcome, self.over(task, What.UNUSED, done))
 
         self._insistence.insist(send, done, refused)
+
+    def over(self, task: ActivityTask, what: What, done: Then) -> Then:
+        """``done``, after the usher of ``task`` knows what became of its pass, if it has one."""
+        if not task.pass_mark:
+            return done
+        return lambda: self.roster.tell(task.pass_mark, what, done)
 
     def notice(
         self,
@@ -261,7 +271,9 @@ class Reporter:
 
     def give_back(self, message: Message, queue: QueueName, done: Then) -> None:
         """Put ``message`` on ``queue`` again as a fresh copy, which no attempt is used up by."""
-        fresh = envelope.forwarded(message)
+        fresh = envelope.without_pass(envelope.forwarded(message))
+        if queue.kind is Kind.ADMITTED:
+            queue = self._names.activity(queue.parts[0])
         publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, fresh)
         self._insistence.insist(
             lambda ended: self._send(publication, (queue,), ended),
@@ -288,7 +300,7 @@ class Reporter:
         """Keep ``message`` for an operator, with the reason, where it came from, and when."""
         log.warning("message %.100r of %s parked: %s", message.message_id, queue, reason)
         parked = envelope.forwarded(
-            message,
+            envelope.without_pass(message),
             headers={
                 "tq-parked-reason": reason[: envelope.TEXT_MAX],
                 "tq-parked-from": queue,

@@ -23,6 +23,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import control, envelope
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
+from tq_broker.model.passes import What
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.model.workflow_tasks import WORKFLOW_TASK
 from tq_broker.queues import topology
@@ -141,6 +142,7 @@ class Rerouter:
         now_ms = epoch_ms(self._place.clock)
         if what is Fate.LOST:
             body = envelope.read_task_body(task, self._place.converter)
+            done = self._reporter.over(task, What.ENDED, done)
             self._reporter.failed(task, body, lost(), now_ms, done)
         else:
             self._reporter.dispatch(task, envelope.forwarded(message), now_ms, done)

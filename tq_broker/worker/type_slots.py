@@ -86,6 +86,9 @@ class TypePassage(Passage):
         self.inner.unused()
         self._end()
 
+    def settled(self, then: Callable[[], None]) -> None:
+        self.inner.settled(then)
+
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True

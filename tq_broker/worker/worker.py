@@ -19,6 +19,7 @@ from tq_broker.model.capabilities import Niche, check_capabilities
 from tq_broker.model.detours import Detour
 from tq_broker.model.limits import Limits, Side, default_burst
 from tq_broker.model.names import Kind, QueueName, check_task_queue
+from tq_broker.model.parts import NO_PARTS
 from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
@@ -59,6 +60,7 @@ from tq_broker.worker.slot_supply import SlotSupply
 from tq_broker.worker.slots import FixedSlots
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
+from tq_broker.worker.usher import Usher
 from tq_broker.worker.wills import Wills
 from tq_broker.worker.workflow_registry import WorkflowRegistry
 from tq_broker.worker.workflow_side import WorkflowSide
@@ -229,10 +231,23 @@ class Worker:
             is_paused=self._settings.pause_of,
             free_slots=lambda: handler.free_slots,
             cover=handler.cover,
+            is_ushered=lambda task_queue: self._settings.part_table(task_queue) is not None,
+            make_usher=self._make_usher,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
             scope, connection.sender, self._clock, self._poller, handler.on_deliveries, pace
+        )
+
+    def _make_usher(self, task_queue: str, wake: Callable[[], None]) -> Usher:
+        settings = self._settings
+        return Usher(
+            task_queue,
+            self._connection.dispatcher,
+            self._reporter,
+            self._clock,
+            lambda: (settings.part_table(task_queue) or NO_PARTS, settings.held_keys(task_queue)),
+            wake,
         )
 
     def _make_executors(self, owner: Owner, slots: int) -> dict[str, Executor]:
@@ -328,6 +343,8 @@ class Worker:
             capabilities=list(self._niches.capabilities),
             unserved=self._niches.unserved,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
+            waiting=self._gates.waiting(),
+            settings_fault=self._settings.fault,
         )
 
     # --- life ---------------------------------------------------------------------------------
