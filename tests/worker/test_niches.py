@@ -14,7 +14,9 @@ from tq_broker import activity
 from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import ActivityError, InvalidArgument, TargetGone, UnknownCapability
 from tq_broker.model.capabilities import Niche
+from tq_broker.model.limits import Limits
 from tq_broker.model.names import QueueName
+from tq_broker.model.parts import Part, PartKind
 from tq_broker.model.rules import TrafficRule
 from tq_broker.worker import Worker, niches
 
@@ -208,3 +210,14 @@ def test_sets_beyond_the_bound_are_not_served(
     assert run(world, "gpu") == "able"
     world.start(where, requires={"gpu", "ssd"})
     world.eventually(lambda: "2 sets of capabilities are required: too many" in caplog.text)
+
+
+def test_a_limit_of_its_type_does_not_bring_a_task_to_who_is_not_capable(world: World) -> None:
+    worker(world, "plain")
+    worker(world, "able", "gpu")
+    world.client.operations.set_limits(
+        "q", lambda limits: Limits(concurrency=2), part=Part(PartKind.TYPE, "render")
+    )
+    start = world.client.start_activities
+    handles = start(render, [()] * 10, task_queue="q", start_to_close_timeout=MINUTE)
+    assert {handle.result(SOON_S) for handle in handles} == {"able"}
