@@ -14,6 +14,7 @@ from tq_broker.common import (
     ActivityOptions,
     ActivityOptionsDict,
     OnGone,
+    Requires,
     RetryPolicy,
     Route,
     TargetKind,
@@ -176,3 +177,47 @@ def test_a_route_takes_the_place_of_an_affinity_and_the_other_way_round() -> Non
     assert route.over(affinity) == route
     assert affinity.over(route) == affinity
     assert ActivityOptions(on_lost="fail").over(affinity).affinity == "host"
+
+
+# --- what is required -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keywords", "why"),
+    [
+        ({"requires": "gpu"}, "requires must be a set of names"),
+        ({"requires": 1}, "requires must be a set of names"),
+        ({"requires": [""]}, "non-empty strings only"),
+        ({"requires": {1}}, "non-empty strings only"),
+        ({"requires": [str(number) for number in range(9)]}, "9 capabilities; the bound is 8"),
+    ],
+)
+def test_bad_requirements_are_refused(keywords: Any, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        ActivityOptions(**keywords)
+
+
+def test_the_answer_to_a_requirement_is_checked() -> None:
+    with pytest.raises(InvalidArgument, match=r"requires\.on_gone must be an OnGone"):
+        Requires({"gpu"}, "fail")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"requires\.wait is for OnGone\.WAIT only"):
+        Requires({"gpu"}, OnGone.FAIL, timedelta(seconds=1))
+    with pytest.raises(InvalidArgument, match=r"requires\.wait"):
+        Requires({"gpu"}, wait=timedelta(0))
+
+
+def test_a_set_is_short_for_waiting_for_ever() -> None:
+    said = Requires.of(["ssd", "gpu", "gpu"])
+    assert said is not None
+    assert (said.names, said.is_patient) == (("gpu", "ssd"), True)
+    assert Requires.of(said) is said
+    assert Requires.of(None) is None
+    assert Requires.of(set()) is None
+    assert not Requires({"gpu"}, OnGone.FAIL).is_patient
+    assert not Requires({"gpu"}, wait=timedelta(seconds=1)).is_patient
+
+
+def test_the_call_may_take_a_requirement_back() -> None:
+    decorator = ActivityOptions(requires={"gpu"})
+    assert ActivityOptions().over(decorator).requires == {"gpu"}
+    assert ActivityOptions(requires=()).over(decorator).requires == ()

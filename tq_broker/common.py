@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
@@ -21,6 +21,8 @@ DURATION_MAX = timedelta(days=3650)
 
 PRIORITY_FIRST, PRIORITY_LAST = 1, 5
 PRIORITY_DEFAULT = 3
+REQUIRES_MAX = 8
+"""Capabilities that one task may require."""
 HEADERS_CHARS_MAX = 4_000
 """Bound of all headers of a task together, as JSON."""
 
@@ -201,6 +203,65 @@ OnLost = Literal["fail", "restart_affinity", "wait"]
 AFFINITY_GROUP_BYTES_MAX = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Requires:
+    """What a worker must have to get a task, and what becomes of the task if no living one has.
+
+    ``requires={"gpu"}`` is short for ``requires=Requires({"gpu"})``.
+
+    Attributes:
+        capabilities: At most 8 names; a worker must have declared them all.
+        on_gone: The answer while no living worker of the task queue has them all. `OnGone.WAIT`,
+            the default, keeps the task on a queue of its own until one comes, or until
+            ``schedule_to_start_timeout``; `OnGone.FALL_BACK` lets any worker of the task queue
+            have it, which makes a wish of a requirement.
+        wait: With `OnGone.WAIT`, how long from the start of the activity; ``None`` means for ever.
+    """
+
+    capabilities: Collection[str]
+    on_gone: OnGone = OnGone.WAIT
+    wait: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        given = self.capabilities
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise InvalidArgument('requires must be a set of names, such as {"gpu"}')
+        if not all(isinstance(name, str) and name for name in given):
+            raise InvalidArgument("requires must have non-empty strings only")
+        if len(self.names) > REQUIRES_MAX:
+            raise InvalidArgument(
+                f"requires has {len(self.names)} capabilities; the bound is {REQUIRES_MAX}"
+            )
+        if not isinstance(self.on_gone, OnGone):
+            raise InvalidArgument("requires.on_gone must be an OnGone")
+        if self.wait is not None:
+            if self.on_gone is not OnGone.WAIT:
+                raise InvalidArgument("requires.wait is for OnGone.WAIT only")
+            check_duration("requires.wait", self.wait)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The capabilities, each once and in order."""
+        return tuple(sorted(set(self.capabilities)))
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether it waits for a capable worker for as long as it takes."""
+        return self.on_gone is OnGone.WAIT and self.wait is None
+
+    @classmethod
+    def of(cls, value: object) -> Requires | None:
+        """What an option says; ``None`` for nothing.
+
+        Raises:
+            InvalidArgument: names what is wrong.
+        """
+        if value is None:
+            return None
+        said = value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
+        return said if said.capabilities else None
+
+
 class ActivityIDConflictPolicy(enum.Enum):
     """What a second start with the same ``id`` gets, within the id's retention."""
 
@@ -272,6 +333,8 @@ class ActivityOptions:
     Attributes:
         task_queue: The task queue it is put on.
         route: Host or process it must run on.
+        requires: Capabilities that its worker must have: ``{"gpu"}``, or a `Requires` that also
+            says what becomes of it if nobody has them.
         affinity: It follows, to their host or process, earlier activities of the run with the
             same affinity; the first of them goes to the shared task queue. For activities of
             workflows; not together with a route.
@@ -295,6 +358,7 @@ class ActivityOptions:
 
     task_queue: str | None = None
     route: Route | None = None
+    requires: Requires | Collection[str] | None = None
     priority: int | None = None
     retry_policy: RetryPolicy | None = None
     start_to_close_timeout: timedelta | None = None
@@ -321,6 +385,7 @@ class ActivityOptions:
             raise InvalidArgument("retry_policy must be a RetryPolicy")
         if self.route is not None and not isinstance(self.route, Route):
             raise InvalidArgument("route must be a Route")
+        Requires.of(self.requires)
         if self.task_queue is not None and not isinstance(self.task_queue, str):
             raise InvalidArgument("task_queue must be a string")
         if self.headers is not None:
@@ -386,6 +451,7 @@ class ActivityOptionsDict(TypedDict, total=False):
 
     task_queue: str | None
     route: Route | None
+    requires: Requires | Collection[str] | None
     priority: int | None
     retry_policy: RetryPolicy | None
     start_to_close_timeout: timedelta | None

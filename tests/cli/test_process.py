@@ -66,6 +66,7 @@ def test_options_win_over_the_application() -> None:
         name="w@%h",
         worker_id="id",
         graceful_timeout=timedelta(seconds=5),
+        capabilities=("gpu",),
     )
     assert said == {
         "max_concurrent_activities": 9,
@@ -74,6 +75,7 @@ def test_options_win_over_the_application() -> None:
         "identity": "w@h-0",
         "worker_id": "id",
         "graceful_shutdown_timeout": timedelta(seconds=5),
+        "capabilities": ("gpu",),
     }
 
 

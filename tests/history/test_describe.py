@@ -86,3 +86,18 @@ def test_the_worker_that_has_it_is_described() -> None:
     described = describe.description(stage.run)
     assert (described.sticky_worker, described.current_details) == (WORKER, "now")
     assert described.pending_task is None
+
+
+def test_what_a_pending_activity_asks_for_is_described() -> None:
+    stage = Stage(headers={"tenant": "acme"})
+    stage.answer(
+        an_activity("plain", headers={"tenant": "acme"}),
+        an_activity("asks", headers={"x": "y"}, route='{"kind":"host","target":"h"}',
+                    requires='{"capabilities":["gpu"]}'),
+    )  # fmt: skip
+    plain, asks = describe.description(stage.run).pending_activities
+    assert (plain.headers, plain.route, plain.requires) == ({"tenant": "acme"}, None, None)
+    assert plain.task_id == "run-1/5"
+    assert asks.headers == {"x": "y"}
+    assert asks.route == '{"kind":"host","target":"h"}'
+    assert asks.requires == '{"capabilities":["gpu"]}'

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tq_broker.common import OnGone, RetryPolicy, Route
+from tq_broker.common import OnGone, Requires, RetryPolicy, Route
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.names import Kind, Names, QueueName
-from tq_broker.model.rule_table import Facts, RuleTable
+from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
+    Asked,
     Destination,
     Fail,
     LookAgain,
@@ -28,6 +30,7 @@ from tq_broker.queues.routing import (
     facts,
     in_order,
     may_be_moved,
+    refused_unknown,
     when_gone,
 )
 
@@ -196,3 +199,102 @@ def test_only_the_first_other_priority_asks_for_a_priority_queue(
 @pytest.mark.parametrize("queue", [NAMES.priority(Q), NAMES.queue(Kind.HOST, "h", "q")])
 def test_other_queues_stay_as_they_are(queue: QueueName) -> None:
     assert in_order(NAMES, queue, 6, {("activity", "q")}, False) is queue
+
+
+# --- capabilities ---------------------------------------------------------------------------------
+
+GPU = Requires(("gpu", "ssd"))
+
+
+def test_who_waits_for_a_capable_worker_does_so_on_a_shared_queue() -> None:
+    to = destination(NAMES, task(requires=GPU))
+    assert (to.queue, to.private) == (NAMES.capable("q", ["ssd", "gpu"]), False)
+    assert to.why == "task queue 'q', workers with gpu, ssd"
+
+
+@pytest.mark.parametrize(
+    ("route", "requires", "niche"),
+    [
+        (None, Requires(("gpu",), OnGone.FAIL), Niche("q", ("gpu",))),
+        (None, Requires(("gpu",), wait=WAIT), Niche("q", ("gpu",))),
+        (Route.host("h"), GPU, Niche("q", ("gpu", "ssd"), "h")),
+        (Route.process("w"), GPU, Niche("q", ("gpu", "ssd"), "", "w")),
+    ],
+)
+def test_who_does_not_wait_or_has_a_route_is_for_a_niche(
+    route: Route | None, requires: Requires, niche: Niche
+) -> None:
+    to = destination(NAMES, task(route, requires=requires))
+    assert (to.niche, to.queue, to.private) == (niche, niche.queue(NAMES), True)
+
+
+def test_each_requirement_has_its_stated_answer() -> None:
+    def gone(requires: Requires, route: Route | None = None) -> Destination | Fail | LookAgain:
+        return when_gone(NAMES, task(route, requires=requires), 0)
+
+    assert gone(Requires(("gpu",), OnGone.FAIL)) == Fail(
+        "no living worker serves task queue 'q' with gpu"
+    )
+    falls = gone(Requires(("gpu",), OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.activity("q"), "then it was a wish"
+    assert isinstance(gone(Requires(("gpu",), wait=WAIT)), LookAgain)
+    # The answer of the route counts first; who falls back from a host needs a GPU still.
+    falls = gone(Requires(("gpu",), OnGone.FAIL), Route.host("h", on_gone=OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.capable("q", ["gpu"])
+
+
+def test_a_rule_may_move_what_waits_and_only_to_those_who_are_capable() -> None:
+    assert may_be_moved(task(requires=GPU))
+    assert not may_be_moved(task(requires=Requires(("gpu",), OnGone.FAIL)))
+    to = by(a_rule(), facts(task(requires=GPU)))
+    assert to is not None
+    assert to.detour is not None
+    assert to.detour.capabilities == ("gpu", "ssd")
+    assert to.detour.home_queue(NAMES) == NAMES.capable("q", ["gpu", "ssd"])
+    to = by(a_rule(fallback=False), facts(task(requires=GPU)))
+    assert to is not None
+    assert to.queue == NAMES.capable("there", ["gpu", "ssd"])
+
+
+@pytest.mark.parametrize(
+    ("requires", "refused"),
+    [
+        (GPU, True),
+        (Requires(("gpu",), OnGone.FAIL), True),
+        (Requires(("gpu",), OnGone.FALL_BACK), False),
+        (Requires(("gpu",), wait=WAIT), False),
+    ],
+)
+def test_what_nobody_has_ever_had_is_refused_unless_it_has_another_answer(
+    requires: Requires, refused: bool
+) -> None:
+    why = refused_unknown(task(requires=requires), ["gpu"], {"ssd"})
+    assert bool(why) is refused
+    if why:
+        assert "has ever had gpu; known there: ssd" in why
+    assert not refused_unknown(task(requires=requires), [], {"gpu"})
+    assert not refused_unknown(task(), ["gpu"], ())
+
+
+def explained(asked: Asked, rules: RuleTable = NO_RULES) -> str:
+    return "\n".join(explain(NAMES, facts(task()), rules, 0, asked))
+
+
+def test_requirements_and_routes_are_explained() -> None:
+    rules = RuleTable([a_rule()])
+    told = explained(Asked(requires=GPU), rules)
+    assert "it requires gpu, ssd: only workers that have all of it get it" in told
+    assert f"its own queue is {NAMES.capable('q', ['gpu', 'ssd'])}" in told
+    assert "rule 'r' (order 100): matches" in told
+    assert "tq.n.detour." in told
+    told = explained(Asked(route=Route.host("h")), rules)
+    assert "its route says host 'h'" in told
+    assert "queue tq.n.host.h.q" in told
+    assert told.endswith("if nobody is there: it fails at once")
+    assert "rule 'r'" not in told
+    wait = Requires(("gpu",), wait=WAIT)
+    assert "looked at again every 0.5 s" in explained(Asked(requires=wait))
+    fall = Requires(("gpu",), OnGone.FALL_BACK)
+    assert explained(Asked(requires=fall)).endswith("falls back to queue tq.n.activity.q")

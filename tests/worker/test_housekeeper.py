@@ -61,3 +61,23 @@ def test_workflow_task_queues_go_too_and_what_is_paused_stays():
     assert log.wait_read(6, core.deadline())
     assert (log.task_queues("workflow").keys(), log.task_queues()) == ({"paused"}, {})
     client.close()
+
+
+def test_a_set_of_capabilities_goes_too():
+    client = BlockingClient.connect("memory://housekeeper-sets")
+    core, names = client.core, Names("default")
+    log = SettingsLog(core.broker, names, core.clock)
+    idle, paused = names.capable("q", ["gpu"]), names.capable("p", ["gpu"])
+    core.sender.ensure([idle, paused], core.deadline())
+    client.pause_task_queue("p")
+    core.broker.wait_subscribed([log.follow()], core.deadline())
+    assert log.wait_read(3, core.deadline())
+
+    removed = Housekeeper(client.connection, log, 60.0).look(Idleness(after_s=0))
+
+    assert removed == [("activity", "q", "gpu")]
+    assert core.broker.stats(str(idle), core.deadline()) is None
+    assert core.broker.stats(str(paused), core.deadline()) is not None
+    assert log.wait_read(4, core.deadline())
+    assert log.capable_queues() == [paused]
+    client.close()

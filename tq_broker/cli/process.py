@@ -45,6 +45,7 @@ class WorkerSettings:
     name: str | None = None
     host: str | None = None
     worker_id: str | None = None
+    capabilities: tuple[str, ...] = ()
     graceful_timeout: timedelta | None = None
     process_index: int | None = None
     guard_fd: int | None = None
@@ -65,6 +66,8 @@ class WorkerSettings:
             options["max_concurrent_activities"] = self.concurrency
         if self.sessions is not None:
             options["max_concurrent_sessions"] = self.sessions
+        if self.capabilities:
+            options["capabilities"] = self.capabilities
         if self.graceful_timeout is not None:
             options["graceful_shutdown_timeout"] = self.graceful_timeout
         return options

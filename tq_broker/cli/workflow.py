@@ -276,11 +276,16 @@ def describe(ctx: click.Context, id: str, run_id: str | None) -> None:
     """Tell all about the workflow ID: status, task queue, what it waits for."""
     with _client(ctx) as (session, client):
         run = client.get_workflow_handle(id, run_id=run_id).describe()
+        told = [one.raw for one in run.pending_activities]
+        traffic = client.operations.traffic
+        ways = traffic.explain_pending(told, run.raw.info.memo) if told else []
     output = session.output
-    output.record(report.description_fields(run), data=report.description_data(run))
+    output.record(report.description_fields(run), data=report.description_data(run, ways))
     if run.pending_activities and not output.as_json:
         rows = [report.activity_row(one) for one in run.pending_activities]
         output.rows(report.PENDING_HEADING, rows, data=[])
+        for one, steps in zip(run.pending_activities, ways, strict=True):
+            output.rows(("", ""), report.way_rows(one, steps), data=[])
 
 
 @workflow.command()

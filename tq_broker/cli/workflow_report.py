@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -98,8 +98,10 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
     return [(name, value) for name, value in lines if value not in ("", None)]
 
 
-def description_data(run: WorkflowExecutionDescription) -> dict[str, Any]:
-    """A description for programs."""
+def description_data(
+    run: WorkflowExecutionDescription, ways: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """A description for programs; ``ways`` tell of each pending activity where it goes, and why."""
     task = run.pending_workflow_task
     return run_data(run) | {
         "sticky_worker": run.sticky_worker,
@@ -112,7 +114,12 @@ def description_data(run: WorkflowExecutionDescription) -> dict[str, Any]:
             "last_failure": _message(task.last_failure) or None,
             "last_failure_cause": task.last_failure_cause or None,
         },
-        "pending_activities": [_activity_data(one) for one in run.pending_activities],
+        "pending_activities": [
+            _activity_data(one) | ({"where": list(way)} if way else {})
+            for one, way in zip(
+                run.pending_activities, ways or [()] * len(run.pending_activities), strict=True
+            )
+        ],
         "pending_children": [
             {"id": one.workflow_id, "run_id": one.run_id, "type": one.workflow_type}
             for one in run.pending_children
@@ -139,6 +146,14 @@ def activity_row(activity: PendingActivity) -> tuple[object, ...]:
         _message(activity.last_failure),
         json_text(activity.heartbeat_details) if activity.heartbeat_details else "",
     )
+
+
+def way_rows(activity: PendingActivity, steps: Sequence[str]) -> list[tuple[str, str]]:
+    """Where a pending activity goes, and why."""
+    return [
+        (f"{activity.activity_id} goes", f"{number}. {step}")
+        for number, step in enumerate(steps, 1)
+    ]
 
 
 def _activity_data(activity: PendingActivity) -> dict[str, Any]:

@@ -173,7 +173,8 @@ class ClientCore:
         deadline = self.deadline(max(self.timeout_s, len(calls) / 1000))
         accepted: Future[list[Pending]] = Future()
         moved = self.dispatcher.moves(start.activity_type, start.task_queue)
-        if start.task["route"] is not None or start.delay_ms or moved:
+        is_meant = start.task["route"] is not None or start.task["requires"] is not None
+        if is_meant or start.delay_ms or moved:
             return self._start_each(start, calls)
         now_ms = epoch_ms(self.clock)
         first = self._task(start, "", b"", now_ms)

@@ -101,6 +101,7 @@ class PendingActivity:
         next_attempt_time: When a retry is due; ``None`` if none is waited for.
         last_failure: Of the attempt before, if there was one.
         heartbeat_details: Those it told last.
+        raw: As history has told it.
     """
 
     activity_id: str
@@ -116,6 +117,7 @@ class PendingActivity:
     heartbeat_details: Sequence[Any]
     last_heartbeat_time: datetime | None
     last_worker_identity: str
+    raw: requests.PendingActivity = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +262,7 @@ def _activity(told: requests.PendingActivity, converter: DataConverter) -> Pendi
         else [msgspec.json.decode(raw) for raw in payload.load_args(details, converter)],
         last_heartbeat_time=to_time(told.heartbeat_ms),
         last_worker_identity=told.identity,
+        raw=told,
     )
 
 

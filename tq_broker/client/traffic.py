@@ -7,7 +7,7 @@ settings log with its time, author and reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +17,17 @@ import msgspec
 from tq_broker.client.core import ClientCore
 from tq_broker.client.rule_review import Finding, review
 from tq_broker.clock import epoch_ms, remaining
+from tq_broker.common import TargetKind
 from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
-from tq_broker.model import control, settings
+from tq_broker.model import control, requests, settings
 from tq_broker.model.control import RecentTask
 from tq_broker.model.names import Kind
 from tq_broker.model.rule_table import Facts, RuleTable
-from tq_broker.model.rules import TrafficRule
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.settings import RuleChange
+from tq_broker.model.tasks import load_requires, load_route
 from tq_broker.queues import routing
+from tq_broker.queues.routing import NOTHING_ASKED, Asked
 from tq_broker.queues.settings_log import SettingsLog
 
 WAIT_S = 1.0
@@ -147,26 +150,42 @@ class TrafficOperations:
             moves=tuple(moves),
         )
 
-    def explain(self, facts: Facts, *, wait_s: float = WAIT_S) -> list[str]:
-        """Where a task goes now, and why, step by step."""
+    def explain(
+        self, facts: Facts, asked: Asked = NOTHING_ASKED, *, wait_s: float = WAIT_S
+    ) -> list[str]:
+        """Where a task goes now, and why, step by step.
+
+        Args:
+            asked: What it says itself about its host, process and the capabilities of its worker.
+        """
         workers = self._workers(wait_s)
         with self._followed() as log:
             table = RuleTable() if log is None else log.rules
         now_ms = epoch_ms(self._core.clock)
-        steps = routing.explain(self._names, facts, table, now_ms)
-        to = routing.by_rule(self._names, facts, table, now_ms)
+        steps = routing.explain(self._names, facts, table, now_ms, asked)
+        to = None if asked.route else routing.by_rule(self._names, facts, table, now_ms)
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
         living = [
             worker.identity
             for worker in workers
-            if queue in worker.task_queues and host in ("", worker.host)
+            if queue in worker.task_queues and host in ("", worker.host) and _fits(asked, worker)
         ]
         steps.append(f"workers that answer there: {', '.join(living) or 'none'}")
         if rule is not None and rule.fallback and not living:
             steps.append(f"so it goes to its own task queue {facts.task_queue!r} after all")
         return steps
+
+    def explain_pending(
+        self, activities: Sequence[requests.PendingActivity], memo: Mapping[str, bytes]
+    ) -> list[list[str]]:
+        """Where the activities of a workflow with this memo go, each step by step."""
+        table, now_ms = RuleTable(self.rules()), epoch_ms(self._core.clock)
+        return [
+            routing.explain(self._names, facts, table, now_ms, asked)
+            for facts, asked in (_told(one, memo) for one in activities)
+        ]
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -227,3 +246,31 @@ class TrafficOperations:
         """Whether anybody has used this namespace: a look declares nothing."""
         parked = str(self._names.queue(Kind.PARKED))
         return self._core.broker.stats(parked, self._core.deadline()) is not None
+
+
+def _told(one: requests.PendingActivity, memo: Mapping[str, bytes]) -> tuple[Facts, Asked]:
+    """What rules may know of an activity, and what it asks for itself."""
+    facts = Facts(
+        kind=TaskKind.ACTIVITY,
+        type=one.activity_type,
+        task_queue=one.task_queue,
+        id=one.task_id,
+        headers=one.headers,
+        memo=memo,
+        once=one.maximum_attempts == 1,
+    )
+    asked = Asked(
+        route=None if one.route is None else load_route(one.route),
+        requires=None if one.requires is None else load_requires(one.requires),
+    )
+    return facts, asked
+
+
+def _fits(asked: Asked, worker: control.WorkerInfo) -> bool:
+    """Whether ``worker`` has what is asked for."""
+    route, requires = asked.route, asked.requires
+    if route is not None and route.target != (
+        worker.host if route.kind is TargetKind.HOST else worker.worker_id
+    ):
+        return False
+    return requires is None or set(requires.names) <= set(worker.capabilities)

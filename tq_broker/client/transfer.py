@@ -114,6 +114,21 @@ class Transferred:
     is_dry: bool = False
     complete: bool = True
 
+    def plus(self, other: Transferred) -> Transferred:
+        """Both, for a task queue that has several queues."""
+        types = {
+            name: self.types.get(name, 0) + other.types.get(name, 0)
+            for name in (*self.types, *other.types)
+        }
+        return replace(
+            self,
+            waiting=self.waiting + other.waiting,
+            seen=self.seen + other.seen,
+            done=self.done + other.done,
+            types=types,
+            complete=self.complete and other.complete,
+        )
+
 
 OnProgress = Callable[[Transferred], None]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.operations import Operations
@@ -15,7 +16,7 @@ from tq_broker.client.transfer import Job, OnProgress, Transfer, Transferred, Ve
 from tq_broker.client.waiting import waited
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
-from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text
+from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text, requirements
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
@@ -59,7 +60,7 @@ class Verbs:
             self._stats(task_queue, one) is not None or (one, task_queue) in paused
             for one in sides_of(side)
         ):
-            raise self._missing(task_queue)
+            self._operations.queues_of(task_queue)  # its tasks may all require something
         record = TaskQueuePaused(
             task_queue, epoch_ms(self._core.clock), self._core.identity, reason, side
         )
@@ -113,6 +114,7 @@ class Verbs:
         types: Sequence[str] = (),
         limit: int | None = None,
         side: str = ACTIVITY_SIDE,
+        requires: Sequence[str] = (),
         create: bool = False,
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
@@ -127,6 +129,8 @@ class Verbs:
             types: Patterns of the types to move, such as ``Send*``; none means all.
             limit: Move so many at most.
             side: ``activity`` or ``workflow``.
+            requires: Only tasks that require just these capabilities. In ``target`` tasks require
+                what they do in ``source``.
             create: ``target`` need not exist.
             dry_run: Only count. With ``types`` all tasks are read for it, and go round once.
             on_progress: Called every hundred tasks, when none is in hand; what it raises ends the
@@ -137,7 +141,9 @@ class Verbs:
             InvalidArgument: nothing was moved.
         """
         verb = Verb.COUNT if dry_run else Verb.MOVE
-        return self._transfer(verb, source, target, types, limit, side, create, "", on_progress)
+        return self._transfer(
+            verb, source, target, types, limit, side, requires, create, "", on_progress
+        )
 
     def copy(
         self,
@@ -146,6 +152,7 @@ class Verbs:
         *,
         types: Sequence[str] = (),
         limit: int | None = None,
+        requires: Sequence[str] = (),
         create: bool = False,
         dry_run: bool = False,
         job: str = "",
@@ -163,7 +170,7 @@ class Verbs:
         """
         verb = Verb.COUNT if dry_run else Verb.COPY
         return self._transfer(
-            verb, source, target, types, limit, ACTIVITY_SIDE, create, job, on_progress
+            verb, source, target, types, limit, ACTIVITY_SIDE, requires, create, job, on_progress
         )
 
     def _transfer(
@@ -174,6 +181,7 @@ class Verbs:
         types: Sequence[str],
         limit: int | None,
         side: str,
+        requires: Sequence[str],
         create: bool,
         job: str,
         on_progress: OnProgress | None,
@@ -181,7 +189,7 @@ class Verbs:
         if isinstance(types, str):
             raise InvalidArgument("types must be a sequence of patterns")
         self._check_side(side)
-        work = Job(
+        first = Job(
             verb=verb,
             source=self._queue(source, side),
             target=self._queue(target, side),
@@ -189,16 +197,36 @@ class Verbs:
             limit=limit,
             id=job or self._core.new_id(),
         )
-        waiting = self._operations.waiting(work.source, self._core.deadline())
-        if not waiting:
-            raise self._missing(source)
+        sources = self._operations.queues_of(source, side, requires)
         if not create and self._stats(target, side) is None:
             raise self._missing(target, "; say create if it is to be made")
-        if verb is Verb.COUNT and not work.types:
-            all_of_them = sum(waiting.values())
-            count = all_of_them if limit is None else min(limit, all_of_them)
-            return Transferred(job=work.id, waiting=all_of_them, done=count, is_dry=True)
-        return Transfer(self._core, work, on_progress).run(waiting)
+        told = Transferred(job=first.id, waiting=0, is_dry=verb is Verb.COUNT)
+        for queue in sources:
+            left = None if limit is None else limit - told.done
+            if left is None or left > 0:
+                told = self._one(first, queue, target, left, told, on_progress)
+        return told
+
+    def _one(
+        self,
+        job: Job,
+        source: QueueName,
+        target: str,
+        limit: int | None,
+        before: Transferred,
+        on_progress: OnProgress | None,
+    ) -> Transferred:
+        """Do it for one queue of the task queue; ``before`` is what was done for the others."""
+        waiting = self._operations.waiting(source, self._core.deadline())
+        ready = sum(waiting.values())
+        if job.verb is Verb.COUNT and not job.types:
+            count = ready if limit is None else min(limit, ready)
+            return replace(before, waiting=before.waiting + ready, done=before.done + count)
+        needed = requirements(source)
+        to = self._core.names.capable(target, needed) if needed else job.target
+        work = replace(job, source=source, target=to, limit=limit)
+        tell = None if on_progress is None else lambda now: on_progress(before.plus(now))
+        return before.plus(Transfer(self._core, work, tell).run(waiting))
 
     # --- task queues --------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from tq_broker.common import WorkflowIDConflictPolicy
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.names import check_text
+from tq_broker.model.precedence import completed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,7 +109,7 @@ class _Workflows:
         return make_request(
             target.name,
             target.check_args(args),
-            make_options(options),
+            make_options(completed(options, target.defaults)),
             core.converter,
             core.identity,
         )

@@ -56,6 +56,7 @@ from tq_broker.model.tasks import (
     Status,
     WireRetryPolicy,
     WorkflowOrigin,
+    load_requires,
     retry_policy,
 )
 from tq_broker.model.workflow_tasks import ClaimStart, StartGranted
@@ -92,6 +93,9 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         retry_policy=command.retry_policy,
         affinity=None if command.affinity is None else load_affinity(command.affinity),
         announce_start=command.announce_start,
+        route=command.route,
+        requires=command.requires,
+        headers=None if command.headers == turn.run.started.headers else command.headers,
     )
     turn.run.activities[event_id] = activity
     _dispatch(turn, event_id, activity)
@@ -188,6 +192,7 @@ def task(
         heartbeat_ms=heartbeat_ms,
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
         route=bonds.route(run, scheduled),
+        requires=None if scheduled.requires is None else load_requires(scheduled.requires),
         priority=scheduled.priority,
         headers=scheduled.headers,
         rate_limit_key=scheduled.rate_limit_key,

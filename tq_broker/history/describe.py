@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tq_broker.history.activities import wire_id
 from tq_broker.history.state import Activity, Child, Execution, Task
 from tq_broker.model.requests import (
     Description,
@@ -48,7 +49,9 @@ def description(run: Execution) -> Description:
         task_timeout_ms=started.task_timeout_ms,
         sticky_worker=run.sticky_worker,
         pending_task=None if run.task is None else _task(run.task),
-        pending_activities=[_activity(activity) for activity in run.activities.values()],
+        pending_activities=[
+            _activity(run, event_id, activity) for event_id, activity in run.activities.items()
+        ],
         pending_children=[_child(event_id, child) for event_id, child in run.children.items()],
         pending_timers=len(run.timers),
         pending_updates=list(run.updates),
@@ -68,7 +71,7 @@ def _task(task: Task) -> PendingTask:
     )
 
 
-def _activity(activity: Activity) -> PendingActivity:
+def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActivity:
     state = "started" if activity.since_ms else "scheduled"
     policy = activity.retry_policy
     return PendingActivity(
@@ -87,6 +90,10 @@ def _activity(activity: Activity) -> PendingActivity:
         identity=activity.identity,
         host=activity.host,
         worker_id=activity.worker_id,
+        route=activity.route,
+        requires=activity.requires,
+        headers=run.started.headers if activity.headers is None else activity.headers,
+        task_id=wire_id(run.run_id, event_id),
     )
 
 

@@ -269,12 +269,15 @@ class Outbox:
         to = dispatcher.destination(task, memo)
         if to.private and record.attempt > 1:
             dispatcher.doubt(to.queue)  # the attempt before may have been lost with its target
+        is_lent = to.private or to.rule is not None
+        if is_lent and record.if_missing:
+            return NoMail.OVER  # private queues give back what they hold; loans, too
         place = dispatcher.in_order(to.queue, message)
         if place is None and record.if_missing:
             place = to.queue, message
-        if to.private or to.rule is not None or place is None:
-            if record.if_missing:
-                return NoMail.OVER  # private queues give back what they hold; loans, too
+        # What it requires was looked at when it was first sent.
+        is_looked_at = task.requires is None or record.if_missing
+        if is_lent or place is None or not is_looked_at:
             dispatcher.dispatch(
                 task,
                 message,

@@ -388,8 +388,10 @@ def _sending(row: OutboxRow) -> list[Sending]:
 
 
 def _is_counted(sending: Sending) -> bool:
-    """Whether acknowledging waits for it: not if it may wait for a host to come back."""
+    """Whether acknowledging waits for it: not if it may wait for somebody to come back."""
     record = sending.record
     return not isinstance(record, ActivityRecord) or (
-        record.scheduled is not None and record.scheduled.route is None
+        record.scheduled is not None
+        and record.scheduled.route is None
+        and record.scheduled.requires is None
     )

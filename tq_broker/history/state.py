@@ -75,6 +75,7 @@ class Activity(Noun):
         moves: Attempts that ended before they began, because there was nobody; they do not count.
         announce_start: ActivityTaskStarted is written when it starts.
         announced: That was done; ``started_event_id`` is 0 until that event has its number.
+        headers: If they are not those of the workflow.
     """
 
     activity_id: str
@@ -108,6 +109,9 @@ class Activity(Noun):
     announce_start: bool = False
     announced: bool = False
     started_event_id: int = 0
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] | None = None
 
     @property
     def is_silent(self) -> bool:

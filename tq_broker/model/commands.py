@@ -34,6 +34,7 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
     rate_limit_key: str = ""

@@ -42,6 +42,7 @@ FELL_BACK = "tq-fell-back"
 TASK_QUEUE = "tq-task-queue"
 PASS = "tq-pass"
 HEARTBEAT = "tq-heartbeat"
+REQUIRES = "tq-requires"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
 
@@ -134,6 +135,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-heartbeat-ms": ("heartbeat_ms", _number),
     "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_text(name, v))),
     "tq-route": ("route", lambda name, v: tasks.load_route(_text(name, v))),
+    REQUIRES: ("requires", lambda name, v: tasks.load_requires(_long_text(name, v))),
     "tq-id-retention-ms": ("id_retention_ms", _number),
     "tq-id-conflict": ("id_conflict", _conflict),
     "tq-start-token": ("start_token", _text),
@@ -152,6 +154,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 _DUMP: dict[str, Callable[[Any], Any]] = {
     "retry_policy": tasks.dump_retry_policy,
     "route": tasks.dump_route,
+    "requires": tasks.dump_requires,
     "id_conflict": lambda policy: policy.value,
     "workflow": tasks.dump_origin,
     "headers": tasks.dump_headers,
@@ -304,6 +307,13 @@ def home(message: Message) -> str:
         return check_task_queue(name)
     except InvalidArgument as error:
         raise Malformed(f"header {TASK_QUEUE}: {error}") from error
+
+
+def required(message: Message) -> tuple[str, ...]:
+    """The capabilities that an activity task in ``message`` requires. Raises `Malformed`."""
+    if REQUIRES not in message.headers:
+        return ()
+    return tasks.load_requires(_long_text(REQUIRES, message.headers[REQUIRES])).names
 
 
 def _check_protocol(headers: Mapping[str, Any]) -> None:

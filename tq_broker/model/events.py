@@ -188,9 +188,9 @@ class WorkflowTaskFailed(Base, frozen=True, tag="WorkflowTaskFailed"):
 
 class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     """``input`` is the payload of an activity body, ``{"args": [...]}``; ``route`` is the JSON of a
-    `tq_broker.common.Route` as in the ``tq-route`` header, ``affinity`` that of a
-    `tq_broker.model.affinity.Affinity`. With ``announce_start``, ActivityTaskStarted is
-    written when it has started."""
+    `tq_broker.common.Route` as in the ``tq-route`` header, ``requires`` what is in the
+    ``tq-requires`` header, and ``affinity`` the JSON of a `tq_broker.model.affinity.Affinity`. With
+    ``announce_start``, ActivityTaskStarted is written when it has started."""
 
     activity_id: str
     activity_type: str
@@ -203,6 +203,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
     affinity: str | None = None

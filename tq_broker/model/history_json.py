@@ -154,6 +154,7 @@ _COMMON: Table = {
     "result": (("result",), SINGLE),
     "retry_policy": (("retryPolicy",), POLICY),
     "retry_state": (("retryState",), RETRY_STATE),
+    "requires": (("requires",), TEXT),
     "route": (("route",), TEXT),
     "run_id": (("workflowExecution", "runId"), TEXT),
     "run_timeout_ms": (("workflowRunTimeout",), DURATION),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tq_broker.model.control import WorkerInfo
+from tq_broker.model.names import QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE
 
 
@@ -33,6 +34,13 @@ def serving(workers: Iterable[WorkerInfo], task_queue: str, side: str) -> tuple[
         for worker in workers
         if task_queue in worker.task_queues and (types(worker, side) or _any(worker, side))
     )
+
+
+def capable_of(workers: Iterable[WorkerInfo], queue: QueueName) -> tuple[WorkerInfo, ...]:
+    """Those that take the tasks of ``queue``, which all require the same capabilities."""
+    needed = set(requirements(queue))
+    found = serving(workers, queue.parts[-1], ACTIVITY_SIDE)
+    return tuple(worker for worker in found if needed <= set(worker.capabilities))
 
 
 def types(worker: WorkerInfo, side: str) -> tuple[str, ...]:

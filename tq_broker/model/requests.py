@@ -375,7 +375,8 @@ class RunInfo(Base, frozen=True):
 
 class PendingActivity(Base, frozen=True):
     """``state``: ``scheduled`` (also while it waits for a retry, until ``next_ms``), ``started``,
-    ``cancel_requested``."""
+    ``cancel_requested``. ``route``, ``requires`` and ``headers`` are those of its tasks,
+    whose id is ``task_id``."""
 
     activity_id: str
     activity_type: str
@@ -392,6 +393,10 @@ class PendingActivity(Base, frozen=True):
     identity: str = ""
     host: str = ""
     worker_id: str = ""
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] = {}
+    task_id: str = ""
 
 
 class PendingChild(Base, frozen=True):

@@ -19,9 +19,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_broker.common import to_ms
+from tq_broker.common import Requires, to_ms
 from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import check_capabilities, check_requires
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -40,6 +41,8 @@ RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
 
+CAPABILITIES_MAX = 1_000
+"""Capabilities remembered of one task queue."""
 
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
 SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
@@ -47,12 +50,14 @@ SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
 
 
 class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-declared"):
-    """Somebody declared the shared queue of a task queue."""
+    """Somebody declared the shared queue of a task queue, or, with ``requires``, the one of its
+    tasks that require just these capabilities."""
 
     task_queue: str
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+    requires: tuple[str, ...] = ()
 
 
 class TaskQueueReclaimed(
@@ -68,6 +73,7 @@ class TaskQueueReclaimed(
     by: str = ""
     side: str = ACTIVITY_SIDE
     priority: bool = False
+    requires: tuple[str, ...] = ()
 
 
 class TaskQueuePrioritized(
@@ -82,6 +88,17 @@ class TaskQueuePrioritized(
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+
+
+class CapabilitiesDeclared(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="capabilities-declared"
+):
+    """A worker of the task queue has these capabilities, or had them once."""
+
+    task_queue: str
+    capabilities: tuple[str, ...]
+    at_ms: int
+    by: str = ""
 
 
 class TaskQueuePaused(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-paused"):
@@ -204,6 +221,7 @@ Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
     | TaskQueuePrioritized
+    | CapabilitiesDeclared
     | TaskQueuePaused
     | TaskQueueResumed
     | BackedOff
@@ -236,15 +254,24 @@ def read_record(message: Message) -> Record:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidArgument
     ) as error:  # fmt: skip
         raise Malformed(f"setting: {error}") from error
-    if isinstance(record, LimitsSet) and record.limits is not None:
-        try:
-            check_limits(record.limits)
-            check_part(record.part)
-        except InvalidArgument as error:
-            raise Malformed(f"setting: {error}") from error
-    if isinstance(record, BackedOff) and not 0 < record.until_ms - record.at_ms <= BACK_OFF_MAX_MS:
-        raise Malformed(f"setting: a back-off of {record.until_ms - record.at_ms} ms")
+    try:
+        _check(record)
+    except InvalidArgument as error:
+        raise Malformed(f"setting: {error}") from error
     return record
+
+
+def _check(record: Record) -> None:
+    match record:
+        case LimitsSet(limits=Limits() as limits):
+            check_limits(limits)
+            check_part(record.part)
+        case BackedOff() if not 0 < record.until_ms - record.at_ms <= BACK_OFF_MAX_MS:
+            raise InvalidArgument(f"a back-off of {record.until_ms - record.at_ms} ms")
+        case TaskQueueDeclared(requires=requires) if requires:
+            check_requires(Requires(requires))
+        case CapabilitiesDeclared():
+            check_capabilities("capabilities", record.capabilities)
 
 
 class Settings:
@@ -257,6 +284,11 @@ class Settings:
         """The same of workflow task queues."""
         self.prioritized: set[tuple[str, str]] = set()
         """Sides and task queues whose tasks wait in their priority queues."""
+        self.capable: dict[str, dict[tuple[str, ...], int]] = {}
+        """The sets of capabilities that tasks of an activity task queue require, with the time of
+        the last declaration of their queue."""
+        self.capabilities: dict[str, set[str]] = {}
+        """What the workers of a task queue have, or had once."""
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.back_offs: dict[tuple[str, str], BackedOff] = {}
@@ -276,6 +308,12 @@ class Settings:
     def apply(self, record: Record) -> None:
         """Take one record into account."""
         match record:
+            case TaskQueueDeclared(requires=requires) if requires:
+                self.capable.setdefault(record.task_queue, {})[requires] = record.at_ms
+            case TaskQueueReclaimed(requires=requires) if requires:
+                self.capable.get(record.task_queue, {}).pop(requires, None)
+            case CapabilitiesDeclared():
+                self._has_capabilities(record)
             case TaskQueueDeclared():
                 self.existing(record.side)[record.task_queue] = record.at_ms
             case TaskQueueReclaimed(priority=True):
@@ -308,6 +346,11 @@ class Settings:
                     self.rule_changes.append(record)
             case LimitsSet():
                 self._set_limits(record)
+
+    def _has_capabilities(self, record: CapabilitiesDeclared) -> None:
+        known = self.capabilities.setdefault(record.task_queue, set())
+        if len(known) < CAPABILITIES_MAX:
+            known.update(record.capabilities)
 
     def _set_limits(self, record: LimitsSet) -> None:
         key = (record.side, record.task_queue, record.part)

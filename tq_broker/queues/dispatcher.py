@@ -14,12 +14,14 @@ else to go meanwhile, and should not pay for it with questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
 from tq_broker.clock import Clock, epoch_ms
-from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError, UnknownCapability
 from tq_broker.model import control, envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
@@ -36,8 +38,9 @@ ALIVE_FOR_S = 1.0
 GONE_FOR_S = 0.5
 READY_STEP_S = 0.02
 READY_WITHIN_S = 2.0
-"""A rule's target that is there but does not get ready for so long does not take the task."""
-PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR)
+"""A rule's target, or a niche, of which somebody is there but nobody gets ready for so long does
+not take the task."""
+PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR, Kind.NICHE)
 
 
 class Dispatcher:
@@ -75,13 +78,60 @@ class Dispatcher:
             done: Gets `TargetGone` when the target of the task's route is gone and the route
                 says to fail.
         """
+        requires = task.requires
+        if (
+            requires is not None
+            and routing.must_be_known(requires)
+            and self.traffic.unknown(task.task_queue, requires.names)
+        ):
+            # Perhaps the log was not read yet: rare, and worth a wait elsewhere.
+            self.sender.in_background(
+                lambda: self._check(task, message, deadline, done, delay_ms, memo)
+            )
+        else:
+            self._dispatch(task, message, deadline, done, delay_ms, memo)
+
+    def _check(
+        self,
+        task: ActivityTask,
+        message: Message,
+        deadline: float,
+        done: Done,
+        delay_ms: int,
+        memo: Mapping[str, bytes],
+    ) -> None:
+        """Dispatch unless ``task`` requires what no worker has ever had; blocks."""
+        assert task.requires is not None, "only then there is something to check"
+        try:
+            self.traffic.catch_up(deadline)
+        except TqBrokerError as error:
+            done(error)
+            return
+        unknown = self.traffic.unknown(task.task_queue, task.requires.names)
+        known = self.traffic.capabilities(task.task_queue)
+        if why := routing.refused_unknown(task, unknown, known):
+            done(UnknownCapability(why))
+        else:
+            self._dispatch(task, message, deadline, done, delay_ms, memo)
+
+    def _dispatch(
+        self,
+        task: ActivityTask,
+        message: Message,
+        deadline: float,
+        done: Done,
+        delay_ms: int,
+        memo: Mapping[str, bytes],
+    ) -> None:
         to = self.destination(task, memo)
         if to.rule is not None:
             message = envelope.diverted(message, to.rule.id, task.task_queue)
-            home = self._names.activity(task.task_queue)
+            needed = () if task.requires is None else task.requires.names
+            home = self._names.shared(task.task_queue, needed)
             sending = _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
         else:
-            sending = _Sending(message, deadline, done, lambda s: self._gone(to.queue, task, s))
+            gone = partial(self._gone, to.queue, task)
+            sending = _Sending(message, deadline, done, gone, niche=to.niche)
         if delay_ms > 0:
             self._send_later(to.queue, sending, delay_ms)
         else:
@@ -227,15 +277,16 @@ class Dispatcher:
             else:
                 sending.done(error)
 
-        key = queue.key if sending.detour is None else sending.detour.ask_key
-        request = control.Serve(str(queue), sending.detour)
+        meant = sending.detour or sending.niche
+        key = queue.key if meant is None else meant.ask_key
+        request = control.Serve(str(queue), sending.detour, sending.niche)
         self._request(key, request, sending.deadline, answered)
 
     def _in_a_moment(self, queue: QueueName, sending: _Sending) -> None:
         """Ask again after a pause, in which who was asked to serve gets ready."""
         now = self._clock.monotonic()
         due = now + READY_STEP_S
-        if queue.kind is Kind.DETOUR:
+        if queue.kind in (Kind.DETOUR, Kind.NICHE):
             sending.asked_at = sending.asked_at or now
             if due >= min(sending.asked_at + READY_WITHIN_S, sending.deadline):
                 self._nobody(queue, sending)
@@ -251,7 +302,7 @@ class Dispatcher:
         self.sender.send(publication, (), deadline, done)
 
     def _nobody(self, queue: QueueName, sending: _Sending) -> None:
-        if queue.kind is Kind.DETOUR:
+        if queue.kind in (Kind.DETOUR, Kind.NICHE):
             self._gone_until[queue] = self._clock.monotonic() + GONE_FOR_S
         sending.gone(sending)
 
@@ -287,4 +338,5 @@ class _Sending(msgspec.Struct):
     done: Done
     gone: Callable[[_Sending], None]
     detour: Detour | None = None
+    niche: Niche | None = None
     asked_at: float = 0.0

@@ -45,7 +45,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import envelope
 from tq_broker.model.message import Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, Receipt, Verdict
@@ -102,11 +102,11 @@ class Reclaimer:
             name
             for name in candidates
             if all(
-                self._is_idle(queue, deadline) for queue in self._queues(name, side, prioritized)
+                self.is_idle(queue, deadline) for queue in self.queues_of(name, side, prioritized)
             )
         ]
 
-    def _queues(
+    def queues_of(
         self, name: str, side: str, prioritized: Container[tuple[str, str]]
     ) -> list[QueueName]:
         """The queues of one side of a task queue, in the order in which they are removed."""
@@ -140,26 +140,37 @@ class Reclaimer:
             InvalidArgument: a name or ``grace_s`` is wrong; nothing was done.
             BrokerUnavailable, AccessRefused: what has been removed is in the settings log.
         """
+        queues = [
+            queue for name in task_queues for queue in self.queues_of(name, side, prioritized)
+        ]
+        removed = self.reclaim_queues(queues, grace_s=grace_s)
+        return [queue.parts[-1] for queue in removed if queue.kind not in PLAIN]
+
+    def reclaim_queues(
+        self, queues: Sequence[QueueName], *, grace_s: float = 1.0
+    ) -> list[QueueName]:
+        """The same for any shared queues of task queues; returns the removed.
+
+        Where a priority queue is among them, it goes first, and the plain one only after it.
+        """
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
-        wanted = {name: self._queues(name, side, prioritized) for name in task_queues}
-        if not wanted:
+        if not queues:
             return []
+        first = dict.fromkeys(queue for queue in queues if queue.kind in PLAIN)
         with self._busy:
             # Now, because it may need threads that our locks will keep waiting.
             records = self._names.queue(Kind.SETTINGS)
             self._sender.ensure((records,), self._clock.monotonic() + STEP_S)
-            first = deque(queues[0] for queues in wanted.values() if len(queues) > 1)
-            gone = self._reclaim_all(first, grace_s)
-            last = deque(
-                queues[-1] for queues in wanted.values() if set(queues[:-1]) <= gone.keys()
-            )
-            return [queue.parts[0] for queue in self._reclaim_all(last, grace_s)]
+            removed = self._reclaim_all(first, grace_s)
+            kept = {self._names.twin(queue) for queue in first.keys() - set(removed)}
+            last = [one for one in dict.fromkeys(queues) if one not in first and one not in kept]
+            return removed + self._reclaim_all(last, grace_s)
 
-    def _reclaim_all(self, left: deque[QueueName], grace_s: float) -> dict[QueueName, None]:
-        removed: dict[QueueName, None] = {}
+    def _reclaim_all(self, queues: Iterable[QueueName], grace_s: float) -> list[QueueName]:
+        left, removed = deque(queues), list[QueueName]()
         while left:
-            removed |= dict.fromkeys(self._reclaim_batch(left, grace_s))
+            removed += self._reclaim_batch(left, grace_s)
         return removed
 
     def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[QueueName]:
@@ -207,7 +218,8 @@ class Reclaimer:
         # Nobody but its connection may bind an exclusive queue; nothing is published there.
         return BindQueue(str(lock), self._names.exchange(Exchange.TASKS), lock.key)
 
-    def _is_idle(self, queue: QueueName, deadline: float) -> bool:
+    def is_idle(self, queue: QueueName, deadline: float) -> bool:
+        """Whether ``queue`` is empty and without consumers now; raises as `idle`."""
         stats = self._broker.stats(str(queue), deadline)
         return stats is None or not (stats.ready or stats.consumers)
 
@@ -224,7 +236,7 @@ class Reclaimer:
         return True
 
     def _conclude(self, one: _Held) -> bool:
-        if self._is_idle(one.queue, self._deadline()):
+        if self.is_idle(one.queue, self._deadline()):
             late = self._broker.get(str(one.queue), self._deadline())
             if late is None:
                 delete = Plan((one.fence, DeleteQueue(str(one.queue))))
@@ -261,10 +273,11 @@ class Reclaimer:
         ended = _Ended(len(removed))
         for one in removed:
             record = TaskQueueReclaimed(
-                one.queue.parts[0],
+                one.queue.parts[-1],
                 epoch_ms(self._clock),
                 side=side_of(one.queue),
                 priority=one.queue.kind in PLAIN,
+                requires=requirements(one.queue),
             )
             self._sender.append(record, deadline, ended.record)
         if removed and not ended.wait(remaining(self._clock, deadline)):

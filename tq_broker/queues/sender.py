@@ -22,7 +22,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import settings
 from tq_broker.model.message import Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Receipt, Verdict
 from tq_broker.queues.confirms import NACKED
@@ -41,6 +41,9 @@ LADDER = "delay ladder"
 Need = QueueName | str
 """Something a publish relies on: a queue, or one of the two words above."""
 
+LISTED = (Kind.ACTIVITY, Kind.WORKFLOW, Kind.CAPABLE)
+"""Queues that any worker of a task queue may serve, or any capable one; the settings log tells of
+them."""
 ORDERED_SINCE = (4, 3)
 """Since this RabbitMQ quorum queues keep to priorities strictly, whatever their arguments."""
 ANNOUNCE_WITHIN_S = 30.0
@@ -101,11 +104,11 @@ class Sender:
         if need == LADDER:
             return topology.delay_ladder(names)
         assert isinstance(need, QueueName), need
-        if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+        if need.kind in LISTED:
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in PLAIN:
             return topology.priority_queue(names, need, lock_name(names, need))
-        if need.kind in (Kind.HOST, Kind.PROCESS):
+        if need.kind in (Kind.HOST, Kind.PROCESS, Kind.NICHE):
             return topology.private_queue(names, need)
         if need.kind in (Kind.LEASE, Kind.WILL):
             return topology.held_queue(names, need)
@@ -136,7 +139,7 @@ class Sender:
                 continue
             self.broker.apply(self.plan(need), deadline)
             self._present.add(need)
-            if isinstance(need, QueueName) and need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+            if isinstance(need, QueueName) and need.kind in LISTED:
                 self._announce(need)
 
     def _prioritize(self, queue: QueueName, deadline: float) -> None:
@@ -167,7 +170,8 @@ class Sender:
     def _announce(self, queue: QueueName) -> None:
         side = settings.side_of(queue)
         at_ms = epoch_ms(self.clock)
-        record = settings.TaskQueueDeclared(queue.parts[0], at_ms, self._identity, side)
+        requires = requirements(queue)
+        record = settings.TaskQueueDeclared(queue.parts[-1], at_ms, self._identity, side, requires)
         self.append(record, self.clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
 
     def append(self, record: settings.Record, deadline: float, done: Done) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tq_broker.clock import Clock, epoch_ms, remaining
 from tq_broker.exceptions import Malformed
@@ -140,6 +140,31 @@ class SettingsLog:
         """Task queues known to exist, with the time (epoch ms) of their last declaration."""
         with self._lock:
             return dict(self._settings.existing(side))
+
+    def capable(self, task_queue: str) -> list[tuple[str, ...]]:
+        """The sets of capabilities for which the task queue has queues of their own."""
+        with self._lock:
+            return sorted(self._settings.capable.get(task_queue, ()))
+
+    def capable_queues(self) -> list[QueueName]:
+        """All such queues of the namespace."""
+        with self._lock:
+            return [
+                self._names.capable(task_queue, one)
+                for task_queue, sets in self._settings.capable.items()
+                for one in sets
+            ]
+
+    def capabilities(self, task_queue: str) -> set[str]:
+        """What the workers of the task queue have, or had once."""
+        with self._lock:
+            return set(self._settings.capabilities.get(task_queue, ()))
+
+    def unknown(self, task_queue: str, capabilities: Iterable[str]) -> list[str]:
+        """Those of ``capabilities`` that no worker of the task queue has ever had."""
+        # One look-up in a dict that only the reading thread changes: atomic without the lock.
+        known = self._settings.capabilities.get(task_queue, ())
+        return [name for name in capabilities if name not in known]
 
     def pause_of(self, queue: QueueName) -> TaskQueuePaused | BackedOff | None:
         """Who stopped the task queue of ``queue``, when and why: an operator's pause, or a back-off

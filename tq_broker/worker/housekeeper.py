@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterable
 
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
-from tq_broker.model.names import Kind
-from tq_broker.model.settings import SIDES
+from tq_broker.model.names import Kind, requirements
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
@@ -23,8 +23,8 @@ ELECT_WITHIN_S = 1.0
 LOOK_WITHIN_S = 60.0
 
 
-TaskQueue = tuple[str, str]
-"""A side, and the name of a task queue."""
+TaskQueue = tuple[str, ...]
+"""A side, the name of a task queue, and the capabilities that its tasks require, if any."""
 
 
 class Idleness:
@@ -86,7 +86,7 @@ class Housekeeper:
         """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
         paused, prioritized = self._settings.pauses(), self._settings.prioritized
-        idle = [
+        idle: list[TaskQueue] = [
             (side, name)
             for side in SIDES
             for name in self._reclaimer.idle(
@@ -94,12 +94,23 @@ class Housekeeper:
             )
             if (side, name) not in paused
         ]
+        capable = {
+            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue)): queue
+            for queue in self._settings.capable_queues()
+            if self._settings.pause_of(queue) is None
+        }
+        idle += [key for key, queue in capable.items() if self._reclaimer.is_idle(queue, deadline)]
         due = idleness.observe(idle, self._clock.monotonic())
-        removed = [
+        removed: list[TaskQueue] = [
             (side, name)
             for side in SIDES
-            if (names := [name for of, name in due if of == side])
+            if (names := [name for of, name, *needs in due if of == side and not needs])
             for name in self._reclaimer.reclaim(names, side=side, prioritized=prioritized)
+        ]
+        queues = [capable[key] for key in due if key in capable]
+        removed += [
+            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue))
+            for queue in (self._reclaimer.reclaim_queues(queues) if queues else ())
         ]
         if due:
             log.info("removed %d idle task queues", len(removed))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tq_broker.common import check_duration
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import check_capabilities
 from tq_broker.model.limits import check_rate
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 from tq_broker.worker.tuning import SLOTS_MAX, WorkerTuner, check_count
@@ -67,6 +68,8 @@ class WorkerOptions:
             RabbitMQ's acknowledgement timeout (30 minutes by default) never ends the channel.
         reclaim_after: Task queues that were empty and unserved for so long are removed;
             ``None`` leaves that to ``tq-broker task-queue reclaim``.
+        capabilities: What this worker has: it also gets tasks that require some of these, and they
+            only go to such workers. At most 64 names.
         host: The name that `Route.host` knows this machine by.
         worker_id: The name that `Route.process` knows this worker by; made up if ``None``.
         identity: How the worker signs; ``pid@host`` if ``None``.
@@ -95,6 +98,7 @@ class WorkerOptions:
     default_heartbeat_throttle_interval: timedelta = timedelta(seconds=30)
     lease_after: timedelta = timedelta(minutes=10)
     reclaim_after: timedelta | None = timedelta(minutes=10)
+    capabilities: Collection[str] = ()
     host: str = field(default_factory=socket.gethostname)
     worker_id: str | None = None
     identity: str | None = None
@@ -135,6 +139,7 @@ class WorkerOptions:
         if self.activity_executor is not None and not isinstance(self.activity_executor, Executor):
             raise InvalidArgument("activity_executor must be a concurrent.futures.Executor")
         check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
+        check_capabilities("capabilities", self.capabilities)
         if self.worker_id is not None:
             check_text("worker_id", self.worker_id, bytes_max=TARGET_BYTES_MAX)
         if self.identity is not None:

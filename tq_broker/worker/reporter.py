@@ -18,7 +18,6 @@ from tq_broker.exceptions import (
     Malformed,
     PayloadTooLarge,
     RetryState,
-    TargetGone,
     TqBrokerError,
 )
 from tq_broker.model import envelope, failure
@@ -133,7 +132,7 @@ class Reporter:
             )
 
         def refused(error: TqBrokerError) -> None:
-            kind = "TargetGone" if isinstance(error, TargetGone) else type(error).__name__
+            kind = type(error).__name__
             outcome = self._outcome(
                 task,
                 Status.FAILED,
@@ -289,7 +288,11 @@ class Reporter:
         if not home:
             raise Malformed(f"header {envelope.RULE} is missing")
         is_workflow = message.kind == WORKFLOW_TASK
-        queue = self._names.workflow(home) if is_workflow else self._names.activity(home)
+        queue = (
+            self._names.workflow(home)
+            if is_workflow
+            else self._names.shared(home, envelope.required(message))
+        )
         rule_id = str(message.headers[envelope.RULE])
         self.give_back(envelope.brought_back(message, rule_id), queue, done)
 

@@ -342,7 +342,7 @@ class Usher:
         """Its pass is in the roster, so it may go; on any thread."""
         task = msgspec.structs.replace(one.task, pass_mark=passes.mark(pass_id, self.task_queue))
         message = envelope.with_pass(one.delivery.message, task.pass_mark)
-        if task.route is None:
+        if task.route is None and task.requires is None:
             self._reporter.roster.put(
                 self._admitted_queue,
                 message,
@@ -355,7 +355,7 @@ class Usher:
     def _dispatch(
         self, task: ActivityTask, message: Message, delivery: Delivery, epoch: int
     ) -> None:
-        """Send a task to the host or process that it is for."""
+        """Send a task to the host or process, or to the capable workers, that it is for."""
         deadline = self._clock.monotonic() + SEND_WITHIN_S
 
         def ended(error: TqBrokerError | None) -> None:

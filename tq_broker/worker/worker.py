@@ -15,6 +15,7 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
+from tq_broker.model.capabilities import Niche, check_capabilities
 from tq_broker.model.detours import Detour
 from tq_broker.model.limits import Limits, Side, default_burst
 from tq_broker.model.names import Kind, QueueName, check_task_queue
@@ -46,6 +47,7 @@ from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.housekeeper import Housekeeper
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.keeper import Keeper
+from tq_broker.worker.niches import Niches
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.pace import Pace
@@ -131,6 +133,7 @@ class Worker:
         self._build()
         self._started_ms = 0
         self._keep_at = 0.0
+        self._is_serving = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._halted = threading.Event()
@@ -164,6 +167,14 @@ class Worker:
         )
         self._poller = Poller(broker, sender, 0, self._sorter.on_deliveries, self._is_closed)
         self._gates = self._make_gates(handler)
+        self._niches = Niches(
+            sender,
+            self._settings,
+            self._poller,
+            place,
+            check_capabilities("capabilities", options.capabilities),
+            self.task_queues if self._runs_activities else (),
+        )
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
             broker, sender, names, place, table, throttle, lease_after_s
@@ -200,7 +211,15 @@ class Worker:
             own += [] if side.sticky is None else [side.sticky]
         self._detours: dict[QueueName, Plan] = {}
         self._detour_keys = self._make_detour_keys()
-        self._desk = Desk(broker, sender, names, place, own, self._on_request, self._detour_keys)
+        self._desk = Desk(
+            broker,
+            sender,
+            names,
+            place,
+            own,
+            self._on_request,
+            [*self._detour_keys, *self._niches.keys],
+        )
         self._colleagues = Colleagues(sender, self._clock)
         self._rerouter = Rerouter(sender, place, self._reporter)
         self._wills = Wills(sender, place, self._on_will)
@@ -348,6 +367,8 @@ class Worker:
             local_running=0 if side is None else side.local.running,
             sessions=0 if self._sessions is None else self._sessions.open,
             session_slots=self.options.max_concurrent_sessions,
+            capabilities=list(self._niches.capabilities),
+            unserved=self._niches.unserved,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
             settings_fault=self._settings.fault,
@@ -371,6 +392,8 @@ class Worker:
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
+        self._is_serving = True
+        self._niches.tick(self._clock.monotonic())
         self._adjust()
         try:
             subscriptions = [
@@ -405,6 +428,7 @@ class Worker:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
             self._start_sessions()
             self._start_workflows()
+            self._is_serving = True
             self._announce()
         if not self._runs_activities:
             return []
@@ -439,6 +463,7 @@ class Worker:
             self._read_settings()
             self._connection.traffic.attach(self._settings)
             self._tell_defaults(deadline)
+            self._niches.tell(deadline)
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -642,6 +667,8 @@ class Worker:
             case control.Serve(queue):
                 if request.detour is not None:
                     self._serve_detour(queue, request.detour)
+                elif request.niche is not None:
+                    self._serve_niche(queue, request.niche)
                 elif queue in self._private and not self._stopping.is_set():
                     self._serve(queue)
                     self._wills.make(queue)
@@ -673,7 +700,11 @@ class Worker:
         except InvalidArgument as error:
             log.warning("asked to serve a detour that no rule makes: %s", error)
             return
-        is_ours = detour.ask_key in self._detour_keys and str(detour.queue(names)) == queue
+        is_ours = (
+            detour.ask_key in self._detour_keys
+            and str(detour.queue(names)) == queue
+            and set(detour.capabilities) <= set(self._niches.capabilities)
+        )
         if not is_ours or self._stopping.is_set():
             return
         if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
@@ -686,6 +717,19 @@ class Worker:
             self._adjust()
         elif self._side is not None:
             self._side.serve(name, plan, detour.target_queue(names))
+        self._wills.make(queue)
+
+    def _serve_niche(self, queue: str, niche: Niche) -> None:
+        """Take what is for workers like this one, if it is one of them."""
+        name = niche.queue(self._connection.names)
+        if not self._niches.belongs_to(niche) or str(name) != queue or self._stopping.is_set():
+            return
+        if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
+            log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
+            return
+        self._private[queue] = name
+        self._poller.serve(name)
+        self._adjust()
         self._wills.make(queue)
 
     def _make_detour_keys(self) -> list[str]:
@@ -752,6 +796,7 @@ class Worker:
         return control.Answer(found=False)
 
     def _on_record(self, record: Record) -> None:
+        self._niches.on_record(record)
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
             if self._sessions is not None:
@@ -794,6 +839,8 @@ class Worker:
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
+            if self._is_serving:
+                self._niches.tick(now)
         self._supply.tick()
         self._adjust()
         if now >= self._keep_at:

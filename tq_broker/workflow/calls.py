@@ -105,6 +105,8 @@ class ChildCall:
     priority: int | None = None
     static_summary: str = ""
     static_details: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the decorator of the child says."""
 
     def __post_init__(self) -> None:
         check_text("id", self.id, bytes_max=ID_BYTES_MAX)
