@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from tests.model.test_deployments import fold, routed, serves
 from tq_broker.common import OnGone, RetryPolicy, Route
+from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
 from tq_broker.model.names import Names
 from tq_broker.model.rule_table import Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
     Destination,
@@ -23,6 +26,7 @@ from tq_broker.queues.routing import (
     by_rule,
     destination,
     explain,
+    explain_version,
     facts,
     may_be_moved,
     when_gone,
@@ -152,3 +156,39 @@ def test_an_explanation_ends_with_where_it_goes() -> None:
     assert last(a_rule(type="x")) == "no rule decides; it goes to 'q'"
     assert last(a_rule()).startswith("if nobody is there, or takes it within 10 s, it comes back")
     assert "queue tq.n.activity.there" in last(a_rule(fallback=False))
+
+
+def test_a_version_has_a_queue_of_its_own_and_a_ramp_goes_by_the_workflow() -> None:
+    found = fold(
+        serves("v1", side="activity"),
+        serves("v2", side="activity"),
+        routed(0, "v1", ramping="v2", percent=50.0),
+    )
+    pinned = task(Route.version("shop.v1"))
+    assert destination(NAMES, pinned, found).queue == NAMES.version("activity", "shop.v1", "q")
+    queues = set()
+    for number in range(50):
+        workflow_id = f"w{number}"
+        ramps = found.line("activity", "q").ramps(workflow_id)
+        queue = NAMES.ramping("activity", "q") if ramps else NAMES.activity("q")
+        origin = WorkflowOrigin(
+            workflow_id=workflow_id,
+            run_id="r",
+            workflow_type="W",
+            activity_id="1",
+            scheduled_event_id=5,
+        )
+        for one in (replace(task(), activity_id=workflow_id), task(workflow=origin)):
+            assert destination(NAMES, one, found).queue == queue
+        queues.add(queue)
+    assert len(queues) == 2
+
+
+def test_the_version_that_takes_a_task_is_told_in_words() -> None:
+    facts = Facts(kind=TaskKind.WORKFLOW, type="W", task_queue="q", id="w1")
+    assert explain_version(facts, "q", NO_DEPLOYMENTS) == []
+    found = fold(serves("v1"), serves("v2"), routed(0, "v1", ramping="v2", percent=100.0))
+    [step] = explain_version(facts, "q", found)
+    assert "'shop.v1' is current, and 'shop.v2' takes 100 %" in step
+    assert "so it goes to 'shop.v2'" in step
+    assert explain_version(facts, "elsewhere", found) == []

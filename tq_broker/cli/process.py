@@ -45,6 +45,8 @@ class WorkerSettings:
     host: str | None = None
     worker_id: str | None = None
     graceful_timeout: timedelta | None = None
+    deployment: str | None = None
+    build_id: str | None = None
     process_index: int | None = None
     guard_fd: int | None = None
 
@@ -60,6 +62,9 @@ class WorkerSettings:
         if self.worker_id:
             worker_id = expand(self.worker_id, host, index)
             options["worker_id"] = _distinct(self.worker_id, worker_id, index)
+        for name in ("deployment", "build_id"):
+            if said := getattr(self, name):
+                options[name] = said
         if self.concurrency:
             options["max_concurrent_activities"] = self.concurrency
         if self.graceful_timeout is not None:

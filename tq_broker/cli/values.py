@@ -44,15 +44,20 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_route(text: str, on_gone: str) -> Route:
-    """``host:NAME`` or ``process:WORKER_ID``, and ``fail``, ``fall-back`` or ``wait:30s``.
+    """``host:NAME``, ``process:WORKER_ID`` or ``version:DEPLOYMENT.BUILD_ID``; and ``fail``,
+    ``fall-back`` or ``wait:30s``, which is not asked for a version.
 
     Raises:
         InvalidArgument: it is none of them.
     """
     kind, _, target = text.partition(":")
+    if kind == "version":
+        return Route.version(target)
     makers = {"host": Route.host, "process": Route.process}
     if kind not in makers or not target:
-        raise InvalidArgument(f"{text!r} is not a route; write host:NAME or process:WORKER_ID")
+        raise InvalidArgument(
+            f"{text!r} is not a route; write host:NAME, process:WORKER_ID or version:NAME.BUILD"
+        )
     word, _, pause = on_gone.partition(":")
     if word == "wait" and pause:
         return makers[kind](target, on_gone=OnGone.WAIT, wait=parse_duration(pause))

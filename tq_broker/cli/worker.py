@@ -50,6 +50,8 @@ from tq_broker.worker.tuning import SLOTS_MAX
 )
 @click.option("--host", metavar="NAME", help="What Route.host knows this machine by; %i as above.")
 @click.option("--worker-id", metavar="ID", help="What Route.process knows it by; %i as above.")
+@click.option("--deployment", metavar="NAME", help="What its code is a version of, such as shop.")
+@click.option("--build-id", metavar="ID", help="Names that version; see 'tq-broker deployment'.")
 @click.option(
     "--processes",
     type=click.IntRange(1, 1000),
@@ -150,7 +152,7 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
     session.output.rows(
         (
             *("WORKER", "ID", "HOST", "PID", "UP", "SLOTS", "TASK QUEUES", "ACTIVITIES"),
-            *("WORKFLOWS", "CACHED", "HITS"),
+            *("WORKFLOWS", "CACHED", "HITS", "VERSION"),
         ),
         [
             (
@@ -165,6 +167,7 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
                 ",".join(one.workflows),
                 one.cached_workflows,
                 f"{one.sticky_hits}/{one.sticky_hits + one.sticky_misses}",
+                one.deployment_version,
             )
             for one in workers
         ],

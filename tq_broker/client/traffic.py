@@ -7,17 +7,16 @@ settings log with its time, author and reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.rule_review import Finding, review
+from tq_broker.client.settings_book import append, followed
 from tq_broker.clock import epoch_ms, remaining
-from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
+from tq_broker.exceptions import InvalidArgument, NotFound
 from tq_broker.model import control, settings
 from tq_broker.model.control import RecentTask
 from tq_broker.model.names import Kind
@@ -25,7 +24,6 @@ from tq_broker.model.rule_table import Facts, RuleTable
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import RuleChange
 from tq_broker.queues import routing
-from tq_broker.queues.settings_log import SettingsLog
 
 WAIT_S = 1.0
 
@@ -66,16 +64,14 @@ class TrafficOperations:
 
     def rules(self) -> list[TrafficRule]:
         """The rules in force, in their order."""
-        with self._followed() as log:
+        with followed(self._core) as log:
             now_ms = epoch_ms(self._core.clock)
-            return (
-                [] if log is None else [one for one in log.rules.rules if not one.is_over(now_ms)]
-            )
+            return [one for one in log.rules.rules if not one.is_over(now_ms)]
 
     def changes(self) -> list[RuleChange]:
         """Who has set and removed rules, when and why: the last thousand, oldest first."""
-        with self._followed() as log:
-            return [] if log is None else log.rule_changes()
+        with followed(self._core) as log:
+            return log.rule_changes()
 
     def review(self, rule: TrafficRule, *, wait_s: float = WAIT_S) -> list[Finding]:
         """What there is to say about ``rule`` before it is set."""
@@ -105,7 +101,7 @@ class TrafficOperations:
         signed = msgspec.structs.replace(
             rule, at_ms=epoch_ms(self._core.clock), by=rule.by or self._core.identity
         )
-        self._append(settings.TrafficRuleSet(signed))
+        append(self._core, settings.TrafficRuleSet(signed))
         return findings
 
     def remove(self, rule_id: str, *, reason: str = "") -> TrafficRule:
@@ -120,7 +116,7 @@ class TrafficOperations:
             raise NotFound(f"there is no traffic rule {rule_id!r}; in force: {known}")
         now_ms = epoch_ms(self._core.clock)
         record = settings.TrafficRuleRemoved(rule_id, now_ms, self._core.identity, reason)
-        self._append(record)
+        append(self._core, record)
         return found[rule_id]
 
     def rehearse(self, rule: TrafficRule, *, wait_s: float = WAIT_S) -> Rehearsal:
@@ -150,14 +146,15 @@ class TrafficOperations:
     def explain(self, facts: Facts, *, wait_s: float = WAIT_S) -> list[str]:
         """Where a task goes now, and why, step by step."""
         workers = self._workers(wait_s)
-        with self._followed() as log:
-            table = RuleTable() if log is None else log.rules
+        with followed(self._core) as log:
+            table, deployments = log.rules, log.deployments
         now_ms = epoch_ms(self._core.clock)
         steps = routing.explain(self._names, facts, table, now_ms)
         to = routing.by_rule(self._names, facts, table, now_ms)
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
+        steps += routing.explain_version(facts, queue, deployments)
         living = [
             worker.identity
             for worker in workers
@@ -177,35 +174,6 @@ class TrafficOperations:
             if to is None or to.rule is None
             else (f"{to.rule.target} (rule {to.rule.id!r})")
         )
-
-    @contextmanager
-    def _followed(self) -> Iterator[SettingsLog | None]:
-        """The settings log, read as far as it goes now; ``None`` if there is none."""
-        core = self._core
-        deadline = core.deadline()
-        queue = str(self._names.queue(Kind.SETTINGS))
-        if core.broker.stats(queue, deadline) is None:
-            yield None
-            return
-        log = SettingsLog(core.broker, self._names, core.clock)
-        core.broker.wait_subscribed([log.follow()], deadline)
-        try:
-            log.catch_up(deadline)
-            yield log
-        finally:
-            log.stop()
-
-    def _append(self, record: settings.Record) -> None:
-        kept: Future[None] = Future()
-
-        def done(error: TqBrokerError | None) -> None:
-            if error is None:
-                kept.set_result(None)
-            else:
-                kept.set_exception(error)
-
-        self._core.sender.append(record, self._core.deadline(), done)
-        kept.result()
 
     def _workers(self, wait_s: float) -> Sequence[control.WorkerInfo]:
         core = self._core

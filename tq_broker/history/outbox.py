@@ -195,9 +195,13 @@ class Outbox:
         if held is None or not _is_pending(held.run, record):
             return NoMail.OVER
         events = self._events(held.run, task.first_event_id, task.last_event_id)
-        mail = mailing.workflow_task(self._names, task, events, self._sender.ids.next())
-        # A run that is in a worker's cache stays with that worker.
-        to = None if task.sticky else self._by_rule(task, held.run)
+        deployments = self._connection.traffic.deployments
+        mail = mailing.workflow_task(
+            self._names, task, events, self._sender.ids.next(), deployments
+        )
+        # A run that is in a worker's cache stays with that worker, and a pinned one with its
+        # version.
+        to = None if task.sticky or task.version else self._by_rule(task, held.run)
         if to is None:
             return mail
         if record.if_missing:
@@ -249,7 +253,9 @@ class Outbox:
             scheduled,
             record.heartbeat,
         )
-        task, details = activities.task(held.run, scheduled, effect)
+        task, details = activities.task(
+            held.run, scheduled, effect, self._connection.traffic.deployments
+        )
         reply_to = str(self._names.history(sending.shard))
         task = msgspec.structs.replace(task, reply_to=reply_to, heartbeat_details=details or b"")
         message = envelope.task_message(task)

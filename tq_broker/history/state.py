@@ -174,6 +174,8 @@ class Execution(Noun):
         completed: Ids of updates that are completed, with the ids of those events.
         signals: How many have come.
         closed: The answer to all who ask for the result.
+        version: Of the deployment of the worker that completed the last workflow task.
+        behavior: What that worker said a new version means for the run.
     """
 
     started: WorkflowExecutionStarted
@@ -202,6 +204,8 @@ class Execution(Noun):
     close_ms: int = 0
     closed: Closed | None = None
     live: Live | None = None
+    version: str = ""
+    behavior: int = 0
 
     @property
     def workflow_id(self) -> str:

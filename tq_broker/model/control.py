@@ -125,6 +125,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     paused: list[str] = []
     """Those of its task queues from which it takes no activities because they are paused."""
 
+    deployment_version: str = ""
+    """``<deployment>.<build id>``; empty without one."""
     banks: dict[str, list[str]] = {}
     """The permits that this worker hands out: ``rate`` or ``concurrency``, by task queue."""
     begins: list[Begins] = []

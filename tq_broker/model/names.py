@@ -59,6 +59,8 @@ class Kind(enum.Enum):
     PERMIT = "permit"
     BANK = "bank"
     LEDGER = "ledger"
+    VERSION = "version"
+    RAMPING = "ramping"
 
 
 _ARITY = {
@@ -83,7 +85,15 @@ _ARITY = {
     Kind.PERMIT: 3,  # rate or concurrency, side, task queue
     Kind.BANK: 3,  # the same
     Kind.LEDGER: 3,  # the same
+    Kind.VERSION: 3,  # side, deployment version, task queue
+    Kind.RAMPING: 2,  # side, task queue
 }
+
+
+_OF_TASK_QUEUES = frozenset(
+    (Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS, Kind.VERSION, Kind.RAMPING)
+)
+"""The task queue is the last part of their names."""
 
 
 class Exchange(enum.Enum):
@@ -212,7 +222,7 @@ class QueueName:
     @property
     def task_queue(self) -> str | None:
         """The user's task queue that this queue belongs to, if it belongs to one."""
-        if self.kind in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS):
+        if self.kind in _OF_TASK_QUEUES:
             return self.parts[-1]
         return None
 
@@ -272,6 +282,14 @@ class Names:
     def workflow(self, task_queue: str) -> QueueName:
         """The shared queue of a workflow task queue."""
         return self.queue(Kind.WORKFLOW, task_queue)
+
+    def version(self, side: str, version: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that are pinned to ``version``."""
+        return self.queue(Kind.VERSION, side, version, task_queue)
+
+    def ramping(self, side: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that the ramp takes."""
+        return self.queue(Kind.RAMPING, side, task_queue)
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

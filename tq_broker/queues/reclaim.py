@@ -119,11 +119,16 @@ class Reclaimer:
             InvalidArgument: a name or ``grace_s`` is wrong; nothing was done.
             BrokerUnavailable, AccessRefused: what has been removed is in the settings log.
         """
+        kind = Kind(side)
+        queues = [self._names.queue(kind, name) for name in dict.fromkeys(task_queues)]
+        return [queue.parts[0] for queue in self.remove(queues, grace_s=grace_s)]
+
+    def remove(self, queues: Sequence[QueueName], *, grace_s: float = 1.0) -> list[QueueName]:
+        """The same for any shared queues; returns the removed. Raises as `reclaim` does."""
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
-        kind = Kind(side)
-        left = deque(self._names.queue(kind, name) for name in dict.fromkeys(task_queues))
-        removed: list[str] = []
+        left = deque(queues)
+        removed: list[QueueName] = []
         with self._busy:
             if left:
                 # Now, because it may need threads that our locks will keep waiting.
@@ -133,7 +138,7 @@ class Reclaimer:
                 removed += self._reclaim_batch(left, grace_s)
         return removed
 
-    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[str]:
+    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[QueueName]:
         with contextlib.ExitStack() as batch:
             held: list[_Held] = []
             gathered = self._clock.monotonic() + GATHER_S
@@ -147,7 +152,7 @@ class Reclaimer:
             removed = [one for one in held if self._tried(one, self._conclude)]
             # Before the locks are free: who declares the queue again writes its record after.
             self._record(removed)
-        return [one.queue.parts[0] for one in removed]
+        return [one.queue for one in removed]
 
     def _take(self, queue: QueueName, batch: contextlib.ExitStack) -> _Held | None:
         """Lock and unbind ``queue`` if it is idle; ``batch`` frees the lock in the end."""
@@ -226,8 +231,9 @@ class Reclaimer:
         else:
             late.reject(requeue=True)
 
-    def _record(self, removed: Sequence[_Held]) -> None:
-        """Write into the settings log that they are gone."""
+    def _record(self, gone: Sequence[_Held]) -> None:
+        """Write into the settings log that these task queues are gone."""
+        removed = [one for one in gone if one.queue.kind in (Kind.ACTIVITY, Kind.WORKFLOW)]
         deadline = self._clock.monotonic() + RECORD_S
         ended = _Ended(len(removed))
         for one in removed:

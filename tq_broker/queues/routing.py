@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tq_broker.common import OnGone, TargetKind, to_ms
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments, Line, shown
 from tq_broker.model.detours import Detour
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
@@ -23,6 +24,7 @@ from tq_broker.model.workflow_tasks import WorkflowTask
 WAIT_STEP_MS = 500
 """Pause between two looks for a target that is gone and waited for."""
 
+ACTIVITY_SIDE = TaskKind.ACTIVITY.value
 _KINDS = {TargetKind.HOST: Kind.HOST, TargetKind.PROCESS: Kind.PROCESS}
 
 
@@ -111,6 +113,22 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
     return Destination(queue, why, rule=rule)
 
 
+def explain_version(of: Facts, task_queue: str, deployments: Deployments) -> list[str]:
+    """Which version of the workers of ``task_queue`` takes a task that is not pinned, for people;
+    of an activity of a workflow ``of.id`` has to be that workflow's."""
+    line = deployments.line(of.kind.value, task_queue)
+    if line == Line():
+        return []
+    ramping = ""
+    if line.ramping is not None:
+        ramping = f", and {shown(line.ramping)!r} takes {line.percent:g} % by the hash of the id"
+    target = deployments.target(of.kind.value, task_queue, of.id)
+    return [
+        f"of the versions there {shown(line.plain)!r} is current{ramping}; so it goes to"
+        f" {shown(target)!r}, unless its run is pinned to another"
+    ]
+
+
 def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]:
     """How the router comes to what `by_rule` says, step by step, for people."""
     steps = [f"the task queue of {of.kind.value} {of.type!r} is {of.task_queue!r}"]
@@ -136,16 +154,33 @@ def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]
     return steps
 
 
-def destination(names: Names, task: ActivityTask) -> Destination:
+def destination(
+    names: Names, task: ActivityTask, deployments: Deployments = NO_DEPLOYMENTS
+) -> Destination:
     """The queue for ``task``, as if everybody lived."""
     route = task.route
     if route is None:
-        return Destination(names.activity(task.task_queue), f"task queue {task.task_queue!r}")
+        return unpinned(names, task, deployments)
+    if route.kind is TargetKind.VERSION:
+        return Destination(
+            names.version(ACTIVITY_SIDE, route.target, task.task_queue),
+            f"version {route.target!r} of task queue {task.task_queue!r}",
+        )
     return Destination(
         names.queue(_KINDS[route.kind], route.target, task.task_queue),
         f"route to {route.kind.value} {route.target!r} of task queue {task.task_queue!r}",
         private=True,
     )
+
+
+def unpinned(names: Names, task: ActivityTask, deployments: Deployments) -> Destination:
+    """The queue for ``task``, which takes whatever version is current, or ramping."""
+    # Activities of a run go where the run goes.
+    id = task.activity_id if task.workflow is None else task.workflow.workflow_id
+    queue = deployments.queue(names, ACTIVITY_SIDE, task.task_queue, id)
+    is_ramped = queue.kind is Kind.RAMPING
+    what = "the ramping version of task queue" if is_ramped else "task queue"
+    return Destination(queue, f"{what} {task.task_queue!r}")
 
 
 def when_gone(names: Names, task: ActivityTask, now_ms: int) -> Destination | Fail | LookAgain:

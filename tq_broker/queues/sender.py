@@ -97,7 +97,7 @@ class Sender:
         if need == LADDER:
             return topology.delay_ladder(names)
         assert isinstance(need, QueueName), need
-        if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+        if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.VERSION, Kind.RAMPING):
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in (Kind.HOST, Kind.PROCESS):
             return topology.private_queue(names, need)

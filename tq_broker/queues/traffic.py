@@ -1,4 +1,4 @@
-"""The traffic rules in force, as one connection knows them.
+"""The traffic rules and deployment versions in force, as one connection knows them.
 
 Workers and history follow the settings log anyway, and share what they read by `Traffic.attach`.
 A client begins to follow it with the first task that it starts: on the connection that it has, in
@@ -13,6 +13,7 @@ import threading
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.names import Names
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.queues.broker import Broker
@@ -51,6 +52,12 @@ class Traffic:
         """The rules, as far as they were read."""
         logs = self._logs
         return logs[0].rules if logs else NO_RULES
+
+    @property
+    def deployments(self) -> Deployments:
+        """The deployment versions, as far as they were read."""
+        logs = self._logs
+        return logs[0].deployments if logs else NO_DEPLOYMENTS
 
     def follow(self) -> None:
         """Follow the log from now on, if nobody does; returns at once."""

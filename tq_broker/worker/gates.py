@@ -43,6 +43,7 @@ class Scope:
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
         cover: Covers what runs without leave, when a limit comes into force.
+        takes: Whether a queue is for workers of this one's deployment version now.
     """
 
     side: Side
@@ -51,6 +52,7 @@ class Scope:
     is_paused: Callable[[QueueName], object]
     free_slots: Callable[[], int]
     cover: Callable[[str, Callable[[], Passage]], None]
+    takes: Callable[[QueueName], bool] = lambda queue: True
 
 
 class Gates:
@@ -128,11 +130,14 @@ class Gates:
             self._leaving = [one for one in self._leaving if not one.is_idle]
 
     def _change(self, turnstile: Turnstile, limits: Limits) -> None:
-        paused = bool(self._scope.is_paused(turnstile.queue))
+        scope = self._scope
+        paused = bool(scope.is_paused(turnstile.queue))
+        elsewhere = not scope.takes(turnstile.queue)
         if turnstile.limits != limits:
             self._run_banks(turnstile.task_queue, limits)
-        if turnstile.limits != limits or turnstile.is_paused != paused:
-            turnstile.limit(limits, paused=paused)
+        now = turnstile.limits, turnstile.is_paused, turnstile.is_elsewhere
+        if now != (limits, paused, elsewhere):
+            turnstile.limit(limits, paused=paused, elsewhere=elsewhere)
 
     def _enter(self, task_queue: str, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
@@ -149,7 +154,8 @@ class Gates:
             on_deliveries=self._on_deliveries,
             wake=self._gates_turn.wake,
         )
-        turnstile.limit(limits, paused=bool(scope.is_paused(queue)))
+        paused = bool(scope.is_paused(queue))
+        turnstile.limit(limits, paused=paused, elsewhere=not scope.takes(queue))
         self._poller.hand_over(queue, turnstile)
         if limits.concurrency is not None:
             scope.cover(task_queue, turnstile.cover)

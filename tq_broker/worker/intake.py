@@ -83,7 +83,7 @@ class Situation:
     closing: bool
     free_slots: int
     moved: bool = False
-    """A traffic rule sends the task elsewhere."""
+    """Another version is to have the task, or the target of a traffic rule."""
 
 
 RUN = Decision(Action.RUN)

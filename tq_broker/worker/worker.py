@@ -35,6 +35,7 @@ from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
 from tq_broker.worker import watch
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
 from tq_broker.worker.desk import Desk, private_queues
@@ -114,6 +115,8 @@ class Worker:
         self._workflows = WorkflowRegistry(workflows)
         if not len(self._registry) and not len(self._workflows):
             raise InvalidArgument("At least one activity or workflow must be specified")
+        if self.options.version:
+            self._workflows.check_behaviors(self.options.default_versioning_behavior)
         self._place = Place(
             namespace=connection.names.namespace,
             host=self.options.host,
@@ -155,7 +158,9 @@ class Worker:
             supply.activity,
             options.max_concurrent_activities_by_type,
         )
-        self._poller = Poller(broker, sender, 0, handler.on_deliveries, self._settings.pause_of)
+        self._allegiance = allegiance = Allegiance(options.version, self._settings, names)
+        handler.home_of = allegiance.home_of
+        self._poller = Poller(broker, sender, 0, handler.on_deliveries, allegiance.is_closed)
         self._gates = self._make_gates(handler)
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
@@ -185,6 +190,7 @@ class Worker:
                 self._settings,
                 handler.recent,
                 supply,
+                allegiance,
             )
             self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
@@ -210,6 +216,7 @@ class Worker:
             is_paused=self._settings.pause_of,
             free_slots=lambda: handler.free_slots,
             cover=handler.cover,
+            takes=self._allegiance.takes,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
@@ -306,6 +313,7 @@ class Worker:
             workflow_slots=0 if side is None else self._supply.workflow.capacity,
             local_slots=0 if side is None else self._supply.local_activity.capacity,
             local_running=0 if side is None else side.local.running,
+            deployment_version=self.options.version,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
         )
 
@@ -322,8 +330,7 @@ class Worker:
         deadline = self._clock.monotonic() + START_WITHIN_S
         self._start_support(deadline)
         if self._runs_activities:
-            for task_queue in self.task_queues:
-                self._poller.serve(self._connection.names.activity(task_queue))
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
         self._adjust()
@@ -341,7 +348,7 @@ class Worker:
 
         The program's connection delivers and acknowledges the tasks of the task queues. What
         else a worker needs goes over the client's own connection, and is started by the first
-        call. The program calls `stop` at its end.
+        call. The program calls `stop` at its end. A worker with a deployment cannot be hosted.
 
         Args:
             consumer_class: Kombu's; our consumers have a channel of their own beside it.
@@ -352,6 +359,11 @@ class Worker:
         """
         if not isinstance(self._supply.activity, FixedSlots):
             raise InvalidArgument("a worker that a program hosts needs fixed activity slots")
+        if self._allegiance.version:
+            raise InvalidArgument(
+                "a worker with a deployment cannot be hosted: its queues change with the current"
+                " version; start it by itself, or leave deployment and build_id out"
+            )
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
             self._start_workflows()
@@ -364,7 +376,7 @@ class Worker:
             self._connection.sender,
             self._supply.activity.most,
             self._handler.on_deliveries,
-            self._settings.pause_of,
+            self._allegiance.is_closed,
         )
 
     @property
@@ -386,6 +398,10 @@ class Worker:
             self._read_settings()
             self._connection.traffic.attach(self._settings)
             self._tell_defaults(deadline)
+            by = self._place.identity
+            self._allegiance.register(
+                self._connection.sender, self._sides, self.task_queues, self._clock, by, deadline
+            )
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -712,6 +728,7 @@ class Worker:
         self._notices.tick(attempts, now)
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
         self._supply.tick()
         self._adjust()
         if now >= self._keep_at:

@@ -10,10 +10,11 @@ import enum
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from tq_broker.common import VersioningBehavior
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_text
 
@@ -102,6 +103,7 @@ class WorkflowDefinition:
             workflow of its own.
         init_takes_input: ``__init__`` gets the arguments of the run method.
         failure_exception_types: Exceptions that fail the workflow, beside `FailureError`.
+        versioning_behavior: What a new deployment version means for open runs.
     """
 
     name: str
@@ -114,6 +116,7 @@ class WorkflowDefinition:
     sandboxed: bool = True
     dynamic: bool = False
     failure_exception_types: tuple[type[BaseException], ...] = field(default=())
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED
 
     @property
     def arg_types(self) -> tuple[Any, ...]:
@@ -138,6 +141,7 @@ def defn(
     sandboxed: bool = True,
     dynamic: bool = False,
     failure_exception_types: Sequence[type[BaseException]] = (),
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Callable[[C], C]: ...
 
 
@@ -149,6 +153,7 @@ def defn(
     sandboxed: bool = True,
     dynamic: bool = False,
     failure_exception_types: Sequence[type[BaseException]] = (),
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Any:
     """Make a class a workflow.
 
@@ -159,13 +164,20 @@ def defn(
             argument, a ``Sequence[RawValue]``.
         failure_exception_types: Exceptions that fail the workflow. Others, unless they are
             `FailureError`, fail only the workflow task, which is tried again.
+        versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
+            with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
     """
 
     def decorate(target: Any) -> Any:
-        definition = _define(target, name, sandboxed, dynamic, tuple(failure_exception_types))
+        if not isinstance(versioning_behavior, VersioningBehavior):
+            raise InvalidArgument("versioning_behavior must be a VersioningBehavior")
+        definition = replace(
+            _define(target, name, sandboxed, dynamic, tuple(failure_exception_types)),
+            versioning_behavior=versioning_behavior,
+        )
         setattr(target, _WORKFLOW, definition)
         setattr(definition.run.fn, _WORKFLOW, definition)
         return target
