@@ -44,13 +44,14 @@ def test_the_code_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_of_options_is_that_of_the_router() -> None:
     rows = {
-        match[1]: (match[2], match[3].split(",")[0].split(" ")[0])
+        match[1]: (match[2], match[3], match[4].split(",")[0].split(" ")[0])
         for match in re.finditer(
-            r"^``(\w+)`` +yes +(yes|-) +(.+)$", GUIDE.read_text(), re.MULTILINE
+            r"^``(\w+)`` +(yes|-) +(yes|-) +(.+)$", GUIDE.read_text(), re.MULTILINE
         )
     }
     assert rows.keys() == OPTIONS.keys()
     for name, option in OPTIONS.items():
-        at_workflow, inherited = rows[name]
+        at_activity, at_workflow, inherited = rows[name]
+        assert (at_activity == "yes") == option.at_activity_defn, name
         assert (at_workflow == "yes") == option.at_workflow_defn, name
         assert (inherited == "yes") == option.is_inherited, name

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
+from urllib.parse import quote
 
 from tq_broker.exceptions import InvalidArgument
 
@@ -151,11 +152,12 @@ class TargetKind(enum.Enum):
 
     HOST = "host"
     PROCESS = "process"
+    VERSION = "version"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where, within its task queue, an activity must run. Made by `host` and `process`."""
+    """Where, within its task queue, an activity must run. Made by `host`, `process`, `version`."""
 
     kind: TargetKind
     target: str
@@ -169,7 +171,11 @@ class Route:
             raise InvalidArgument(f"route.{self.kind.value} must be a non-empty string")
         if not isinstance(self.on_gone, OnGone):
             raise InvalidArgument("route.on_gone must be an OnGone")
-        if (self.on_gone is OnGone.WAIT) != (self.wait is not None):
+        if self.kind is TargetKind.VERSION:
+            WorkerDeploymentVersion.from_canonical_string(self.target)
+            if self.on_gone is not OnGone.WAIT or self.wait is not None:
+                raise InvalidArgument("a route to a version waits for it: OnGone.WAIT, no bound")
+        elif (self.on_gone is OnGone.WAIT) != (self.wait is not None):
             raise InvalidArgument("route.wait is needed with OnGone.WAIT and only then")
         if self.wait is not None:
             check_duration("route.wait", self.wait)
@@ -196,6 +202,15 @@ class Route:
         `OnGone.WAIT` is rarely what you want here.
         """
         return cls(TargetKind.PROCESS, worker_id, on_gone, wait)
+
+    @classmethod
+    def version(cls, version: WorkerDeploymentVersion | str) -> Route:
+        """The workers of one deployment version (``shop.1.4``), be it current or not.
+
+        While none of them lives the task waits; a schedule-to-start timeout bounds that.
+        """
+        target = version if isinstance(version, str) else version.to_canonical_string()
+        return cls(TargetKind.VERSION, target, OnGone.WAIT)
 
 
 AffinityKind = Literal["host", "process"]
@@ -322,6 +337,106 @@ def check_key(argument: str, value: object) -> str:
     if not 1 <= size <= KEY_BYTES_MAX:
         raise InvalidArgument(f"{argument} has {size} bytes; {bounds}")
     return value
+
+
+# --- deployment versions --------------------------------------------------------------------------
+
+UNVERSIONED = "__unversioned__"
+"""Stands for the workers without a version, where a build id is asked for."""
+
+
+VERSION_BYTES_MAX = 80
+"""Longest deployment version: its name, a dot and its build id. What is neither a letter of ASCII
+nor a digit, ``-`` or ``_`` counts as three for each byte of UTF-8."""
+
+
+class VersioningBehavior(enum.IntEnum):
+    """What a new version means for runs of a workflow that are open (Temporal's numbers)."""
+
+    UNSPECIFIED = 0
+    PINNED = 1
+    """A run stays with the version that has run its first workflow task."""
+    AUTO_UPGRADE = 2
+    """Its next workflow task goes to the version that is current (or ramping) then."""
+
+
+class ContinueAsNewVersioningBehavior(enum.IntEnum):
+    """Which version the run after a continue-as-new begins with (Temporal's numbers)."""
+
+    UNSPECIFIED = 0
+    """A pinned run hands on its version."""
+    AUTO_UPGRADE = 1
+    """It begins with the version that is current (or ramping) then."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDeploymentVersion:
+    """A version of a deployment; as one text ``<deployment name>.<build id>``.
+
+    Attributes:
+        deployment_name: What is deployed, such as ``shop``; without a dot.
+        build_id: Names what was built: a version, a commit.
+    """
+
+    deployment_name: str
+    build_id: str
+
+    def __post_init__(self) -> None:
+        for name in ("deployment_name", "build_id"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InvalidArgument(f"{name} is {value!r}; it must be a non-empty string")
+            if value.startswith("__"):
+                raise InvalidArgument(f"{name} is {value!r}; names with a leading __ are reserved")
+        if "." in self.deployment_name:
+            raise InvalidArgument(
+                f"deployment_name is {self.deployment_name!r}; it must be without a dot, which"
+                " stands before the build id"
+            )
+        text = self.to_canonical_string()
+        if not text.isprintable():
+            raise InvalidArgument(f"version {text!r} has a character that cannot be seen")
+        # As names of queues encode it, where quote() leaves these two as they are.
+        size = len(quote(text, safe="")) + 2 * (text.count(".") + text.count("~"))
+        if size > VERSION_BYTES_MAX:
+            raise InvalidArgument(
+                f"version {text!r} is {size} bytes long when encoded for RabbitMQ;"
+                f" the bound is {VERSION_BYTES_MAX}"
+            )
+
+    def to_canonical_string(self) -> str:
+        """``<deployment name>.<build id>``."""
+        return f"{self.deployment_name}.{self.build_id}"
+
+    @classmethod
+    def from_canonical_string(cls, canonical: str) -> WorkerDeploymentVersion:
+        """The inverse of `to_canonical_string`. Raises `InvalidArgument`."""
+        name, dot, build_id = canonical.partition(".") if isinstance(canonical, str) else ("",) * 3
+        if not dot:
+            raise InvalidArgument(
+                f"version is {canonical!r}; it must be a deployment's name, a dot and a build id,"
+                " such as 'shop.1.4'"
+            )
+        return cls(name, build_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedVersioningOverride:
+    """The run is pinned to ``version``, whatever its workflow says."""
+
+    version: WorkerDeploymentVersion
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, WorkerDeploymentVersion):
+            raise InvalidArgument("version must be a WorkerDeploymentVersion")
+
+
+@dataclass(frozen=True, slots=True)
+class AutoUpgradeVersioningOverride:
+    """The run follows the current (or ramping) version, whatever its workflow says."""
+
+
+VersioningOverride = PinnedVersioningOverride | AutoUpgradeVersioningOverride
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

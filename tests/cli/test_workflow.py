@@ -69,6 +69,11 @@ def test_start_has_every_option(invoke: Invoke, history: FakeHistory) -> None:
     assert (request.retry_policy.attempts, request.start_delay_ms, request.priority) == (3, 2000, 1)
     assert request.signal == requests.SignalInput(signal_name="go", input=b"[1]")
     assert request.static_summary == "one line"
+    for said, override in (("shop.1.4", "shop.1.4"), ("auto-upgrade", "auto_upgrade")):
+        assert invoke(*START, "--versioning-override", said).exit_code == 0
+        assert history.seen[-1].versioning_override == override
+    answer = invoke(*START, "--versioning-override", "shop")
+    assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -35,4 +35,6 @@ def test_a_call_is_completed_by_its_decorator() -> None:
 
 
 def test_every_row_is_an_option_of_activities() -> None:
-    assert OPTIONS.keys() <= {field.name for field in fields(ActivityOptions)}
+    options = {field.name for field in fields(ActivityOptions)}
+    for name, row in OPTIONS.items():
+        assert (name in options) == row.at_activity_defn, name

@@ -21,6 +21,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import control, envelope
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.control import Probe, Serve
+from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
@@ -297,6 +298,7 @@ class Followed:
     def __init__(self, *rules: TrafficRule) -> None:
         self.rules = RuleTable(rules)
         self.prioritized: frozenset[tuple[str, str]] = frozenset()
+        self.deployments = NO_DEPLOYMENTS
 
 
 def with_rule(world: World, **fields: Any) -> None:
@@ -385,7 +387,7 @@ def test_a_delayed_task_of_a_rule_is_looked_at_again_when_it_is_due(world: World
 # --- capabilities ---------------------------------------------------------------------------------
 
 GPU = ("gpu",)
-NICHE = Niche("q", GPU)
+NICHE = Niche("q", GPU, version="")
 
 
 class Studio(World):

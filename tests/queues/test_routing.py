@@ -9,15 +9,18 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from tests.model.test_deployments import fold, routed, serves
 from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.model.capabilities import Niche
+from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
     Asked,
@@ -27,6 +30,7 @@ from tq_broker.queues.routing import (
     by_rule,
     destination,
     explain,
+    explain_version,
     facts,
     in_order,
     may_be_moved,
@@ -215,10 +219,11 @@ def test_who_waits_for_a_capable_worker_does_so_on_a_shared_queue() -> None:
 @pytest.mark.parametrize(
     ("route", "requires", "niche"),
     [
-        (None, Requires(("gpu",), OnGone.FAIL), Niche("q", ("gpu",))),
-        (None, Requires(("gpu",), wait=WAIT), Niche("q", ("gpu",))),
+        (None, Requires(("gpu",), OnGone.FAIL), Niche("q", ("gpu",), version="")),
+        (None, Requires(("gpu",), wait=WAIT), Niche("q", ("gpu",), version="")),
         (Route.host("h"), GPU, Niche("q", ("gpu", "ssd"), "h")),
         (Route.process("w"), GPU, Niche("q", ("gpu", "ssd"), "", "w")),
+        (Route.version("shop.2"), GPU, Niche("q", ("gpu", "ssd"), version="shop.2")),
     ],
 )
 def test_who_does_not_wait_or_has_a_route_is_for_a_niche(
@@ -298,3 +303,39 @@ def test_requirements_and_routes_are_explained() -> None:
     assert "looked at again every 0.5 s" in explained(Asked(requires=wait))
     fall = Requires(("gpu",), OnGone.FALL_BACK)
     assert explained(Asked(requires=fall)).endswith("falls back to queue tq.n.activity.q")
+
+
+def test_a_version_has_a_queue_of_its_own_and_a_ramp_goes_by_the_workflow() -> None:
+    found = fold(
+        serves("v1", side="activity"),
+        serves("v2", side="activity"),
+        routed(0, "v1", ramping="v2", percent=50.0),
+    )
+    pinned = task(Route.version("shop.v1"))
+    assert destination(NAMES, pinned, found).queue == NAMES.version("activity", "shop.v1", "q")
+    queues = set()
+    for number in range(50):
+        workflow_id = f"w{number}"
+        ramps = found.line("activity", "q").ramps(workflow_id)
+        queue = NAMES.ramping("activity", "q") if ramps else NAMES.activity("q")
+        origin = WorkflowOrigin(
+            workflow_id=workflow_id,
+            run_id="r",
+            workflow_type="W",
+            activity_id="1",
+            scheduled_event_id=5,
+        )
+        for one in (replace(task(), activity_id=workflow_id), task(workflow=origin)):
+            assert destination(NAMES, one, found).queue == queue
+        queues.add(queue)
+    assert len(queues) == 2
+
+
+def test_the_version_that_takes_a_task_is_told_in_words() -> None:
+    facts = Facts(kind=TaskKind.WORKFLOW, type="W", task_queue="q", id="w1")
+    assert explain_version(facts, "q", NO_DEPLOYMENTS) == []
+    found = fold(serves("v1"), serves("v2"), routed(0, "v1", ramping="v2", percent=100.0))
+    [step] = explain_version(facts, "q", found)
+    assert "'shop.v1' is current, and 'shop.v2' takes 100 %" in step
+    assert "so it goes to 'shop.v2'" in step
+    assert explain_version(facts, "elsewhere", found) == []

@@ -146,7 +146,7 @@ def test_what_waited_for_a_niche_whose_only_worker_is_killed_gets_its_answer(wor
     assert run(world, "gpu") == "able"
     world.client.pause_task_queue("q")
     waits = Requires({"gpu"}, OnGone.FALL_BACK)
-    queue = Niche("q", ("gpu",)).queue(NAMES)
+    queue = Niche("q", ("gpu",), version="").queue(NAMES)
     handles = [world.start(where, requires=waits) for _ in range(5)]
     world.eventually(lambda: world.count(queue) == 5)
     world.kill(able)

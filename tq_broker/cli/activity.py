@@ -66,7 +66,7 @@ _start_options = shared(
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
     ),
-    click.option("--route", metavar="host:NAME|process:ID", help="Where it must run."),
+    click.option("--route", metavar="host:NAME|process:ID|version:V", help="Where it must run."),
     click.option(
         "--on-gone",
         metavar="fail|fall-back|wait:30s",

@@ -47,6 +47,8 @@ class WorkerSettings:
     worker_id: str | None = None
     capabilities: tuple[str, ...] = ()
     graceful_timeout: timedelta | None = None
+    deployment: str | None = None
+    build_id: str | None = None
     process_index: int | None = None
     guard_fd: int | None = None
 
@@ -62,6 +64,9 @@ class WorkerSettings:
         if self.worker_id:
             worker_id = expand(self.worker_id, host, index)
             options["worker_id"] = _distinct(self.worker_id, worker_id, index)
+        for name in ("deployment", "build_id"):
+            if said := getattr(self, name):
+                options[name] = said
         if self.concurrency:
             options["max_concurrent_activities"] = self.concurrency
         if self.sessions is not None:

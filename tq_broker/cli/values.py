@@ -68,15 +68,20 @@ def parse_requires(names: Sequence[str], on_unserved: str) -> Requires | None:
 
 
 def parse_route(text: str, on_gone: str) -> Route:
-    """``host:NAME`` or ``process:WORKER_ID``, and ``fail``, ``fall-back`` or ``wait:30s``.
+    """``host:NAME``, ``process:WORKER_ID`` or ``version:DEPLOYMENT.BUILD_ID``; and ``fail``,
+    ``fall-back`` or ``wait:30s``, which is not asked for a version.
 
     Raises:
         InvalidArgument: it is none of them.
     """
     kind, _, target = text.partition(":")
+    if kind == "version":
+        return Route.version(target)
     makers = {"host": Route.host, "process": Route.process}
     if kind not in makers or not target:
-        raise InvalidArgument(f"{text!r} is not a route; write host:NAME or process:WORKER_ID")
+        raise InvalidArgument(
+            f"{text!r} is not a route; write host:NAME, process:WORKER_ID or version:NAME.BUILD"
+        )
     answer, wait = parse_on_gone(on_gone)
     if answer is OnGone.WAIT and wait is None:
         raise InvalidArgument(f"{on_gone!r} is not fail, fall-back or wait:30s")

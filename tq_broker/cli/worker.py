@@ -56,6 +56,8 @@ from tq_broker.worker.tuning import SLOTS_MAX
 )
 @click.option("--host", metavar="NAME", help="What Route.host knows this machine by; %i as above.")
 @click.option("--worker-id", metavar="ID", help="What Route.process knows it by; %i as above.")
+@click.option("--deployment", metavar="NAME", help="What its code is a version of, such as shop.")
+@click.option("--build-id", metavar="ID", help="Names that version; see 'tq-broker deployment'.")
 @click.option(
     "--capability",
     "capabilities",
@@ -164,7 +166,7 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
     session.output.rows(
         (
             *("WORKER", "ID", "HOST", "PID", "UP", "SLOTS", "TASK QUEUES", "ACTIVITIES"),
-            *("WORKFLOWS", "CACHED", "HITS", "HAS"),
+            *("WORKFLOWS", "CACHED", "HITS", "HAS", "VERSION"),
         ),
         [
             (
@@ -180,6 +182,7 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
                 one.cached_workflows,
                 f"{one.sticky_hits}/{one.sticky_hits + one.sticky_misses}",
                 ",".join(one.capabilities),
+                one.deployment_version,
             )
             for one in workers
         ],

@@ -25,7 +25,15 @@ from tq_broker.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateStage,
 )
-from tq_broker.common import RetryPolicy, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from tq_broker.common import (
+    AutoUpgradeVersioningOverride,
+    PinnedVersioningOverride,
+    RetryPolicy,
+    VersioningOverride,
+    WorkerDeploymentVersion,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
 from tq_broker.model.history_json import WorkflowHistory
@@ -98,6 +106,11 @@ _start_options = shared(
     click.option("--priority", type=click.IntRange(1, 5), help="Of its activities; 1 is first."),
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
+    ),
+    click.option(
+        "--versioning-override",
+        metavar="VERSION|auto-upgrade",
+        help="Pin it to this deployment version, such as shop.1.4, or let it follow the current.",
     ),
     click.option("--static-summary", metavar="TEXT", help="One line for people."),
     click.option("--start-signal", metavar="NAME", help="Deliver this signal with the start."),
@@ -364,11 +377,20 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "memo": dict(map(_named, keywords["memo"])) or None,
         "priority": keywords["priority"],
         "headers": dict(keywords["headers"]) or None,
+        "versioning_override": _override(keywords["versioning_override"]),
         "static_summary": keywords["static_summary"],
         "start_signal": keywords["start_signal"],
         "start_signal_args": keywords["signal_inputs"] or None,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _override(text: str | None) -> VersioningOverride | None:
+    if text is None:
+        return None
+    if text == "auto-upgrade":
+        return AutoUpgradeVersioningOverride()
+    return PinnedVersioningOverride(WorkerDeploymentVersion.from_canonical_string(text))
 
 
 def _named(text: str) -> tuple[str, Any]:

@@ -63,6 +63,7 @@ def run_data(run: WorkflowExecution) -> dict[str, Any]:
         "parent_run_id": run.parent_run_id,
         "cron_schedule": run.cron_schedule,
         "static_summary": run.static_summary,
+        "pinned_version": run.pinned_version,
         "memo": _readable(run.memo),
     }
 
@@ -82,6 +83,9 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
         ("history bytes", run.history_size_bytes),
         ("parent", run.parent_id),
         ("cron schedule", run.cron_schedule),
+        ("version", run.version),
+        ("pinned to", run.pinned_version),
+        ("versioning", _versioning(run)),
         ("sticky worker", run.sticky_worker),
         ("cancel requested", "yes" if run.cancel_requested else ""),
         ("workflow task", task and f"attempt {task.attempt}, {task.last_failure_cause or 'open'}"),
@@ -98,6 +102,12 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
     return [(name, value) for name, value in lines if value not in ("", None)]
 
 
+def _versioning(run: WorkflowExecutionDescription) -> str:
+    if run.versioning_override:
+        return f"overridden by the start: {run.versioning_override}"
+    return run.versioning_behavior.name.lower() if run.versioning_behavior else ""
+
+
 def description_data(
     run: WorkflowExecutionDescription, ways: Sequence[Sequence[str]] = ()
 ) -> dict[str, Any]:
@@ -105,6 +115,9 @@ def description_data(
     task = run.pending_workflow_task
     return run_data(run) | {
         "sticky_worker": run.sticky_worker,
+        "version": run.version,
+        "versioning_behavior": run.versioning_behavior.name.lower(),
+        "versioning_override": run.versioning_override,
         "cancel_requested": run.cancel_requested,
         "pending_workflow_task": task
         and {

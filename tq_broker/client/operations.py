@@ -24,6 +24,7 @@ import msgspec
 
 from tq_broker.client.backlog import stats_of
 from tq_broker.client.core import ClientCore
+from tq_broker.client.deployments import DeploymentOperations
 from tq_broker.client.parked import (
     DELIVERY_COUNT,
     ParkedMessage,
@@ -209,6 +210,11 @@ class Operations:
     def traffic(self) -> TrafficOperations:
         """What an operator does about traffic rules."""
         return TrafficOperations(self._core)
+
+    @property
+    def deployments(self) -> DeploymentOperations:
+        """What an operator does about deployment versions."""
+        return DeploymentOperations(self._core)
 
     # --- looking ------------------------------------------------------------------------------
 

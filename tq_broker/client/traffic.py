@@ -7,18 +7,17 @@ settings log with its time, author and reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.rule_review import Finding, review
+from tq_broker.client.settings_book import append, followed
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.common import TargetKind
-from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
+from tq_broker.exceptions import InvalidArgument, NotFound
 from tq_broker.model import control, requests, settings
 from tq_broker.model.control import RecentTask
 from tq_broker.model.names import Kind
@@ -28,7 +27,6 @@ from tq_broker.model.settings import RuleChange
 from tq_broker.model.tasks import load_requires, load_route
 from tq_broker.queues import routing
 from tq_broker.queues.routing import NOTHING_ASKED, Asked
-from tq_broker.queues.settings_log import SettingsLog
 
 WAIT_S = 1.0
 
@@ -69,16 +67,14 @@ class TrafficOperations:
 
     def rules(self) -> list[TrafficRule]:
         """The rules in force, in their order."""
-        with self._followed() as log:
+        with followed(self._core) as log:
             now_ms = epoch_ms(self._core.clock)
-            return (
-                [] if log is None else [one for one in log.rules.rules if not one.is_over(now_ms)]
-            )
+            return [one for one in log.rules.rules if not one.is_over(now_ms)]
 
     def changes(self) -> list[RuleChange]:
         """Who has set and removed rules, when and why: the last thousand, oldest first."""
-        with self._followed() as log:
-            return [] if log is None else log.rule_changes()
+        with followed(self._core) as log:
+            return log.rule_changes()
 
     def review(self, rule: TrafficRule, *, wait_s: float = WAIT_S) -> list[Finding]:
         """What there is to say about ``rule`` before it is set."""
@@ -108,7 +104,7 @@ class TrafficOperations:
         signed = msgspec.structs.replace(
             rule, at_ms=epoch_ms(self._core.clock), by=rule.by or self._core.identity
         )
-        self._append(settings.TrafficRuleSet(signed))
+        append(self._core, settings.TrafficRuleSet(signed))
         return findings
 
     def remove(self, rule_id: str, *, reason: str = "") -> TrafficRule:
@@ -123,7 +119,7 @@ class TrafficOperations:
             raise NotFound(f"there is no traffic rule {rule_id!r}; in force: {known}")
         now_ms = epoch_ms(self._core.clock)
         record = settings.TrafficRuleRemoved(rule_id, now_ms, self._core.identity, reason)
-        self._append(record)
+        append(self._core, record)
         return found[rule_id]
 
     def rehearse(self, rule: TrafficRule, *, wait_s: float = WAIT_S) -> Rehearsal:
@@ -159,14 +155,16 @@ class TrafficOperations:
             asked: What it says itself about its host, process and the capabilities of its worker.
         """
         workers = self._workers(wait_s)
-        with self._followed() as log:
-            table = RuleTable() if log is None else log.rules
+        with followed(self._core) as log:
+            table, deployments = log.rules, log.deployments
         now_ms = epoch_ms(self._core.clock)
-        steps = routing.explain(self._names, facts, table, now_ms, asked)
+        steps = routing.explain(self._names, facts, table, now_ms, asked, deployments)
         to = None if asked.route else routing.by_rule(self._names, facts, table, now_ms)
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
+        if asked.route is None:
+            steps += routing.explain_version(facts, queue, deployments)
         living = [
             worker.identity
             for worker in workers
@@ -181,9 +179,11 @@ class TrafficOperations:
         self, activities: Sequence[requests.PendingActivity], memo: Mapping[str, bytes]
     ) -> list[list[str]]:
         """Where the activities of a workflow with this memo go, each step by step."""
-        table, now_ms = RuleTable(self.rules()), epoch_ms(self._core.clock)
+        with followed(self._core) as log:
+            table, deployments = log.rules, log.deployments
+        now_ms = epoch_ms(self._core.clock)
         return [
-            routing.explain(self._names, facts, table, now_ms, asked)
+            routing.explain(self._names, facts, table, now_ms, asked, deployments)
             for facts, asked in (_told(one, memo) for one in activities)
         ]
 
@@ -196,35 +196,6 @@ class TrafficOperations:
             if to is None or to.rule is None
             else (f"{to.rule.target} (rule {to.rule.id!r})")
         )
-
-    @contextmanager
-    def _followed(self) -> Iterator[SettingsLog | None]:
-        """The settings log, read as far as it goes now; ``None`` if there is none."""
-        core = self._core
-        deadline = core.deadline()
-        queue = str(self._names.queue(Kind.SETTINGS))
-        if core.broker.stats(queue, deadline) is None:
-            yield None
-            return
-        log = SettingsLog(core.broker, self._names, core.clock)
-        core.broker.wait_subscribed([log.follow()], deadline)
-        try:
-            log.catch_up(deadline)
-            yield log
-        finally:
-            log.stop()
-
-    def _append(self, record: settings.Record) -> None:
-        kept: Future[None] = Future()
-
-        def done(error: TqBrokerError | None) -> None:
-            if error is None:
-                kept.set_result(None)
-            else:
-                kept.set_exception(error)
-
-        self._core.sender.append(record, self._core.deadline(), done)
-        kept.result()
 
     def _workers(self, wait_s: float) -> Sequence[control.WorkerInfo]:
         core = self._core
@@ -269,8 +240,11 @@ def _told(one: requests.PendingActivity, memo: Mapping[str, bytes]) -> tuple[Fac
 def _fits(asked: Asked, worker: control.WorkerInfo) -> bool:
     """Whether ``worker`` has what is asked for."""
     route, requires = asked.route, asked.requires
-    if route is not None and route.target != (
-        worker.host if route.kind is TargetKind.HOST else worker.worker_id
-    ):
+    is_at = {
+        TargetKind.HOST: worker.host,
+        TargetKind.PROCESS: worker.worker_id,
+        TargetKind.VERSION: worker.deployment_version,
+    }
+    if route is not None and route.target != is_at[route.kind]:
         return False
     return requires is None or set(requires.names) <= set(worker.capabilities)

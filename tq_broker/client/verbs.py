@@ -7,20 +7,18 @@ is done by this process, see `tq_broker.client.transfer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.operations import Operations
+from tq_broker.client.settings_book import append
 from tq_broker.client.transfer import Job, OnProgress, Transfer, Transferred, Verb
-from tq_broker.client.waiting import waited
 from tq_broker.clock import epoch_ms
-from tq_broker.exceptions import InvalidArgument, NotFound, TqBrokerError
+from tq_broker.exceptions import InvalidArgument, NotFound
 from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text, requirements
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
-    Record,
     TaskQueuePaused,
     TaskQueueResumed,
     sides_of,
@@ -64,7 +62,7 @@ class Verbs:
         record = TaskQueuePaused(
             task_queue, epoch_ms(self._core.clock), self._core.identity, reason, side
         )
-        self._append(record)
+        append(self._core, record)
         return record
 
     def resume(self, task_queue: str, reason: str = "", *, side: str = "") -> TaskQueueResumed:
@@ -82,7 +80,7 @@ class Verbs:
         record = TaskQueueResumed(
             task_queue, epoch_ms(self._core.clock), self._core.identity, reason, side
         )
-        self._append(record)
+        append(self._core, record)
         return record
 
     def _check(self, task_queue: str, reason: str, side: str) -> None:
@@ -91,18 +89,6 @@ class Verbs:
             check_text("reason", reason, bytes_max=REASON_BYTES_MAX)
         if side:
             self._check_side(side)
-
-    def _append(self, record: Record) -> None:
-        kept: Future[None] = Future()
-
-        def done(error: TqBrokerError | None) -> None:
-            if error is None:
-                kept.set_result(None)
-            else:
-                kept.set_exception(error)
-
-        self._core.sender.append(record, self._core.deadline(), done)
-        waited(kept)
 
     # --- moving -------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tq_broker.history import versions
 from tq_broker.history.activities import wire_id
 from tq_broker.history.state import Activity, Child, Execution, Task
 from tq_broker.model.requests import (
@@ -34,6 +35,7 @@ def info(run: Execution) -> RunInfo:
         memo=run.memo,
         cron_schedule=started.cron_schedule,
         static_summary=started.static_summary,
+        deployment_version=versions.pin(run),
     )
 
 
@@ -57,6 +59,9 @@ def description(run: Execution) -> Description:
         pending_updates=list(run.updates),
         cancel_requested=run.cancel_requested,
         identity=started.identity,
+        version=run.version,
+        versioning_behavior=run.behavior,
+        versioning_override=started.versioning_override,
     )
 
 

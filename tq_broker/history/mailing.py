@@ -13,9 +13,10 @@ from tq_broker.history.effects import ReplyTo
 from tq_broker.history.records import ShardRecord
 from tq_broker.model import envelope, requests
 from tq_broker.model import events as histories
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import Event
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
+from tq_broker.model.names import Exchange, Kind, Names, QueueName, sticky_key
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
 from tq_broker.stores.store import EventRow
@@ -53,8 +54,10 @@ def workflow_task(
     events: list[Event],
     other_id: str,
     priority: int | None = None,
+    deployments: Deployments = NO_DEPLOYMENTS,
 ) -> Mail:
-    """A workflow task, to the worker that has its run in its cache or to its task queue.
+    """A workflow task, to the worker that has its run in its cache, to the version that the run is
+    pinned to, or to its task queue.
 
     Args:
         other_id: The message's id if there are only queries in it.
@@ -68,7 +71,11 @@ def workflow_task(
         key = sticky_key(names.sticky(task.sticky), task.shard)
         return Publication(names.exchange(Exchange.STICKY), key, message), ()
     message = envelope.with_priority(message, priority)
-    queue = names.workflow(task.task_queue)
+    if task.version:
+        queue = names.version(Kind.WORKFLOW.value, task.version, task.task_queue)
+    else:
+        workflow_id = task.run.workflow_id
+        queue = deployments.queue(names, Kind.WORKFLOW.value, task.task_queue, workflow_id)
     return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 
 

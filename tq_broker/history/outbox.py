@@ -200,14 +200,21 @@ class Outbox:
         if held is None or not _is_pending(held.run, record):
             return NoMail.OVER
         events = self._events(held.run, task.first_event_id, task.last_event_id)
-        priority = held.run.started.priority
-        mail = mailing.workflow_task(self._names, task, events, self._sender.ids.next(), priority)
+        dispatcher, deadline = self._connection.dispatcher, self._deadline()
+        mail = mailing.workflow_task(
+            self._names,
+            task,
+            events,
+            self._sender.ids.next(),
+            held.run.started.priority,
+            self._connection.traffic.deployments,
+        )
         # A run that is in a worker's cache stays with that worker.
         if task.sticky:
             return mail
-        home, message = self._names.workflow(task.task_queue), mail[0].message
-        dispatcher, deadline = self._connection.dispatcher, self._deadline()
-        to = self._by_rule(task, held.run)
+        (home,), message = mail[1], mail[0].message
+        # And a pinned one with its version.
+        to = None if task.version else self._by_rule(task, held.run)
         if to is not None:
             if record.if_missing:
                 return NoMail.OVER
@@ -261,7 +268,9 @@ class Outbox:
             scheduled,
             record.heartbeat,
         )
-        task, details = activities.task(held.run, scheduled, effect)
+        task, details = activities.task(
+            held.run, scheduled, effect, self._connection.traffic.deployments
+        )
         reply_to = str(self._names.history(sending.shard))
         task = msgspec.structs.replace(task, reply_to=reply_to, heartbeat_details=details or b"")
         message = envelope.task_message(task)

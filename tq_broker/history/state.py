@@ -207,6 +207,8 @@ class Execution(Noun):
         signals: How many have come.
         closed: The answer to all who ask for the result.
         bonds: By the keys of the affinities that activities have had so far.
+        version: Of the deployment of the worker that completed the last workflow task.
+        behavior: What that worker said a new version means for the run.
     """
 
     started: WorkflowExecutionStarted
@@ -236,6 +238,8 @@ class Execution(Noun):
     closed: Closed | None = None
     live: Live | None = None
     bonds: dict[str, Bond] = {}
+    version: str = ""
+    behavior: int = 0
 
     @property
     def workflow_id(self) -> str:

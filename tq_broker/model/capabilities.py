@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from tq_broker.common import Requires
+from tq_broker.common import Requires, WorkerDeploymentVersion
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import (
     CAPABILITIES_BYTES_MAX,
@@ -72,13 +72,15 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
         task_queue: Whose workers are meant;
         capabilities: those of them that have all of these,
         host: and are on this host, if it is not empty,
-        worker_id: and are this process, if it is not empty.
+        worker_id: and are this process, if it is not empty,
+        version: and are of this deployment version, or of none if it is empty; ``None``: of any.
     """
 
     task_queue: str
     capabilities: tuple[str, ...]
     host: str = ""
     worker_id: str = ""
+    version: str | None = None
 
     def check(self) -> Niche:
         """Itself, if a task could have made it. Raises `InvalidArgument`."""
@@ -87,6 +89,8 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
         for text in (self.host, self.worker_id):
             if text:
                 check_text("target", text, bytes_max=TARGET_BYTES_MAX)
+        if self.version:
+            WorkerDeploymentVersion.from_canonical_string(self.version)
         return self
 
     def queue(self, names: Names) -> QueueName:
@@ -94,12 +98,15 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
         digest = hashlib.blake2b(msgspec.json.encode(self), digest_size=16).hexdigest()
         return names.queue(Kind.NICHE, digest, self.task_queue)
 
-    def fits(self, capabilities: Collection[str], host: str, worker_id: str) -> bool:
+    def fits(
+        self, capabilities: Collection[str], host: str, worker_id: str, version: str = ""
+    ) -> bool:
         """Whether a worker of its task queue belongs to it."""
         return (
             set(self.capabilities) <= set(capabilities)
             and self.host in ("", host)
             and self.worker_id in ("", worker_id)
+            and self.version in (None, version)
         )
 
     @property
@@ -115,6 +122,7 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
     def __str__(self) -> str:
         where = f" on host {self.host!r}" if self.host else ""
         where += f" in process {self.worker_id!r}" if self.worker_id else ""
+        where += f" of version {self.version!r}" if self.version else ""
         return (
             f"workers of task queue {self.task_queue!r}{where} with {in_words(self.capabilities)}"
         )

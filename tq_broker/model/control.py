@@ -135,6 +135,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     unserved: dict[str, dict[str, int]] = {}
     """Tasks that wait for capabilities that no living worker has, as far as this one sees: by task
     queue their number by set."""
+    deployment_version: str = ""
+    """``<deployment>.<build id>``; empty without one."""
 
     banks: dict[str, list[str]] = {}
     """What this worker keeps of limits, by task queue: hands out the permits of its ``rate`` or

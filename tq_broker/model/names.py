@@ -69,6 +69,8 @@ class Kind(enum.Enum):
     ANTEROOM = "anteroom"
     ROSTER = "roster"
     ADMITTED = "admitted"
+    VERSION = "version"
+    RAMPING = "ramping"
 
 
 _ARITY = {
@@ -100,6 +102,8 @@ _ARITY = {
     Kind.ANTEROOM: 1,  # task queue
     Kind.ROSTER: 1,  # the same
     Kind.ADMITTED: 1,  # the same
+    Kind.VERSION: 3,  # side, deployment version, task queue
+    Kind.RAMPING: 2,  # side, task queue
 }
 
 ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
@@ -108,7 +112,9 @@ PLAIN = {ordered: plain for plain, ordered in ORDERED.items()}
 SHARED = ORDERED.keys() | PLAIN.keys() | {Kind.ADMITTED}
 """Queues whose tasks any worker of the task queue may take."""
 _TWINS = ORDERED | PLAIN
-_OF_TASK_QUEUES = SHARED | {Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE}
+_OF_TASK_QUEUES = SHARED | {
+    *(Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE, Kind.VERSION, Kind.RAMPING)
+}
 """Workers take tasks from them; their last part is the task queue."""
 
 
@@ -325,6 +331,11 @@ class Names:
         """The priority queue of a task queue; ``plain`` is its `activity` or `workflow`."""
         return self.queue(ORDERED[plain.kind], *plain.parts)
 
+    def plain(self, queue: QueueName) -> QueueName:
+        """The plain queue of the task queue of ``queue``, which takes the place of it, or is it."""
+        kind = Kind.ACTIVITY if queue.kind is Kind.ADMITTED else PLAIN.get(queue.kind, queue.kind)
+        return self.queue(kind, *queue.parts)
+
     def twin(self, queue: QueueName) -> QueueName:
         """Of the plain and the priority queue of a task queue the one that is not ``queue``."""
         return self.queue(_TWINS[queue.kind], *queue.parts)
@@ -336,6 +347,14 @@ class Names:
     def shared(self, task_queue: str, capabilities: Sequence[str] = ()) -> QueueName:
         """The shared queue of an activity task queue's tasks that require ``capabilities``."""
         return self.capable(task_queue, capabilities) if capabilities else self.activity(task_queue)
+
+    def version(self, side: str, version: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that are pinned to ``version``."""
+        return self.queue(Kind.VERSION, side, version, task_queue)
+
+    def ramping(self, side: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that the ramp takes."""
+        return self.queue(Kind.RAMPING, side, task_queue)
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

@@ -19,7 +19,8 @@ class Option:
     """An option, and which places count for it; the call always does.
 
     Attributes:
-        at_workflow_defn: It can be given at ``@workflow.defn``, too, as at ``@activity.defn``.
+        at_workflow_defn: It can be given at ``@workflow.defn``,
+        at_activity_defn: and at ``@activity.defn``.
         is_inherited: What a workflow starts has it from the workflow, where nobody says it.
         is_merged: The places are put together instead, name by name.
     """
@@ -28,6 +29,7 @@ class Option:
     at_workflow_defn: bool = False
     is_inherited: bool = False
     is_merged: bool = False
+    at_activity_defn: bool = True
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -42,6 +44,7 @@ OPTIONS: Mapping[str, Option] = {
         Option("priority", at_workflow_defn=True, is_inherited=True),
         Option("rate_limit_key"),
         Option("headers", is_inherited=True, is_merged=True),
+        Option("versioning_behavior", at_workflow_defn=True, at_activity_defn=False),
     )
 }
 

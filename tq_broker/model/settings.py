@@ -5,7 +5,7 @@ in log order into a state, and every process that has read as far has the same s
 that cannot be read is skipped and reported, and the last good state stays.
 
 The log tells which task queues exist, which are paused, which limits they have, which activities
-are cancelled, and which traffic rules are in force. Versions are further records of the same log.
+are cancelled, which traffic rules are in force, and which deployment versions there are.
 
 Two who change the same limits at a time: each record says which revision its author had seen, and
 the one that comes first in the log is in force. The other one changes nothing, everywhere, and its
@@ -23,6 +23,13 @@ from tq_broker.common import Requires, to_ms
 from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.capabilities import check_capabilities, check_requires
+from tq_broker.model.deployments import (
+    NO_DEPLOYMENTS,
+    Deployments,
+    RoutingSet,
+    VersionDeleted,
+    VersionServes,
+)
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -229,6 +236,9 @@ Record = (
     | TrafficRuleSet
     | TrafficRuleRemoved
     | LimitsSet
+    | VersionServes
+    | RoutingSet
+    | VersionDeleted
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -297,6 +307,7 @@ class Settings:
         self.rules: dict[str, TrafficRule] = {}
         """Traffic rules by id; some may have run out meanwhile."""
         self.rule_changes: deque[RuleChange] = deque(maxlen=RULE_CHANGES_MAX)
+        self.deployments: Deployments = NO_DEPLOYMENTS
         self.limits: dict[LimitKey, LimitState] = {}
         self.part_tables: dict[str, PartTable] = {}
         """Activity task queues whose parts somebody has spoken of. It stays when all is taken back:
@@ -346,6 +357,8 @@ class Settings:
                     self.rule_changes.append(record)
             case LimitsSet():
                 self._set_limits(record)
+            case VersionServes() | RoutingSet() | VersionDeleted():
+                self.deployments = self.deployments.apply(record)
 
     def _has_capabilities(self, record: CapabilitiesDeclared) -> None:
         known = self.capabilities.setdefault(record.task_queue, set())
@@ -436,5 +449,7 @@ def sides_of(side: str) -> tuple[str, ...]:
 
 def side_of(queue: QueueName) -> str:
     """The side of a task queue that ``queue`` belongs to."""
+    if queue.kind in (Kind.VERSION, Kind.RAMPING):
+        return queue.parts[0]
     is_workflow = queue.kind in (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY)
     return WORKFLOW_SIDE if is_workflow else ACTIVITY_SIDE

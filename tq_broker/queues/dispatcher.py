@@ -145,7 +145,7 @@ class Dispatcher:
             found = routing.by_rule(self._names, routing.facts(task, memo), rules, now_ms)
             if found is not None:
                 return found
-        return routing.destination(self._names, task)
+        return routing.destination(self._names, task, self.traffic.deployments)
 
     def in_order(self, queue: QueueName, message: Message) -> tuple[QueueName, Message] | None:
         """Where ``message`` for ``queue`` waits in the order of priorities, and what it is there;
@@ -177,8 +177,13 @@ class Dispatcher:
         self._alive_until.pop(queue, None)
 
     def moves(self, activity_type: str, task_queue: str) -> bool:
-        """Whether there are traffic rules for such activities."""
-        return self.traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
+        """Whether some such activities go elsewhere than to their task queue's own queue, by
+        traffic rules or a ramp."""
+        traffic = self.traffic
+        return (
+            traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
+            or traffic.deployments.line(Kind.ACTIVITY.value, task_queue).ramping is not None
+        )
 
     def divert(
         self, message: Message, home: QueueName, to: Destination, deadline: float, done: Done

@@ -267,8 +267,9 @@ class Reclaimer:
         else:
             late.reject(requeue=True)
 
-    def _record(self, removed: Sequence[_Held]) -> None:
-        """Write into the settings log that they are gone."""
+    def _record(self, gone: Sequence[_Held]) -> None:
+        """Write into the settings log that these task queues are gone."""
+        removed = [one for one in gone if one.queue.kind not in (Kind.VERSION, Kind.RAMPING)]
         deadline = self._clock.monotonic() + RECORD_S
         ended = _Ended(len(removed))
         for one in removed:

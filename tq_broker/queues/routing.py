@@ -16,6 +16,7 @@ import msgspec
 
 from tq_broker.common import OnGone, Requires, Route, TargetKind, to_ms
 from tq_broker.model.capabilities import Niche, in_words
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments, Line, shown
 from tq_broker.model.detours import Detour
 from tq_broker.model.envelope import AMQP_PRIORITY_DEFAULT
 from tq_broker.model.names import ORDERED, Kind, Names, QueueName
@@ -28,6 +29,7 @@ from tq_broker.model.workflow_tasks import WorkflowTask
 WAIT_STEP_MS = 500
 """Pause between two looks for a target that is gone and waited for."""
 
+ACTIVITY_SIDE = TaskKind.ACTIVITY.value
 _KINDS = {TargetKind.HOST: Kind.HOST, TargetKind.PROCESS: Kind.PROCESS}
 
 
@@ -126,6 +128,22 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
     return Destination(queue, why, rule=rule)
 
 
+def explain_version(of: Facts, task_queue: str, deployments: Deployments) -> list[str]:
+    """Which version of the workers of ``task_queue`` takes a task that is not pinned, for people;
+    of an activity of a workflow ``of.id`` has to be that workflow's."""
+    line = deployments.line(of.kind.value, task_queue)
+    if line == Line():
+        return []
+    ramping = ""
+    if line.ramping is not None:
+        ramping = f", and {shown(line.ramping)!r} takes {line.percent:g} % by the hash of the id"
+    target = deployments.target(of.kind.value, task_queue, of.id)
+    return [
+        f"of the versions there {shown(line.plain)!r} is current{ramping}; so it goes to"
+        f" {shown(target)!r}, unless its run is pinned to another"
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a task says itself about where it must run, beside its task queue."""
@@ -138,7 +156,12 @@ NOTHING_ASKED = Asked()
 
 
 def explain(
-    names: Names, of: Facts, rules: RuleTable, now_ms: int, asked: Asked = NOTHING_ASKED
+    names: Names,
+    of: Facts,
+    rules: RuleTable,
+    now_ms: int,
+    asked: Asked = NOTHING_ASKED,
+    deployments: Deployments = NO_DEPLOYMENTS,
 ) -> list[str]:
     """How the router comes to its answer, step by step, for people."""
     steps = [f"the task queue of {of.kind.value} {of.type!r} is {of.task_queue!r}"]
@@ -152,17 +175,17 @@ def explain(
     )
     steps += _asked_steps(asked)
     if of.kind is TaskKind.ACTIVITY and not may_be_moved(task):
-        to = destination(names, task)
-        gone = when_gone(names, task, now_ms)
+        to = destination(names, task, deployments)
+        gone = _gone_in_words(when_gone(names, task, now_ms)) if to.private else "it waits"
         return [
             *steps,
             "what says so itself no traffic rule moves",
             f"it goes to queue {to.queue}: {to.why}",
-            f"if nobody is there: {_gone_in_words(gone)}",
+            f"if nobody is there: {gone}",
         ]
     if asked.requires is not None:
         of = msgspec.structs.replace(of, capabilities=asked.requires.names)
-        steps.append(f"so its own queue is {destination(names, task).queue}")
+        steps.append(f"so its own queue is {destination(names, task, deployments).queue}")
     if not rules:
         return [*steps, "no traffic rules are in force; it goes there"]
     return [*steps, *_rule_steps(names, of, rules, now_ms)]
@@ -235,13 +258,20 @@ def in_order(
     return None if is_ordered is None else names.priority(queue)
 
 
-def destination(names: Names, task: ActivityTask) -> Destination:
+def destination(
+    names: Names, task: ActivityTask, deployments: Deployments = NO_DEPLOYMENTS
+) -> Destination:
     """The queue for ``task``, as if everybody lived."""
     route, requires = task.route, task.requires
     if requires is not None:
-        return _to_capable(names, task, route, requires)
+        return _to_capable(names, task, requires, deployments)
     if route is None:
-        return Destination(names.activity(task.task_queue), f"task queue {task.task_queue!r}")
+        return unpinned(names, task, deployments)
+    if route.kind is TargetKind.VERSION:
+        return Destination(
+            names.version(ACTIVITY_SIDE, route.target, task.task_queue),
+            f"version {route.target!r} of task queue {task.task_queue!r}",
+        )
     return Destination(
         names.queue(_KINDS[route.kind], route.target, task.task_queue),
         f"route to {route.kind.value} {route.target!r} of task queue {task.task_queue!r}",
@@ -250,26 +280,35 @@ def destination(names: Names, task: ActivityTask) -> Destination:
 
 
 def _to_capable(
-    names: Names, task: ActivityTask, route: Route | None, requires: Requires
+    names: Names, task: ActivityTask, requires: Requires, deployments: Deployments
 ) -> Destination:
-    if route is None and requires.is_patient:
+    if task.route is None and requires.is_patient:
         queue = names.capable(task.task_queue, requires.names)
         why = f"task queue {task.task_queue!r}, workers with {in_words(requires.names)}"
         return Destination(queue, why)
-    niche = niche_of(task)
+    niche = niche_of(task, deployments)
     return Destination(niche.queue(names), str(niche), private=True, niche=niche)
 
 
-def niche_of(task: ActivityTask) -> Niche:
+def niche_of(task: ActivityTask, deployments: Deployments = NO_DEPLOYMENTS) -> Niche:
     """The workers that may have ``task``, which requires something."""
     assert task.requires is not None, "a niche is for those who have something"
-    targets = {} if task.route is None else {task.route.kind: task.route.target}
+    if task.route is None:
+        version = deployments.target(ACTIVITY_SIDE, task.task_queue, ramp_id(task))
+        return Niche(task.task_queue, task.requires.names, version=version)
+    targets = {task.route.kind: task.route.target}
     return Niche(
         task.task_queue,
         task.requires.names,
         targets.get(TargetKind.HOST, ""),
         targets.get(TargetKind.PROCESS, ""),
+        targets.get(TargetKind.VERSION),
     )
+
+
+def ramp_id(task: ActivityTask) -> str:
+    """The id by which a ramp takes ``task``, or not: activities of a run go where the run goes."""
+    return task.activity_id if task.workflow is None else task.workflow.workflow_id
 
 
 def must_be_known(requires: Requires) -> bool:
@@ -290,25 +329,39 @@ def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[
     )
 
 
+def unpinned(names: Names, task: ActivityTask, deployments: Deployments) -> Destination:
+    """The queue for ``task``, which takes whatever version is current, or ramping."""
+    queue = deployments.queue(names, ACTIVITY_SIDE, task.task_queue, ramp_id(task))
+    is_ramped = queue.kind is Kind.RAMPING
+    what = "the ramping version of task queue" if is_ramped else "task queue"
+    return Destination(queue, f"{what} {task.task_queue!r}")
+
+
 def when_gone(names: Names, task: ActivityTask, now_ms: int) -> Destination | Fail | LookAgain:
     """What becomes of ``task`` at ``now_ms``, whose private queue nobody serves: its route says
-    so, or, without one, what it requires.
+    so, or, without one or with one to a version, what it requires.
 
     With `OnGone.WAIT` the time runs from the start of the activity.
     """
     route, requires = task.route, task.requires
-    said = route or requires
+    is_pinned = route is not None and route.kind is TargetKind.VERSION
+    said = requires if is_pinned else route or requires
     assert said is not None, "only a task with a route or requirements has a target"
     gone = f"no living worker serves task queue {task.task_queue!r}"
     if route is not None:
         gone += f" on {route.kind.value} {route.target!r}"
     if requires is not None:
         gone += f" with {in_words(requires.names)}"
+    if is_pinned and said.on_gone is OnGone.FALL_BACK:
+        to = destination(names, msgspec.structs.replace(task, requires=None))
+        return Destination(to.queue, f"{gone}; fell back to the version")
     if said.on_gone is OnGone.FALL_BACK:
         # Who falls back from a host still needs what it requires.
         needed = () if route is None or requires is None else requires.names
         queue = names.shared(task.task_queue, needed)
         return Destination(queue, f"{gone}; fell back to the task queue")
+    if said.on_gone is OnGone.WAIT and said.wait is None:
+        return LookAgain(WAIT_STEP_MS, f"{gone}; waits")
     if said.on_gone is OnGone.WAIT and said.wait is not None:
         left_ms = task.scheduled_ms + to_ms(said.wait) - now_ms
         if left_ms > 0:

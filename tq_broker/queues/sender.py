@@ -104,7 +104,7 @@ class Sender:
         if need == LADDER:
             return topology.delay_ladder(names)
         assert isinstance(need, QueueName), need
-        if need.kind in LISTED:
+        if need.kind in (*LISTED, Kind.VERSION, Kind.RAMPING):
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in PLAIN:
             return topology.priority_queue(names, need, lock_name(names, need))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tq_broker.clock import Clock, epoch_ms, remaining
 from tq_broker.exceptions import Malformed
+from tq_broker.model.deployments import Deployments
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.parts import ALL, Part, PartTable
@@ -198,6 +199,18 @@ class SettingsLog:
         with self._lock:
             held = [one for one in found.values() if one.key and one.task_queue == task_queue]
         return {one.key: one.until_ms for one in held}
+
+    @property
+    def deployments(self) -> Deployments:
+        """Deployment versions; replaced as a whole, so any thread may read it."""
+        return self._settings.deployments
+
+    def wait_until(self, is_so: Callable[[Deployments], bool], deadline: float) -> bool:
+        """Wait until this holds of the deployments; False if the deadline came first."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: is_so(self._settings.deployments), remaining(self._clock, deadline)
+            )
 
     def rule_changes(self) -> list[RuleChange]:
         """Who has set and removed traffic rules, oldest first, as far as it is remembered."""

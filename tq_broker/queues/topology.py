@@ -6,7 +6,8 @@ Rules of this file:
   and dead-lettering of private queues): what an operator may want to tune belongs in a policy;
 * ``x-queue-type`` is always sent, because a vhost can have another default;
 * names that churn (host, process, lease, reply, claim, lock) are classic: a quorum queue leaves
-  an Erlang atom behind for every name ever used;
+  an Erlang atom behind for every name ever used. Queues of deployment versions are quorum queues
+  all the same: tasks may wait there for as long as in a task queue, and there are few a day;
 * a private queue's ``x-expires`` is at least twice its time-to-live and a minute: a queue that
   expires drops its messages, confirmed or not, so they must have been dead-lettered long before.
 """

@@ -1,4 +1,4 @@
-"""The traffic rules in force, as one connection knows them.
+"""The traffic rules and deployment versions in force, as one connection knows them.
 
 Workers and history follow the settings log anyway, and share what they read by `Traffic.attach`.
 A client begins to follow it with the first task that it starts: on the connection that it has, in
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.names import Names
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.queues.broker import Broker, Subscription
@@ -55,6 +56,12 @@ class Traffic:
         """The rules, as far as they were read."""
         logs = self._logs
         return logs[0].rules if logs else NO_RULES
+
+    @property
+    def deployments(self) -> Deployments:
+        """The deployment versions, as far as they were read."""
+        logs = self._logs
+        return logs[0].deployments if logs else NO_DEPLOYMENTS
 
     @property
     def prioritized(self) -> frozenset[tuple[str, str]]:

@@ -48,6 +48,7 @@ class Scope:
         is_ushered: Whether an usher keeps the limits of a task queue, because parts of it have
             some of their own.
         make_usher: Makes the one of a task queue, which calls what is given when it has to do.
+        takes: Whether a queue is for workers of this one's deployment version now.
     """
 
     side: Side
@@ -58,6 +59,7 @@ class Scope:
     cover: Callable[[str, Callable[[], Passage]], None]
     is_ushered: Callable[[str], bool] = lambda task_queue: False
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
+    takes: Callable[[QueueName], bool] = lambda queue: True
 
 
 class Gates:
@@ -169,11 +171,14 @@ class Gates:
         return queue
 
     def _change(self, turnstile: Turnstile, limits: Limits) -> None:
-        paused = bool(self._scope.is_paused(turnstile.queue))
+        scope = self._scope
+        paused = bool(scope.is_paused(turnstile.queue))
+        elsewhere = not scope.takes(turnstile.queue)
         if turnstile.limits != limits:
             self._run_banks(turnstile.task_queue, limits)
-        if turnstile.limits != limits or turnstile.is_paused != paused:
-            turnstile.limit(limits, paused=paused)
+        now = turnstile.limits, turnstile.is_paused, turnstile.is_elsewhere
+        if now != (limits, paused, elsewhere):
+            turnstile.limit(limits, paused=paused, elsewhere=elsewhere)
 
     def _enter(self, queue: QueueName, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
@@ -190,7 +195,8 @@ class Gates:
             on_deliveries=self._on_deliveries,
             wake=self._gates_turn.wake,
         )
-        turnstile.limit(limits, paused=bool(scope.is_paused(queue)))
+        paused = bool(scope.is_paused(queue))
+        turnstile.limit(limits, paused=paused, elsewhere=not scope.takes(queue))
         self._poller.hand_over(queue, turnstile)
         if limits.concurrency is not None:
             scope.cover(task_queue, turnstile.cover)

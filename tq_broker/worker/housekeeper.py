@@ -1,4 +1,5 @@
-"""Removing task queues that nobody has used for long: one worker of a namespace does it for all.
+"""Removing task queues that nobody has used for long, and a look for tasks that wait for a
+deployment version without workers: one worker of a namespace does it for all.
 
 The workers elect the one by a lock on the broker, which is free again when its holder is gone.
 """
@@ -48,6 +49,7 @@ class Housekeeper:
         self._clock = connection.clock
         self._settings = settings
         self._after_s = after_s
+        self._names = connection.names
         self._lock_name = str(connection.names.queue(Kind.LOCK, "housekeeping"))
         self._reclaimer = connection.reclaimer
         self._stop = threading.Event()
@@ -76,6 +78,7 @@ class Housekeeper:
         idleness = Idleness(self._after_s)
         while True:
             self.look(idleness)
+            self.warn()
             if self._stop.wait(self._after_s / ROUNDS):
                 return
 
@@ -115,3 +118,21 @@ class Housekeeper:
         if due:
             log.info("removed %d idle task queues", len(removed))
         return removed
+
+    def warn(self) -> None:
+        """Log where tasks wait for a version, and nobody consumes them."""
+        deadline = self._clock.monotonic() + LOOK_WITHIN_S
+        prioritized = self._settings.prioritized
+        for version, queue in self._settings.deployments.queues(self._names):
+            if (queue.kind.value, queue.parts[0]) in prioritized:
+                queue = self._names.priority(queue)
+            stats = self._broker.stats(str(queue), deadline)
+            if stats is None or not stats.ready or stats.consumers:
+                continue
+            if self._settings.pause_of(queue) is None:
+                log.warning(
+                    "%d tasks wait in %s for version %s, and no worker consumes it now",
+                    stats.ready,
+                    queue,
+                    version,
+                )

@@ -40,6 +40,7 @@ class Niches:
         place: Place,
         capabilities: Sequence[str],
         task_queues: Sequence[str],
+        version: str = "",
     ) -> None:
         self.capabilities = tuple(capabilities)
         self._sender = sender
@@ -47,6 +48,7 @@ class Niches:
         self._poller = poller
         self._place = place
         self._task_queues = task_queues
+        self._version = version
         self._has_news = True
         self._others: list[tuple[str, tuple[str, ...]]] = []
         self._look_at = 0.0
@@ -74,7 +76,7 @@ class Niches:
             return False
         place = self._place
         return niche.task_queue in self._task_queues and niche.fits(
-            self.capabilities, place.host, place.worker_id
+            self.capabilities, place.host, place.worker_id, self._version
         )
 
     def tell(self, deadline: float) -> None:

@@ -37,6 +37,7 @@ from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
 from tq_broker.worker import watch
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
 from tq_broker.worker.desk import Desk, private_queues
@@ -120,6 +121,8 @@ class Worker:
         self._workflows = WorkflowRegistry(workflows)
         if not len(self._registry) and not len(self._workflows):
             raise InvalidArgument("At least one activity or workflow must be specified")
+        if self.options.version:
+            self._workflows.check_behaviors(self.options.default_versioning_behavior)
         self._place = Place(
             namespace=connection.names.namespace,
             host=self.options.host,
@@ -162,6 +165,8 @@ class Worker:
             supply.activity,
             options.max_concurrent_activities_by_type,
         )
+        self._allegiance = Allegiance(options.version, self._settings, names)
+        handler.home_of = self._allegiance.home_of
         self._sorter = Sorter(
             sender, self._reporter, self._settings, names.activity, handler.on_deliveries
         )
@@ -174,6 +179,7 @@ class Worker:
             place,
             check_capabilities("capabilities", options.capabilities),
             self.task_queues if self._runs_activities else (),
+            options.version,
         )
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
@@ -206,6 +212,7 @@ class Worker:
                 self._settings,
                 handler.recent,
                 supply,
+                self._allegiance,
             )
             self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
@@ -258,6 +265,7 @@ class Worker:
             cover=handler.cover,
             is_ushered=lambda task_queue: self._settings.part_table(task_queue) is not None,
             make_usher=self._make_usher,
+            takes=self._allegiance.takes,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
@@ -369,6 +377,7 @@ class Worker:
             session_slots=self.options.max_concurrent_sessions,
             capabilities=list(self._niches.capabilities),
             unserved=self._niches.unserved,
+            deployment_version=self.options.version,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
             settings_fault=self._settings.fault,
@@ -387,8 +396,7 @@ class Worker:
         deadline = self._clock.monotonic() + START_WITHIN_S
         self._start_support(deadline)
         if self._runs_activities:
-            for task_queue in self.task_queues:
-                self._poller.serve(self._connection.names.activity(task_queue))
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
@@ -413,7 +421,7 @@ class Worker:
 
         The program's connection delivers and acknowledges the tasks of the task queues. What
         else a worker needs goes over the client's own connection, and is started by the first
-        call. The program calls `stop` at its end.
+        call. The program calls `stop` at its end. A worker with a deployment cannot be hosted.
 
         Args:
             consumer_class: Kombu's; our consumers have a channel of their own beside it.
@@ -424,6 +432,11 @@ class Worker:
         """
         if not isinstance(self._supply.activity, FixedSlots):
             raise InvalidArgument("a worker that a program hosts needs fixed activity slots")
+        if self._allegiance.version:
+            raise InvalidArgument(
+                "a worker with a deployment cannot be hosted: its queues change with the current"
+                " version; start it by itself, or leave deployment and build_id out"
+            )
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
             self._start_sessions()
@@ -438,7 +451,7 @@ class Worker:
             self._connection.sender,
             self._supply.activity.most,
             self._sorter.on_deliveries,
-            self._settings.pause_of,
+            self._allegiance.is_closed,
         )
 
     @property
@@ -464,6 +477,10 @@ class Worker:
             self._connection.traffic.attach(self._settings)
             self._tell_defaults(deadline)
             self._niches.tell(deadline)
+            by = self._place.identity
+            self._allegiance.register(
+                self._connection.sender, self._sides, self.task_queues, self._clock, by, deadline
+            )
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -839,6 +856,7 @@ class Worker:
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             if self._is_serving:
                 self._niches.tick(now)
         self._supply.tick()
@@ -854,7 +872,7 @@ class Worker:
 
     def _is_closed(self, queue: QueueName) -> bool:
         """Whether nothing of ``queue`` may be begun now."""
-        return bool(self._settings.pause_of(queue)) or self._sorter.is_superseded(queue)
+        return self._allegiance.is_closed(queue) or self._sorter.is_superseded(queue)
 
     def _adjust(self) -> None:
         """Slots first, then windows that are as wide."""

@@ -9,12 +9,14 @@ from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.control import Begins
 from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
+from tq_broker.model.settings import WORKFLOW_SIDE
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import Plan
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.gates import Gates, Scope
@@ -58,6 +60,7 @@ class WorkflowSide:
         settings: SettingsLog,
         recent: RecentTasks,
         supply: SlotSupply,
+        allegiance: Allegiance,
     ) -> None:
         sender, clock = connection.sender, connection.clock
         self._slots = slots = supply.workflow
@@ -86,7 +89,8 @@ class WorkflowSide:
         self._handler.is_paused = lambda task_queue: bool(
             settings.pause_of(connection.names.workflow(task_queue))
         )
-        self._settings = settings
+        self._allegiance = allegiance
+        self._handler.home_of = allegiance.home_of
         self._sorter = Sorter(
             sender, returns, settings, connection.names.workflow, self._handler.on_deliveries
         )
@@ -101,6 +105,7 @@ class WorkflowSide:
             is_paused=settings.pause_of,
             free_slots=lambda: slots.capacity - self._handler.running,
             cover=self._handler.cover,
+            takes=allegiance.takes,
         )
         self._gates = Gates(scope, sender, clock, self._poller, self._sorter.on_deliveries)
         self._task_queues: Sequence[str] = ()
@@ -145,9 +150,8 @@ class WorkflowSide:
         """Begin to take tasks; returns at once, with what is being subscribed to."""
         names = self._connection.names
         self.local.executors = executors
-        for task_queue in task_queues:
-            self._poller.serve(names.workflow(task_queue))
         self._task_queues = task_queues
+        self._allegiance.stand(self._poller, WORKFLOW_SIDE, task_queues)
         self._gates.tick(task_queues)
         self._sorter.tick(task_queues, self._poller)
         if self.sticky is not None:
@@ -164,7 +168,7 @@ class WorkflowSide:
 
     def _is_closed(self, queue: QueueName) -> bool:
         """Whether nothing of ``queue`` may be begun now."""
-        return bool(self._settings.pause_of(queue)) or self._sorter.is_superseded(queue)
+        return self._allegiance.is_closed(queue) or self._sorter.is_superseded(queue)
 
     def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
         """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
@@ -176,6 +180,7 @@ class WorkflowSide:
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
         self._sorter.tick(self._task_queues, self._poller)
+        self._allegiance.stand(self._poller, WORKFLOW_SIDE, self._task_queues)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from tq_broker.common import ActivityOptions
+from tq_broker.common import ActivityOptions, VersioningBehavior
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
 
@@ -106,6 +106,7 @@ class WorkflowDefinition:
         failure_exception_types: Exceptions that fail the workflow, beside `FailureError`.
         defaults: Its options for those who start it and say nothing else: see
             `tq_broker.model.precedence`.
+        versioning_behavior: What a new deployment version means for open runs.
     """
 
     name: str
@@ -119,6 +120,7 @@ class WorkflowDefinition:
     dynamic: bool = False
     failure_exception_types: tuple[type[BaseException], ...] = field(default=())
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED
 
     @property
     def arg_types(self) -> tuple[Any, ...]:
@@ -145,6 +147,7 @@ def defn(
     failure_exception_types: Sequence[type[BaseException]] = (),
     task_queue: str | None = None,
     priority: int | None = None,
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Callable[[C], C]: ...
 
 
@@ -158,6 +161,7 @@ def defn(
     failure_exception_types: Sequence[type[BaseException]] = (),
     task_queue: str | None = None,
     priority: int | None = None,
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Any:
     """Make a class a workflow.
 
@@ -170,6 +174,8 @@ def defn(
             `FailureError`, fail only the workflow task, which is tried again.
         task_queue: Where it goes, when who starts it does not say.
         priority: 1 (first) to 5 of its activities that say none, as ``task_queue``.
+        versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
+            with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
@@ -178,8 +184,13 @@ def defn(
     defaults = _defaults(task_queue, priority)
 
     def decorate(target: Any) -> Any:
-        definition = _define(target, name, sandboxed, dynamic, tuple(failure_exception_types))
-        definition = dataclasses.replace(definition, defaults=defaults)
+        if not isinstance(versioning_behavior, VersioningBehavior):
+            raise InvalidArgument("versioning_behavior must be a VersioningBehavior")
+        definition = dataclasses.replace(
+            _define(target, name, sandboxed, dynamic, tuple(failure_exception_types)),
+            defaults=defaults,
+            versioning_behavior=versioning_behavior,
+        )
         setattr(target, _WORKFLOW, definition)
         setattr(definition.run.fn, _WORKFLOW, definition)
         return target
