@@ -111,6 +111,21 @@ def test_who_is_asked_by_name_takes_it_and_a_versions_queue_is_its_own() -> None
     )
 
 
+@pytest.mark.parametrize(
+    "queue",
+    [
+        NAMES.activity("q"),
+        NAMES.priority(NAMES.activity("q")),
+        NAMES.queue(Kind.ADMITTED, "q"),
+        NAMES.queue(Kind.ADMITTED_PRIORITY, "q"),
+        NAMES.capable("q", ["gpu"]),
+    ],
+)
+def test_every_queue_of_unpinned_activities_is_the_current_versions(queue: QueueName) -> None:
+    found = fold(serves("v1", side="activity"), serves("v2", side="activity"), routed(0, "v1"))
+    assert [one for one in ("", "shop.v1", "shop.v2") if found.takes(one, queue)] == ["shop.v1"]
+
+
 def test_the_queues_that_versions_have_to_consume_are_listed() -> None:
     found = fold(*two, routed(0, "v1", ramping="v2", percent=1.0))
     assert set(found.queues(NAMES)) == {

@@ -339,3 +339,32 @@ def test_the_version_that_takes_a_task_is_told_in_words() -> None:
     assert "'shop.v1' is current, and 'shop.v2' takes 100 %" in step
     assert "so it goes to 'shop.v2'" in step
     assert explain_version(facts, "elsewhere", found) == []
+
+
+def test_what_is_pinned_and_requires_something_keeps_to_both() -> None:
+    pin = Route.version("shop.v2")
+
+    def gone(requires: Requires) -> Destination | Fail | LookAgain:
+        return when_gone(NAMES, task(pin, requires=requires), 0)
+
+    assert isinstance(gone(GPU), LookAgain), "a version is waited for"
+    assert isinstance(gone(Requires(("gpu",), OnGone.FAIL)), Fail)
+    falls = gone(Requires(("gpu",), OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.version("activity", "shop.v2", "q")
+    told = explained(Asked(route=pin))
+    assert "queue tq.n.version.activity.shop%2Ev2.q" in told
+    assert told.endswith("if nobody is there: it waits")
+
+
+def test_a_niche_is_of_the_version_that_is_current_or_ramping() -> None:
+    deployments = fold(
+        serves("v1", side="activity"), serves("v2", side="activity"), routed(0, "v1")
+    )
+    needy = task(requires=Requires(("gpu",), OnGone.FAIL))
+    to = destination(NAMES, needy, deployments)
+    assert to.niche == Niche("q", ("gpu",), version="shop.v1")
+    ramped = deployments.apply(routed(1, "v1", ramping="v2", percent=100.0))
+    assert destination(NAMES, needy, ramped).niche == Niche("q", ("gpu",), version="shop.v2")
+    at_home = replace(needy, route=Route.host("h"))
+    assert destination(NAMES, at_home, ramped).niche == Niche("q", ("gpu",), "h")

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.worker.worlds import NAMES, World
+from tests.worker.worlds import NAMES, SOON_S, World
 from tq_broker import activity
-from tq_broker.common import Route, VersioningBehavior
+from tq_broker.common import OnGone, Requires, Route, VersioningBehavior
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.limits import Limits
 from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.parts import Part, PartKind
 from tq_broker.worker import Worker
 from tq_broker.worker.options import WorkerOptions
 
@@ -153,3 +155,47 @@ def test_options_make_one_text() -> None:
     options = WorkerOptions(deployment="shop", build_id="1.4", default_versioning_behavior=behavior)
     assert (options.version, WorkerOptions().version) == ("shop.1.4", "")
     assert NAMES.version("activity", options.version, "q").kind is Kind.VERSION
+
+
+def test_a_priority_queue_is_the_current_versions(world: World) -> None:
+    worker(world)
+    worker(world, "v2")
+    for current in ("v1", "v2"):
+        route(world, current=current)
+        assert [world.run(who, priority=priority) for priority in (1, 3, 5)] == [current] * 3
+
+
+def test_whom_a_limit_of_its_type_lets_in_goes_to_the_right_version(world: World) -> None:
+    worker(world)
+    worker(world, "v2")
+    route(world, current="v1")
+    part = Part(PartKind.TYPE, "who")
+    world.client.operations.set_limits("q", lambda _: Limits(rate=1000.0, burst=99), part=part)
+    assert [world.run(who) for _ in range(5)] == ["v1"] * 5
+    assert world.run(who, route=Route.version("shop.v2")) == "v2"
+    route(world, ramping="v2", percent=100.0)
+    assert [world.run(who) for _ in range(5)] == ["v2"] * 5
+
+
+def test_what_requires_something_goes_to_who_has_it_and_is_of_the_right_version(
+    world: World,
+) -> None:
+    worker(world, capabilities={"gpu"})
+    worker(world, "v2", capabilities={"gpu"})
+    answers = [{"gpu"}, Requires({"gpu"}, OnGone.FAIL), Requires({"gpu"}, OnGone.FALL_BACK)]
+    for current, other in (("v1", "v2"), ("v2", "v1")):
+        route(world, current=current)
+        assert [world.run(who, requires=one) for one in answers] == [current] * 3
+        pin = Route.version(f"shop.{other}")
+        assert [world.run(who, requires=one, route=pin) for one in answers] == [other] * 3
+
+
+def test_what_is_pinned_waits_for_capable_workers_of_its_version(world: World) -> None:
+    worker(world, capabilities={"gpu"}, worker_id="able")
+    worker(world, "v2")
+    pin = Route.version("shop.v2")
+    handle = world.start(who, requires={"gpu"}, route=pin)
+    wish = Requires({"gpu"}, OnGone.FALL_BACK)
+    assert world.run(who, requires=wish, route=pin) == "v2"
+    worker(world, "v2", capabilities={"gpu"}, worker_id="both")
+    assert handle.result(SOON_S) == "both"

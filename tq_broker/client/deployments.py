@@ -31,6 +31,7 @@ from tq_broker.model.deployments import (
     version_of,
 )
 from tq_broker.model.names import ORDERED, Kind, QueueName
+from tq_broker.model.registrations import serving
 from tq_broker.queues.settings_log import SettingsLog
 
 WAIT_S = 1.0
@@ -329,7 +330,7 @@ class DeploymentOperations:
             pinned=self._waiting(self._pinned(version, side, task_queue)),
             backlog=self._waiting(plain) if deployments.takes(version, plain) else 0,
             ramped=self._waiting(ramping) if ramped else 0,
-            workers=tuple(one.identity for one in living if task_queue in one.task_queues),
+            workers=tuple(one.identity for one in serving(living, task_queue, side)),
         )
 
     def _pinned(self, version: str, side: str, task_queue: str) -> QueueName:

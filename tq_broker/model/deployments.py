@@ -324,7 +324,7 @@ class Deployments(msgspec.Struct, frozen=True):
             case Kind.ACTIVITY | Kind.WORKFLOW | Kind.PRIORITY | Kind.WORKFLOW_PRIORITY:
                 side = PLAIN.get(queue.kind, queue.kind).value
                 return self.line(side, queue.parts[0]).plain == version
-            case Kind.ADMITTED | Kind.CAPABLE:
+            case Kind.ADMITTED | Kind.ADMITTED_PRIORITY | Kind.CAPABLE:
                 return self.line(Kind.ACTIVITY.value, queue.parts[-1]).plain == version
             case Kind.RAMPING:
                 return self.line(*queue.parts).of_ramping_queue == version

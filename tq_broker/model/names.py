@@ -69,6 +69,7 @@ class Kind(enum.Enum):
     ANTEROOM = "anteroom"
     ROSTER = "roster"
     ADMITTED = "admitted"
+    ADMITTED_PRIORITY = "admitted-priority"
     VERSION = "version"
     RAMPING = "ramping"
 
@@ -102,6 +103,7 @@ _ARITY = {
     Kind.ANTEROOM: 1,  # task queue
     Kind.ROSTER: 1,  # the same
     Kind.ADMITTED: 1,  # the same
+    Kind.ADMITTED_PRIORITY: 1,  # the same
     Kind.VERSION: 3,  # side, deployment version, task queue
     Kind.RAMPING: 2,  # side, task queue
 }
@@ -109,7 +111,9 @@ _ARITY = {
 ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
 """Which queue takes the place of a plain shared one that does not order its tasks by priority."""
 PLAIN = {ordered: plain for plain, ordered in ORDERED.items()}
-SHARED = ORDERED.keys() | PLAIN.keys() | {Kind.ADMITTED}
+ADMITTED = frozenset({Kind.ADMITTED, Kind.ADMITTED_PRIORITY})
+"""Queues of activities that the usher of their task queue has let in."""
+SHARED = ORDERED.keys() | PLAIN.keys() | ADMITTED
 """Queues whose tasks any worker of the task queue may take."""
 _TWINS = ORDERED | PLAIN
 _OF_TASK_QUEUES = SHARED | {
@@ -333,7 +337,7 @@ class Names:
 
     def plain(self, queue: QueueName) -> QueueName:
         """The plain queue of the task queue of ``queue``, which takes the place of it, or is it."""
-        kind = Kind.ACTIVITY if queue.kind is Kind.ADMITTED else PLAIN.get(queue.kind, queue.kind)
+        kind = Kind.ACTIVITY if queue.kind in ADMITTED else PLAIN.get(queue.kind, queue.kind)
         return self.queue(kind, *queue.parts)
 
     def twin(self, queue: QueueName) -> QueueName:

@@ -106,7 +106,7 @@ class Sender:
         assert isinstance(need, QueueName), need
         if need.kind in (*LISTED, Kind.VERSION, Kind.RAMPING):
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
-        if need.kind in PLAIN:
+        if need.kind in PLAIN or need.kind is Kind.ADMITTED_PRIORITY:
             return topology.priority_queue(names, need, lock_name(names, need))
         if need.kind in (Kind.HOST, Kind.PROCESS, Kind.NICHE):
             return topology.private_queue(names, need)

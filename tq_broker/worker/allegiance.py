@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.deployments import Deployments, VersionServes
+from tq_broker.model.deployments import Deployments, Place, VersionServes
 from tq_broker.model.names import SHARED, Kind, Names, QueueName
 from tq_broker.model.settings import side_of
 from tq_broker.queues.sender import Sender
@@ -74,21 +74,19 @@ class Allegiance:
     def register(
         self,
         sender: Sender,
-        sides: Sequence[str],
-        task_queues: Sequence[str],
+        places: Sequence[Place],
         clock: Clock,
         by: str,
         deadline: float,
     ) -> None:
-        """Tell the settings log what workers of this version serve, if that is news; blocks until
-        it is read back.
+        """Tell the settings log what workers of this version serve (``places``: sides of task
+        queues), if that is news; blocks until it is read back.
 
         The task queues exist from now on, be they consumed or not, so that they can be paused,
         limited and listed.
         """
         if not self.version:
             return
-        places = [(side, task_queue) for side in sides for task_queue in task_queues]
         sender.ensure([self._names.queue(Kind(side), name) for side, name in places], deadline)
 
         def are_known(deployments: Deployments) -> bool:

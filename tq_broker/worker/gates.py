@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.limits import UNLIMITED, Limits, Side
-from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.names import PLAIN, Kind, QueueName
 from tq_broker.model.permits import Flavor, place_of
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
@@ -137,8 +137,9 @@ class Gates:
             if twin in self._turnstiles:
                 self._leave(twin)  # its tasks wait elsewhere now
             if self._scope.is_ushered(task_queue):
-                self._put_in_force(queue, UNLIMITED)
-                self._put_in_force(self._open_usher(task_queue), UNLIMITED)
+                self._open_usher(task_queue)
+                for one in (queue, *self._admitted(queue)):
+                    self._put_in_force(one, UNLIMITED)
             else:
                 self._put_in_force(queue, self._scope.limits_of(task_queue))
         with self._lock:
@@ -157,9 +158,19 @@ class Gates:
         else:
             self._change(turnstile, limits)
 
-    def _open_usher(self, task_queue: str) -> QueueName:
-        """Stand for the usher's election, and serve whom it lets in: the queue of these."""
-        queue = self._sender.names.queue(Kind.ADMITTED, task_queue)
+    def _admitted(self, queue: QueueName) -> list[QueueName]:
+        """Serve whom the usher lets in; ``queue`` is where tasks wait before. Gives the queues."""
+        names, task_queue = self._sender.names, queue.parts[-1]
+        queues = [names.queue(Kind.ADMITTED, task_queue)]
+        if queue.kind in PLAIN:
+            queues.append(names.queue(Kind.ADMITTED_PRIORITY, task_queue))
+        for one in queues:
+            if not self._poller.serves(one):
+                self._poller.serve(one)
+        return queues
+
+    def _open_usher(self, task_queue: str) -> None:
+        """Stand for the usher's election."""
         make = self._scope.make_usher
         if task_queue not in self._ushers and make is not None:
             usher = make(task_queue, self._ushers_turn.wake)
@@ -167,8 +178,6 @@ class Gates:
             with self._lock:
                 self._ushers[task_queue] = usher
             self._ushers_turn.start()
-            self._poller.serve(queue)
-        return queue
 
     def _change(self, turnstile: Turnstile, limits: Limits) -> None:
         scope = self._scope

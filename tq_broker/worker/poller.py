@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.names import SHARED, Kind, QueueName
+from tq_broker.model.names import ADMITTED, SHARED, Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
@@ -142,7 +142,7 @@ class Poller:
     def hand_over(self, queue: QueueName, gate: Gate) -> None:
         """Consume the shared queue ``queue`` no more: ``gate`` takes its tasks from now on."""
         with self._lock:
-            if queue.kind is not Kind.ADMITTED:
+            if queue.kind not in ADMITTED:
                 self.gates[queue.parts[-1]] = gate
             for change in self._windows.bar(str(queue)):
                 self._end_soon(self._close(change))
@@ -150,7 +150,7 @@ class Poller:
     def take_back(self, queue: QueueName) -> None:
         """``queue`` has no limit any more."""
         with self._lock:
-            if queue.kind is not Kind.ADMITTED:
+            if queue.kind not in ADMITTED:
                 self.gates.pop(queue.parts[-1], None)
             self._windows.unbar(str(queue))
 

@@ -23,7 +23,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import envelope, failure
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.names import ADMITTED, Exchange, Kind, Names, QueueName
 from tq_broker.model.passes import What
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
@@ -272,8 +272,8 @@ class Reporter:
     def give_back(self, message: Message, queue: QueueName, done: Then) -> None:
         """Put ``message`` on ``queue`` again as a fresh copy, which no attempt is used up by."""
         fresh = envelope.without_pass(envelope.forwarded(message))
-        if queue.kind is Kind.ADMITTED:
-            queue = self._names.activity(queue.parts[0])
+        if queue.kind in ADMITTED:
+            queue = self._names.plain(queue)
         publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, fresh)
         self._insistence.insist(
             lambda ended: self._send(publication, (queue,), ended),

@@ -23,6 +23,7 @@ from tq_broker.model.parts import NO_PARTS
 from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
+    SIDES,
     WORKFLOW_SIDE,
     ActivityCanceled,
     LimitsSet,
@@ -252,6 +253,7 @@ class Worker:
             self._reporter,
             self._inquiries,
             self._settings,
+            self._allegiance,
         )
 
     def _make_gates(self, handler: Handler) -> Gates:
@@ -479,7 +481,7 @@ class Worker:
             self._niches.tell(deadline)
             by = self._place.identity
             self._allegiance.register(
-                self._connection.sender, self._sides, self.task_queues, self._clock, by, deadline
+                self._connection.sender, self._places, self._clock, by, deadline
             )
         except TqBrokerError:
             self._close_supporting()
@@ -522,24 +524,25 @@ class Worker:
         """Tell the settings log of task queues that it does not know."""
         names, sender = self._connection.names, self._connection.sender
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
-        for side in self._sides:
-            known = self._settings.task_queues(side)
-            further = () if self._sessions is None else self._sessions.task_queues
-            for task_queue in (*self.task_queues, *(further if side == ACTIVITY_SIDE else ())):
-                sender.declared(names.queue(Kind(side), task_queue))
-                if task_queue not in known:
-                    now_ms = epoch_ms(self._clock)
-                    record = TaskQueueDeclared(task_queue, now_ms, self.identity, side)
-                    sender.append(record, deadline, _ignore)
+        known = {side: self._settings.task_queues(side) for side in SIDES}
+        for side, task_queue in self._places:
+            sender.declared(names.queue(Kind(side), task_queue))
+            if task_queue not in known[side]:
+                now_ms = epoch_ms(self._clock)
+                record = TaskQueueDeclared(task_queue, now_ms, self.identity, side)
+                sender.append(record, deadline, _ignore)
         self._colleagues.greet(self.info(), deadline)
 
     @property
-    def _sides(self) -> tuple[str, ...]:
-        """The sides of its task queues that it serves."""
-        return (
-            *((ACTIVITY_SIDE,) if self._runs_activities else ()),
-            *(() if self._side is None else (WORKFLOW_SIDE,)),
-        )
+    def _places(self) -> list[tuple[str, str]]:
+        """The sides of task queues that it serves; sessions are created on some of their own."""
+        activities = self.task_queues if self._runs_activities else ()
+        sessions = () if self._sessions is None else self._sessions.task_queues
+        workflows = () if self._side is None else self.task_queues
+        return [
+            *((ACTIVITY_SIDE, name) for name in (*activities, *sessions)),
+            *((WORKFLOW_SIDE, name) for name in workflows),
+        ]
 
     def stop(self, *, cold: bool = False) -> None:
         """Shut down: take nothing more, let running activities end, report, close.
