@@ -64,7 +64,7 @@ def test_everything_that_is_said_is_asked_for() -> None:
     assert told.retry_policy == WireRetryPolicy(attempts=3)
     assert (told.memo, told.static_summary, told.static_details) == ({"a": b"1"}, "s", "d")
     assert told.start_delay_ms == 4000
-    assert told.signal == requests.SignalInput(signal_name="go", input=b"[1,2]")
+    assert told.signal == requests.SignalInput(signal_name="go", input=b"[1,2]", headers={"k": "v"})
     assert (told.priority, told.headers) == (1, {"k": "v"})
     assert request(cron_schedule="@every 5m").cron_schedule == "@every 5m"
 

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from tq_broker import ApplicationError, RetryPolicy, Worker, activity, workflow
-from tq_broker.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from tq_broker.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+)
 from tq_broker.exceptions import TimeoutError
 from tq_broker.testing import WorkflowEnvironment
 
@@ -63,6 +70,31 @@ def test_a_local_environment_serves_on_the_machines_clock() -> None:
             assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
             with env.auto_time_skipping_disabled():
                 await env.sleep(0.001)
+
+    run(journey())
+
+
+class Counting(OutboundInterceptor):
+    started = 0
+
+    async def start_workflow(self, input: StartWorkflowInput) -> Any:
+        Counting.started += 1
+        return await super().start_workflow(input)
+
+
+class Counts(Interceptor):
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        return Counting(next)
+
+
+def test_time_is_skipped_within_interceptors_too() -> None:
+    async def journey() -> None:
+        start = WorkflowEnvironment.start_time_skipping(interceptors=[Counts()])
+        async with await start as env, worker(env):
+            began = await env.get_current_time()
+            assert await env.client.execute_workflow(Patient.run, id="w", task_queue="t") == 6
+            assert await env.get_current_time() - began >= 5 * HOUR
+            assert Counting.started == 1
 
     run(journey())
 

@@ -17,8 +17,10 @@ from tq_broker.model.commands import Command
 from tq_broker.model.events import Event
 from tq_broker.model.failure import Failure, application, from_exception
 from tq_broker.model.workflow_tasks import QueryAnswer, QueryRequest, RunKey, UpdateRequest
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.replay import Replay
 from tq_broker.worker.turn import LocalActivityDone, Turn
+from tq_broker.worker.workflow_chain import WorkflowInterception
 from tq_broker.workflow.definition import definition_of
 
 KEY = RunKey("wf", "run")
@@ -53,12 +55,14 @@ class Run:
         converter: DataConverter = DEFAULT,
         local: LocalAnswer | None = None,
         failure_exception_types: Sequence[type[BaseException]] = (),
+        interceptors: Sequence[Interceptor] = (),
         **started: Any,
     ) -> None:
         self.workflow = workflow
         self.converter = converter
         self.local = local
         self.failure_exception_types = failure_exception_types
+        self.interception = WorkflowInterception.of(interceptors)
         self.now_ms = 1_000_000
         self.events: list[Event] = []
         self.updates: dict[str, UpdateRequest] = {}
@@ -82,6 +86,7 @@ class Run:
             namespace="default",
             converter=self.converter,
             failure_exception_types=self.failure_exception_types,
+            interception=self.interception,
         )
 
     def __del__(self) -> None:
@@ -177,6 +182,7 @@ class Run:
                 update_id=request.update_id,
                 update_name=request.name,
                 input=request.input,
+                headers=request.headers,
             )
         elif isinstance(command, cmd.CompleteUpdate):
             accepted = self.find(ev.WorkflowExecutionUpdateAccepted, update_id=command.update_id)
@@ -213,16 +219,19 @@ class Run:
 
     # --- what comes in ----------------------------------------------------------------------------
 
-    def signal(self, name: str, *args: Any) -> None:
+    def signal(self, name: str, *args: Any, headers: dict[str, str] | None = None) -> None:
         self.add(
             ev.WorkflowExecutionSignaled,
             signal_name=name,
             input=payload.dump_args(args, self.converter),
+            headers=headers or {},
         )
 
-    def update(self, update_id: str, name: str, *args: Any) -> None:
+    def update(
+        self, update_id: str, name: str, *args: Any, headers: dict[str, str] | None = None
+    ) -> None:
         self.updates[update_id] = UpdateRequest(
-            update_id, name, payload.dump_args(args, self.converter)
+            update_id, name, payload.dump_args(args, self.converter), headers or {}
         )
 
     def cancel(self, reason: str = "") -> None:
@@ -265,9 +274,10 @@ class Run:
         self.now_ms = max(self.now_ms, started.time_ms + started.start_to_fire_ms)
         self.add(ev.TimerFired, timer_id=timer_id, started_event_id=started.event_id)
 
-    def query(self, name: str, *args: Any) -> QueryAnswer:
+    def query(self, name: str, *args: Any, headers: dict[str, str] | None = None) -> QueryAnswer:
         """Asked of the cache and of a worker that has to replay first."""
-        request = QueryRequest(name, "", "", payload.dump_args(args, self.converter))
+        input = payload.dump_args(args, self.converter)
+        request = QueryRequest(name, "", "query-1", input, headers or {})
         answer = self.cached.query(request)
         scratch = self.replay()
         turn = scratch.activate(self.events, now_ms=self.now_ms, live=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.worker import process_activities as acts
 from tests.worker.attempts import attempt_of
+from tq_broker import activity
 from tq_broker.converter import JSONPayloadConverter
 from tq_broker.model.failure import Failure
 from tq_broker.worker import child as inside
@@ -34,6 +35,11 @@ from tq_broker.worker.child import (
     ToChild,
     ToParent,
     frame,
+)
+from tq_broker.worker.interceptors import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
 )
 
 
@@ -95,9 +101,10 @@ def test_nonsense_is_an_error() -> None:
 class Pair:
     """A child whose queue is filled before it serves, and its parent's end of the pipe."""
 
-    def __init__(self, *, shutdown: bool = False) -> None:
+    def __init__(self, *, shutdown: bool = False, interceptors: Sequence[Interceptor] = ()) -> None:
         self.parent, ours = socket.socketpair()
-        setup = Setup(pickle.dumps(JSONPayloadConverter()), 30, shutdown)
+        converter = pickle.dumps(JSONPayloadConverter())
+        setup = Setup(converter, 30, shutdown, pickle.dumps(interceptors))
         self.child = Child(ours, setup)
         self.ours = ours
 
@@ -127,6 +134,26 @@ def test_heartbeats_come_before_the_end() -> None:
         Beat(7, [b'"first"', b"1"]),
         Beat(7, [b'"second"', b"2"]),
         Returned(7, b"null"),
+    ]
+
+
+class Counting(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        activity.heartbeat("begins")
+        result = await super().execute_activity(input)
+        return [result, input.headers]
+
+
+class Counts(Interceptor):
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return Counting(next)
+
+
+def test_interceptors_stand_around_what_runs_here() -> None:
+    sent = run_of(acts.double, {"item": "a", "count": 1}, number=3)
+    assert Pair(interceptors=[Counts()]).serve(sent) == [
+        Beat(3, [b'"begins"']),
+        Returned(3, b'[{"item":"a","count":2},{}]'),
     ]
 
 

@@ -99,8 +99,9 @@ def test_a_result_is_told(bench: Bench) -> None:
 
 
 def test_its_code_sees_that_it_is_local_and_whose_it_is(bench: Bench) -> None:
-    bench.start()
+    bench.start(headers={"k": "v"})
     info = bench.last.info
+    assert info.headers == {"k": "v"}
     assert (info.is_local, info.activity_id, info.workflow_id) == (True, "a", "w")
     bench.last.heartbeat("goes nowhere")
 

@@ -363,7 +363,7 @@ def test_heartbeat_details_that_nobody_can_read_do_not_end_the_worker(timed: Wor
     worker = timed.worker(later)
     handle = timed.start(later, heartbeat_timeout=SECOND, retry_policy=ONCE)
     other = timed.client.get_async_activity_handle(task_token=tokens.get(timeout=SOON_S))
-    other._tell(heartbeat=[msgspec.Raw(b"1e400"), msgspec.Raw(b"2")]).result(SOON_S)
+    other._tell(heartbeat=[msgspec.Raw(b"1e400"), msgspec.Raw(b"2")]).waited(SOON_S)
     error = timeout_of(timed, handle)
     assert list(error.last_heartbeat_details) == ["1e400", 2]
     assert worker.is_running

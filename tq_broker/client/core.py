@@ -24,7 +24,6 @@ from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.exceptions import (
     ActivityAlreadyStarted,
     ActivityError,
-    InvalidArgument,
     Malformed,
     NotFound,
     RetryState,
@@ -131,8 +130,7 @@ class ClientCore:
 
         Quicker than to wait for both in turn: the outcome may be there before the confirmation.
         """
-        if not start.options.wait_result or start.options.reply_to:
-            raise InvalidArgument("who executes an activity waits for its outcome itself")
+        start.options.check_waits()
         pending, accepted = self._start(start, self._body(start, args))
         ended: Future[tuple[Pending, ActivityOutcome]] = Future()
 

@@ -11,14 +11,37 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import msgspec
 
+from tq_broker import chain
 from tq_broker.client.core import ClientCore, Pending
-from tq_broker.client.request import make_start
+from tq_broker.client.interceptors import (
+    CancelActivityInput,
+    CompleteAsyncActivityInput,
+    FailAsyncActivityInput,
+    HeartbeatAsyncActivityInput,
+    Interceptor,
+    OutboundInterceptor,
+    ReportCancellationAsyncActivityInput,
+)
+from tq_broker.client.outbound import Intercepted, activity_input, outbound_of
+from tq_broker.client.request import Start, make_start, read_call
 from tq_broker.client.verb_faces import AsyncVerbs, BlockingVerbs
-from tq_broker.client.waiting import UNSET, Timeout, awaited, one_or_many, to_seconds, waited
+from tq_broker.client.waiting import (
+    UNSET,
+    Answer,
+    Asked,
+    Chained,
+    Timeout,
+    all_awaited,
+    all_waited,
+    awaited,
+    one_or_many,
+    to_seconds,
+    waited,
+)
 from tq_broker.client.workflow_faces import AsyncWorkflows, BlockingWorkflows
 from tq_broker.clock import SystemClock
 from tq_broker.converter import DEFAULT, DataConverter
@@ -40,9 +63,12 @@ R = TypeVar("R")
 class _Handle:
     """What both kinds of handle know."""
 
-    def __init__(self, core: ClientCore, pending: Pending) -> None:
+    def __init__(
+        self, core: ClientCore, pending: Pending, outbound: OutboundInterceptor | None = None
+    ) -> None:
         self._core = core
         self._pending = pending
+        self._outbound = outbound
 
     @property
     def id(self) -> str:
@@ -51,6 +77,9 @@ class _Handle:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._pending.start.activity_type} {self.id}>"
+
+    def _ask_cancel(self, reason: str) -> Answer[None]:
+        return _cancel(self._core, self._outbound, self.id, reason)
 
     def _wanted(self) -> Future[Any]:
         options = self._pending.start.options
@@ -77,7 +106,7 @@ class ActivityHandle(_Handle, Generic[R]):
     async def cancel(self, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when the request is kept: also a worker that is not
         running now will heed it."""
-        await awaited(self._core.cancel(self.id, reason))
+        await self._ask_cancel(reason).awaited()
 
 
 class BlockingActivityHandle(_Handle, Generic[R]):
@@ -91,14 +120,20 @@ class BlockingActivityHandle(_Handle, Generic[R]):
 
     def cancel(self, reason: str = "") -> None:
         """Ask that it be cancelled."""
-        waited(self._core.cancel(self.id, reason))
+        self._ask_cancel(reason).waited()
 
 
 class _TokenHandle:
     """An attempt that somebody else completes."""
 
-    def __init__(self, core: ClientCore, task_token: bytes | str) -> None:
+    def __init__(
+        self,
+        core: ClientCore,
+        task_token: bytes | str,
+        outbound: OutboundInterceptor | None = None,
+    ) -> None:
         self._core = core
+        self._outbound = outbound
         self._token = control.TaskToken.load(task_token)
         if self._token.namespace != core.names.namespace:
             raise InvalidArgument(
@@ -106,16 +141,51 @@ class _TokenHandle:
                 f" this client of {core.names.namespace!r}"
             )
 
-    def _tell(self, **end: Any) -> Future[control.Answer]:
+    def _tell(self, **end: Any) -> Asked[None]:
         token = self._token
         request = control.CompleteAttempt(token.activity_id, token.attempt, **end)
-        return self._core.complete(token, request)
+        return Asked(self._core.complete(token, request), _nothing, _nothing)
 
     def _encode(self, value: Any) -> msgspec.Raw:
         return msgspec.Raw(self._core.converter.payload_converter.encode(value))
 
-    def _heartbeat(self, details: Sequence[Any]) -> Future[control.Answer]:
-        return self._tell(heartbeat=[self._encode(detail) for detail in details])
+    def _ask_completion(self, result: Any) -> Answer[None]:
+        if self._outbound is None:
+            return self._tell(result=self._encode(result))
+        input = CompleteAsyncActivityInput(task_token=self._token.dump(), result=result)
+        return Chained(self._outbound.complete_async_activity(input))
+
+    def _ask_failure(self, error: BaseException) -> Answer[None]:
+        if self._outbound is None:
+            return self._tell(failure=failure.from_exception(error))
+        input = FailAsyncActivityInput(task_token=self._token.dump(), error=error)
+        return Chained(self._outbound.fail_async_activity(input))
+
+    def _ask_heartbeat(self, details: Sequence[Any]) -> Answer[None]:
+        if self._outbound is None:
+            told = self._tell(heartbeat=[self._encode(detail) for detail in details])
+            return Asked(told.future, _heed, told.drop)
+        input = HeartbeatAsyncActivityInput(task_token=self._token.dump(), details=details)
+        return Chained(self._outbound.heartbeat_async_activity(input))
+
+    def _ask_report(self, details: Sequence[Any]) -> Answer[None]:
+        if self._outbound is None:
+            return self._tell(failure=failure.canceled(details=list(details)))
+        input = ReportCancellationAsyncActivityInput(task_token=self._token.dump(), details=details)
+        return Chained(self._outbound.report_cancellation_async_activity(input))
+
+
+def _cancel(
+    core: ClientCore, outbound: OutboundInterceptor | None, activity_id: str, reason: str
+) -> Answer[None]:
+    if outbound is None:
+        return Asked(core.cancel(activity_id, reason), _nothing, _nothing)
+    input = CancelActivityInput(activity_id=activity_id, reason=reason)
+    return Chained(outbound.cancel_activity(input))
+
+
+def _nothing(_answer: object = None) -> None:
+    """Of an answer that says no more than that it has come; and nobody need be told."""
 
 
 def _heed(answer: control.Answer) -> None:
@@ -132,19 +202,19 @@ class AsyncActivityHandle(_TokenHandle):
 
     async def complete(self, result: Any = None) -> None:
         """It has ended well."""
-        await awaited(self._tell(result=self._encode(result)))
+        await self._ask_completion(result).awaited()
 
     async def fail(self, error: BaseException) -> None:
         """It has failed; the retry policy decides what follows."""
-        await awaited(self._tell(failure=failure.from_exception(error)))
+        await self._ask_failure(error).awaited()
 
     async def heartbeat(self, *details: Any) -> None:
         """It lives. Raises `CancelledError` when cancellation was requested."""
-        _heed(await awaited(self._heartbeat(details)))
+        await self._ask_heartbeat(details).awaited()
 
     async def report_cancellation(self, *details: Any) -> None:
         """It has honoured a cancellation."""
-        await awaited(self._tell(failure=failure.canceled(details=list(details))))
+        await self._ask_report(details).awaited()
 
 
 class BlockingAsyncActivityHandle(_TokenHandle):
@@ -152,26 +222,67 @@ class BlockingAsyncActivityHandle(_TokenHandle):
 
     def complete(self, result: Any = None) -> None:
         """It has ended well."""
-        waited(self._tell(result=self._encode(result)))
+        self._ask_completion(result).waited()
 
     def fail(self, error: BaseException) -> None:
         """It has failed; the retry policy decides what follows."""
-        waited(self._tell(failure=failure.from_exception(error)))
+        self._ask_failure(error).waited()
 
     def heartbeat(self, *details: Any) -> None:
         """It lives. Raises `CancelledError` when cancellation was requested."""
-        _heed(waited(self._heartbeat(details)))
+        self._ask_heartbeat(details).waited()
 
     def report_cancellation(self, *details: Any) -> None:
         """It has honoured a cancellation."""
-        waited(self._tell(failure=failure.canceled(details=list(details))))
+        self._ask_report(details).waited()
 
 
 class _Face:
-    """Construction, which both faces share."""
+    """Construction and the chain of interceptors, which both faces share.
 
-    def __init__(self, core: ClientCore) -> None:
+    Attributes:
+        interceptors: As given; workers made with this client take those that are for workers.
+        outbound: The first interceptor; ``None`` without any.
+    """
+
+    _is_blocking: bool
+    _activity_handle: ClassVar[Callable[..., Any]]
+    _token_handle: ClassVar[Callable[..., Any]]
+
+    def __init__(self, core: ClientCore, interceptors: Sequence[Interceptor] = ()) -> None:
         self.core = core
+        self.interceptors = chain.check("interceptors", interceptors, Interceptor)
+        # Which it is together with the parts of either client that are about workflows.
+        self.outbound = outbound_of(cast(Intercepted, self), self.interceptors)
+
+    def _begin(
+        self,
+        outbound: OutboundInterceptor,
+        activity: Callable[..., Any] | str,
+        calls: Sequence[Sequence[Any]],
+        options: StartOptionsDict,
+        *,
+        waits: bool = False,
+    ) -> list[Chained[Any]]:
+        """Starts by way of the interceptors; all arguments are checked before one is begun."""
+        said = read_call(activity, options)
+        if waits:
+            said.start.check_waits()
+        for args in calls:
+            said.check_args(args)
+        return [Chained(outbound.start_activity(activity_input(said, args))) for args in calls]
+
+    def _plain_activity(self, start: Start, args: Sequence[Any]) -> Asked[Any]:
+        def read(pending: Pending) -> Any:
+            return type(self)._activity_handle(self.core, pending, self.outbound)
+
+        return Asked(self.core.start(start, args), read, _nothing)
+
+    def _plain_cancel(self, activity_id: str, reason: str) -> Asked[None]:
+        return Asked(self.core.cancel(activity_id, reason), _nothing, _nothing)
+
+    def _plain_token(self, task_token: bytes) -> Any:
+        return type(self)._token_handle(self.core, task_token)
 
     @property
     def connection(self) -> Connection:
@@ -223,6 +334,10 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
     Made by `connect`; safe to use after a fork.
     """
 
+    _is_blocking = False
+    _activity_handle = ActivityHandle
+    _token_handle = AsyncActivityHandle
+
     @classmethod
     async def connect(
         cls,
@@ -230,6 +345,7 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
         *,
         namespace: str = "default",
         data_converter: DataConverter = DEFAULT,
+        interceptors: Sequence[Interceptor] = (),
         identity: str | None = None,
         queue_type: str = "quorum",
         timeout: Timeout = 10.0,
@@ -242,6 +358,9 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
                 separated by ``;``, or ``memory://name`` for a broker inside this process.
             namespace: Keeps the queues of different applications on one vhost apart.
             data_converter: Must be the same for client and workers.
+            interceptors: Around all that it asks for, the first outermost; those that are for
+                workers, too, also serve the workers made with it. See
+                `tq_broker.client.interceptors`.
             identity: How this client signs; ``pid@host`` by default.
             queue_type: ``quorum`` or ``classic``: for task queues that this client is the
                 first to use.
@@ -253,9 +372,10 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
             AccessRefused, BrokerUnavailable: why it cannot be connected.
         """
         core = cls._core(url, namespace, data_converter, identity, queue_type, timeout)
+        client = cls(core, interceptors)
         if not lazy:
             await asyncio.to_thread(core.connect, core.deadline())
-        return cls(core)
+        return client
 
     async def start_activity(
         self,
@@ -277,10 +397,13 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
             TargetGone: the route's target is gone, and the route says to fail.
             Unavailable: the broker did not take it before the client's ``timeout``.
         """
+        args = one_or_many(arg, args)
+        if self.outbound is not None:
+            (begun,) = self._begin(self.outbound, activity, [args], options)
+            handle: ActivityHandle[Any] = await begun.awaited()
+            return handle
         start = make_start(self.core.names, activity, options)
-        return ActivityHandle(
-            self.core, await awaited(self.core.start(start, one_or_many(arg, args)))
-        )
+        return ActivityHandle(self.core, await awaited(self.core.start(start, args)))
 
     async def execute_activity(
         self,
@@ -291,8 +414,12 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
+        args = one_or_many(arg, args)
+        if self.outbound is not None:
+            (begun,) = self._begin(self.outbound, activity, [args], options, waits=True)
+            return await (await begun.awaited()).result()
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*await awaited(self.core.execute(start, one_or_many(arg, args))))
+        return self.core.value(*await awaited(self.core.execute(start, args)))
 
     async def start_activities(
         self,
@@ -305,17 +432,20 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
         Returns when the broker has all of them. If it did not take some, the first error is
         raised, and the others run.
         """
-        start = make_start(self.core.names, activity, _without_id(options))
+        options = _without_id(options)
+        if self.outbound is not None:
+            return await all_awaited(self._begin(self.outbound, activity, calls, options))
+        start = make_start(self.core.names, activity, options)
         pendings = await awaited(self.core.start_many(start, calls))
         return [ActivityHandle(self.core, pending) for pending in pendings]
 
     def get_async_activity_handle(self, *, task_token: bytes | str) -> AsyncActivityHandle:
         """The attempt that ``task_token`` (of ``activity.info()``) stands for."""
-        return AsyncActivityHandle(self.core, task_token)
+        return AsyncActivityHandle(self.core, task_token, self.outbound)
 
     async def cancel_activity(self, activity_id: str, reason: str = "") -> None:
         """Ask that the activity with this id be cancelled, whoever started it."""
-        await awaited(self.core.cancel(activity_id, reason))
+        await _cancel(self.core, self.outbound, activity_id, reason).awaited()
 
     async def close(self) -> None:
         """Close the connection. Who waits for an outcome gets `Unavailable`."""
@@ -334,6 +464,10 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
     See `Client` for the arguments.
     """
 
+    _is_blocking = True
+    _activity_handle = BlockingActivityHandle
+    _token_handle = BlockingAsyncActivityHandle
+
     @classmethod
     def connect(
         cls,
@@ -341,6 +475,7 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
         *,
         namespace: str = "default",
         data_converter: DataConverter = DEFAULT,
+        interceptors: Sequence[Interceptor] = (),
         identity: str | None = None,
         queue_type: str = "quorum",
         timeout: Timeout = 10.0,
@@ -348,9 +483,10 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
     ) -> Self:
         """Connect to ``url``; arguments and errors as in `Client.connect`."""
         core = cls._core(url, namespace, data_converter, identity, queue_type, timeout)
+        client = cls(core, interceptors)
         if not lazy:
             core.connect(core.deadline())
-        return cls(core)
+        return client
 
     def start_activity(
         self,
@@ -361,10 +497,13 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
         **options: Unpack[StartOptionsDict],
     ) -> BlockingActivityHandle[Any]:
         """Start an activity; returns when the broker has it. See `Client.start_activity`."""
+        args = one_or_many(arg, args)
+        if self.outbound is not None:
+            (begun,) = self._begin(self.outbound, activity, [args], options)
+            handle: BlockingActivityHandle[Any] = begun.waited()
+            return handle
         start = make_start(self.core.names, activity, options)
-        return BlockingActivityHandle(
-            self.core, waited(self.core.start(start, one_or_many(arg, args)))
-        )
+        return BlockingActivityHandle(self.core, waited(self.core.start(start, args)))
 
     def execute_activity(
         self,
@@ -375,8 +514,12 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
         **options: Unpack[StartOptionsDict],
     ) -> Any:
         """Start an activity and wait for its result."""
+        args = one_or_many(arg, args)
+        if self.outbound is not None:
+            (begun,) = self._begin(self.outbound, activity, [args], options, waits=True)
+            return begun.waited().result()
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*waited(self.core.execute(start, one_or_many(arg, args))))
+        return self.core.value(*waited(self.core.execute(start, args)))
 
     def start_activities(
         self,
@@ -385,17 +528,20 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
         **options: Unpack[StartOptionsDict],
     ) -> list[BlockingActivityHandle[Any]]:
         """Start one activity for each entry of ``calls``. See `Client.start_activities`."""
-        start = make_start(self.core.names, activity, _without_id(options))
+        options = _without_id(options)
+        if self.outbound is not None:
+            return all_waited(self._begin(self.outbound, activity, calls, options))
+        start = make_start(self.core.names, activity, options)
         pendings = waited(self.core.start_many(start, calls))
         return [BlockingActivityHandle(self.core, pending) for pending in pendings]
 
     def get_async_activity_handle(self, *, task_token: bytes | str) -> BlockingAsyncActivityHandle:
         """The attempt that ``task_token`` (of ``activity.info()``) stands for."""
-        return BlockingAsyncActivityHandle(self.core, task_token)
+        return BlockingAsyncActivityHandle(self.core, task_token, self.outbound)
 
     def cancel_activity(self, activity_id: str, reason: str = "") -> None:
         """Ask that the activity with this id be cancelled, whoever started it."""
-        waited(self.core.cancel(activity_id, reason))
+        _cancel(self.core, self.outbound, activity_id, reason).waited()
 
     def close(self) -> None:
         """Close the connection. Who waits for an outcome gets `Unavailable`."""

@@ -79,20 +79,17 @@ class StartOptions:
         if self.reply_to is not None and not self.wait_result:
             raise InvalidArgument("reply_to names who wants the outcome; wait_result says nobody")
 
+    def check_waits(self) -> None:
+        """Raise `InvalidArgument` if the caller does not get the outcome."""
+        if not self.wait_result or self.reply_to:
+            raise InvalidArgument("who executes an activity waits for its outcome itself")
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A checked request: everything about a task but its id and arguments.
 
-    ``task`` are fields of an `ActivityTask`.
-    """
+class _Called:
+    """What can only be called with so many arguments."""
 
+    __slots__ = ()
     activity_type: str
-    task_queue: str
-    task: Mapping[str, Any]
-    options: StartOptions
-    delay_ms: int
-    result_type: Any
     definition: ActivityDefinition | None
 
     def check_args(self, args: Sequence[Any]) -> None:
@@ -110,6 +107,35 @@ class Start:
             raise InvalidArgument(
                 f"activity {self.activity_type!r} takes at least {least} arguments, got {count}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Said(_Called):
+    """What a call and the activity's decorator say together.
+
+    ``definition`` is ``None`` if the activity was given by name.
+    """
+
+    activity_type: str
+    options: ActivityOptions
+    start: StartOptions
+    definition: ActivityDefinition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start(_Called):
+    """A checked request: everything about a task but its id and arguments.
+
+    ``task`` are fields of an `ActivityTask`.
+    """
+
+    activity_type: str
+    task_queue: str
+    task: Mapping[str, Any]
+    options: StartOptions
+    delay_ms: int
+    result_type: Any
+    definition: ActivityDefinition | None
 
 
 _START_FIELDS = {f.name for f in fields(StartOptions)}
@@ -140,6 +166,11 @@ def _remembered(names: Names, activity: Any, keywords: tuple[tuple[str, Any], ..
 
 
 def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Start:
+    return start_of(names, read_call(activity, keywords))
+
+
+def read_call(activity: Any, keywords: Mapping[str, Any]) -> Said:
+    """Check a call's activity and keywords, each by itself. Raises `InvalidArgument`."""
     start_options = StartOptions(**{k: v for k, v in keywords.items() if k in _START_FIELDS})
     said = options_from({k: v for k, v in keywords.items() if k not in _START_FIELDS})
     if said.affinity is not None or said.affinity_group is not None or said.on_lost is not None:
@@ -149,6 +180,15 @@ def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Sta
         )
     definition = None if isinstance(activity, str) else definition_of(activity)
     options = said.over(definition.options if definition else ActivityOptions())
+    if definition is not None and definition.dynamic:
+        raise InvalidArgument("a dynamic activity is started by the name of a type")
+    type_name = definition.name if definition else check_text("activity", activity, bytes_max=200)
+    return Said(type_name, options, start_options, definition)
+
+
+def start_of(names: Names, said: Said) -> Start:
+    """All of it, checked. Raises `InvalidArgument`."""
+    options, start_options, definition = said.options, said.start, said.definition
     if options.task_queue is None:
         raise InvalidArgument("task_queue is not set, neither at the decorator nor at the call")
     reply_to = start_options.reply_to
@@ -157,15 +197,12 @@ def _make_start(names: Names, activity: Any, keywords: Mapping[str, Any]) -> Sta
             f"reply_to must be a reply queue of this namespace,"
             f" such as {names.queue(Kind.REPLY, 'my-program')}"
         )
-    if definition is not None and definition.dynamic:
-        raise InvalidArgument("a dynamic activity is started by the name of a type")
-    type_name = definition.name if definition else check_text("activity", activity, bytes_max=200)
     if definition is not None and start_options.result_type is None:
         result_type = definition.result_type
     else:
         result_type = start_options.result_type or Any
     return Start(
-        activity_type=type_name,
+        activity_type=said.activity_type,
         task_queue=check_task_queue(options.task_queue),
         task=task_fields(options) | _id_fields(start_options),
         options=start_options,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, Union
 
+from tq_broker import chain
 from tq_broker.exceptions import DeadlineExceeded, InvalidArgument
 
 T = TypeVar("T")
@@ -86,3 +88,52 @@ class Asked(Generic[T]):
             return self.read(waited(self.future, timeout))
         finally:
             self.drop()
+
+
+@dataclass(frozen=True, slots=True)
+class Chained(Generic[T]):
+    """An answer that a chain of interceptors sees to. They have been told of a timeout, if there
+    is one."""
+
+    coroutine: Coroutine[Any, Any, T]
+
+    async def awaited(self, timeout: Timeout = None) -> T:
+        """Wait for it, in ``asyncio``."""
+        return await self.coroutine
+
+    def waited(self, timeout: Timeout = None) -> T:
+        """Wait for it, blocking."""
+        return chain.run(self.coroutine)
+
+
+async def all_awaited(answers: Sequence[Chained[T]]) -> list[T]:
+    """All of them, begun at once; the first error is raised when all have ended."""
+    ended = await asyncio.gather(*(one.awaited() for one in answers), return_exceptions=True)
+    return _values(ended)
+
+
+def all_waited(answers: Sequence[Chained[T]]) -> list[T]:
+    """The same, blocking."""
+    begun = [_caught(partial(chain.Driven, one.coroutine)) for one in answers]
+    ended = [one if isinstance(one, BaseException) else _caught(one.result) for one in begun]
+    return _values(ended)
+
+
+def _caught(call: Callable[[], T]) -> T | BaseException:
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def _values(ended: Sequence[T | BaseException]) -> list[T]:
+    values: list[T] = []
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+        values.append(one)
+    return values
+
+
+Answer = Union[Asked[T], Chained[T]]  # noqa: UP007 - generic
+"""What may be waited for, with interceptors and without."""

@@ -23,6 +23,7 @@ from tq_broker.client.execution import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
 )
+from tq_broker.client.interceptors import OutboundInterceptor
 from tq_broker.client.waiting import Asked
 from tq_broker.client.workflow_start import encode_args
 from tq_broker.clock import epoch_ms
@@ -54,8 +55,10 @@ T = TypeVar("T")
 class WorkflowCore:
     """Asks on behalf of both faces of the client. Thread-safe."""
 
-    def __init__(self, core: ClientCore) -> None:
+    def __init__(self, core: ClientCore, outbound: OutboundInterceptor | None = None) -> None:
+        """``outbound``: the first interceptor, which handles are to ask; ``None`` without any."""
         self._core = core
+        self.outbound = outbound
         self.converter = core.converter
         self.identity = core.identity
         self.namespace = core.names.namespace

@@ -5,15 +5,26 @@ Rules of this file: as for `tq_broker.client.workflow_handles`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
+from tq_broker.chain import Pause
 from tq_broker.client.core import ClientCore
 from tq_broker.client.execution import WorkflowExecution, WorkflowExecutionCount
-from tq_broker.client.waiting import UNSET, Asked, Timeout, one_or_many
+from tq_broker.client.interceptors import (
+    CountWorkflowsInput,
+    ListWorkflowsInput,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    StartWorkflowUpdateWithStartInput,
+    UpdateWithStartUpdateWorkflowInput,
+)
+from tq_broker.client.outbound import workflow_input, workflow_of
+from tq_broker.client.waiting import UNSET, Answer, Asked, Chained, Timeout, one_or_many
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.client.workflow_handles import (
     BlockingWorkflowHandle,
@@ -25,7 +36,12 @@ from tq_broker.client.workflow_handles import (
     check_stage,
     update_request,
 )
-from tq_broker.client.workflow_start import check_id, make_options, make_request
+from tq_broker.client.workflow_start import (
+    StartWorkflowOptions,
+    check_id,
+    make_options,
+    make_request,
+)
 from tq_broker.client.workflow_targets import Target, handler_target, workflow_target
 from tq_broker.common import WorkflowIDConflictPolicy
 from tq_broker.exceptions import InvalidArgument
@@ -95,23 +111,23 @@ class _Workflows:
     """What both faces ask."""
 
     core: ClientCore
+    outbound: OutboundInterceptor | None
+    _is_blocking: bool
     _handle_type: ClassVar[Callable[..., Any]]
+    _update_type: ClassVar[Callable[..., Any]]
+    _plain_list: Callable[..., Any]
 
     @cached_property
     def workflows(self) -> WorkflowCore:
         """What this client asks of workflows, as answers that are on their way."""
-        return WorkflowCore(self.core)
+        return WorkflowCore(self.core, self.outbound)
 
     def _request(
-        self, target: Target, args: Sequence[Any], options: StartWorkflowOptionsDict
+        self, target: Target, args: Sequence[Any], options: StartWorkflowOptions
     ) -> requests.StartWorkflow:
         core = self.workflows
         return make_request(
-            target.name,
-            target.check_args(args),
-            make_options(completed(options, target.defaults)),
-            core.converter,
-            core.identity,
+            target.name, target.check_args(args), options, core.converter, core.identity
         )
 
     def _started(self, request: requests.StartWorkflow, target: Target) -> Callable[..., Any]:
@@ -128,17 +144,30 @@ class _Workflows:
 
     def _start(
         self, workflow: Named | type, args: Sequence[Any], options: StartWorkflowOptionsDict
-    ) -> Asked[Any]:
+    ) -> Answer[Any]:
         target = workflow_target(workflow, options.get("result_type"))
+        if self.outbound is None:
+            return self._plain_start(target, args, _options(target, options))
+        return Chained(self.outbound.start_workflow(_input(target, args, options)))
+
+    def _plain_start(
+        self, target: Target, args: Sequence[Any], options: StartWorkflowOptions
+    ) -> Asked[Any]:
         request = self._request(target, args, options)
         return self.workflows.start(request, self._started(request, target))
 
     def _execute(
         self, workflow: Named | type, args: Sequence[Any], options: StartWorkflowOptionsDict
-    ) -> Asked[Any]:
+    ) -> Answer[Any]:
         target = workflow_target(workflow, options.get("result_type"))
-        request = replace(self._request(target, args, options), want_result=True)
+        if self.outbound is not None:
+            return Chained(self._executed(self.outbound, _input(target, args, options)))
+        request = replace(self._request(target, args, _options(target, options)), want_result=True)
         return self.workflows.execute(request, target.result_type)
+
+    async def _executed(self, outbound: OutboundInterceptor, input: StartWorkflowInput) -> Any:
+        handle = await outbound.start_workflow(input)
+        return await (Pause(handle.result) if self._is_blocking else handle.result())
 
     def _start_with_update(
         self,
@@ -147,18 +176,67 @@ class _Workflows:
         args: Sequence[Any],
         id: str | None,
         wait: WorkflowUpdateStage,
-    ) -> Asked[requests.UpdateState]:
+        result_type: Any,
+        timeout: Timeout,
+    ) -> Answer[Any]:
         if operation.asked is not None:
             raise InvalidArgument("start_workflow_operation has been used; make a new one")
         target = workflow_target(operation.workflow, operation.options.get("result_type"))
+        handler = handler_target("update", update, result_type)
+        input = StartWorkflowUpdateWithStartInput(
+            start_workflow_input=_input(target, operation.args, operation.options),
+            update_workflow_input=UpdateWithStartUpdateWorkflowInput(
+                update_id=id,
+                update=handler.name,
+                args=handler.check_args(args),
+                wait_for_stage=check_stage(wait),
+                headers={},
+                ret_type=handler.result_type,
+                timeout=timeout,
+            ),
+            operation=operation,
+        )
+        if self.outbound is None:
+            return self._plain_start_with_update(input)
+        return Chained(self.outbound.start_update_with_start_workflow(input))
+
+    def _plain_start_with_update(self, input: StartWorkflowUpdateWithStartInput) -> Asked[Any]:
+        target, options = workflow_of(input.start_workflow_input)
+        update = input.update_workflow_input
         request = replace(
-            self._request(target, operation.args, operation.options),
-            update=update_request(self.workflows, update, args, id),
-            update_wait=check_stage(wait),
+            self._request(target, input.start_workflow_input.args, options),
+            update=update_request(self.workflows, update),
+            update_wait=check_stage(update.wait_for_stage),
         )
         started, state = self.workflows.start_with_update(request)
-        operation.asked = Asked(started.future, self._started(request, target), started.drop)
-        return state
+        input.operation.asked = Asked(started.future, self._started(request, target), started.drop)
+
+        def read(state: requests.UpdateState) -> Any:
+            id, run_id = state.update_id, state.run_id
+            return type(self)._update_type(
+                self.workflows, id, options.id, run_id, update.ret_type, state
+            )
+
+        return dataclasses.replace(state, read=read)
+
+    def _plain_handle(
+        self, id: str, run_id: str | None, first_execution_run_id: str | None = None
+    ) -> Any:
+        return self._handle(id, run_id, first_execution_run_id, None)
+
+    def _list(self, query: str | None, limit: int | None, page_size: int) -> Any:
+        if self.outbound is None:
+            return self._plain_list(query, limit, page_size)
+        input = ListWorkflowsInput(query=query, limit=limit, page_size=page_size)
+        return self.outbound.list_workflows(input)
+
+    def _count(self, query: str | None) -> Answer[WorkflowExecutionCount]:
+        if self.outbound is None:
+            return self._plain_count(query)
+        return Chained(self.outbound.count_workflows(CountWorkflowsInput(query=query)))
+
+    def _plain_count(self, query: str | None) -> Asked[WorkflowExecutionCount]:
+        return self.workflows.count(_query(query))
 
     def _handle(
         self,
@@ -193,6 +271,7 @@ class AsyncWorkflows(_Workflows):
     """The methods of `Client` that are about workflows."""
 
     _handle_type = WorkflowHandle
+    _update_type = WorkflowUpdateHandle
 
     async def start_workflow(
         self,
@@ -285,15 +364,16 @@ class AsyncWorkflows(_Workflows):
 
         Raises as `start_workflow` and `WorkflowHandle.execute_update` do.
         """
-        state = await self._start_with_update(
+        handle = await self._start_with_update(
             start_workflow_operation,
             update,
             one_or_many(arg, args),
             id,
             WorkflowUpdateStage.COMPLETED,
+            result_type,
+            timeout,
         ).awaited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return self.workflows.update_value(state, hint)
+        return await handle.result()
 
     async def start_update_with_start_workflow(
         self,
@@ -308,20 +388,18 @@ class AsyncWorkflows(_Workflows):
         timeout: Timeout = None,
     ) -> WorkflowUpdateHandle[Any]:
         """The same, but return when the update has come as far as ``wait_for_stage``."""
-        state = await self._start_with_update(
-            start_workflow_operation, update, one_or_many(arg, args), id, wait_for_stage
+        handle: WorkflowUpdateHandle[Any] = await self._start_with_update(
+            start_workflow_operation,
+            update,
+            one_or_many(arg, args),
+            id,
+            wait_for_stage,
+            result_type,
+            timeout,
         ).awaited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return WorkflowUpdateHandle(
-            self.workflows,
-            state.update_id,
-            str(start_workflow_operation.options["id"]),
-            state.run_id,
-            hint,
-            state,
-        )
+        return handle
 
-    async def list_workflows(
+    def list_workflows(
         self, query: str | None = None, *, limit: int | None = None, page_size: int = 200
     ) -> AsyncIterator[WorkflowExecution]:
         """Runs that match ``query``, newest start first, fetched as they are asked for.
@@ -334,6 +412,12 @@ class AsyncWorkflows(_Workflows):
         Raises:
             InvalidArgument: the query is wrong; the message says where.
         """
+        runs: AsyncIterator[WorkflowExecution] = self._list(query, limit, page_size)
+        return runs
+
+    async def _plain_list(
+        self, query: str | None, limit: int | None, page_size: int
+    ) -> AsyncIterator[WorkflowExecution]:
         left, token = limit, ""
         while left is None or left > 0:
             page = await self._page(query, page_size, left, token).awaited()
@@ -346,13 +430,14 @@ class AsyncWorkflows(_Workflows):
 
     async def count_workflows(self, query: str | None = None) -> WorkflowExecutionCount:
         """How many runs match ``query``. Raises as `list_workflows` does."""
-        return await self.workflows.count(_query(query)).awaited()
+        return await self._count(query).awaited()
 
 
 class BlockingWorkflows(_Workflows):
     """The methods of `BlockingClient` that are about workflows; see `AsyncWorkflows`."""
 
     _handle_type = BlockingWorkflowHandle
+    _update_type = BlockingWorkflowUpdateHandle
 
     def start_workflow(
         self,
@@ -421,15 +506,16 @@ class BlockingWorkflows(_Workflows):
         timeout: Timeout = None,
     ) -> Any:
         """Start a workflow unless it runs, send it an update, and wait for the update's result."""
-        state = self._start_with_update(
+        handle = self._start_with_update(
             start_workflow_operation,
             update,
             one_or_many(arg, args),
             id,
             WorkflowUpdateStage.COMPLETED,
+            result_type,
+            timeout,
         ).waited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return self.workflows.update_value(state, hint)
+        return handle.result()
 
     def start_update_with_start_workflow(
         self,
@@ -444,23 +530,27 @@ class BlockingWorkflows(_Workflows):
         timeout: Timeout = None,
     ) -> BlockingWorkflowUpdateHandle[Any]:
         """The same, but return when the update has come as far as ``wait_for_stage``."""
-        state = self._start_with_update(
-            start_workflow_operation, update, one_or_many(arg, args), id, wait_for_stage
+        handle: BlockingWorkflowUpdateHandle[Any] = self._start_with_update(
+            start_workflow_operation,
+            update,
+            one_or_many(arg, args),
+            id,
+            wait_for_stage,
+            result_type,
+            timeout,
         ).waited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return BlockingWorkflowUpdateHandle(
-            self.workflows,
-            state.update_id,
-            str(start_workflow_operation.options["id"]),
-            state.run_id,
-            hint,
-            state,
-        )
+        return handle
 
     def list_workflows(
         self, query: str | None = None, *, limit: int | None = None, page_size: int = 200
     ) -> Iterator[WorkflowExecution]:
         """Runs that match ``query``, newest start first. See `Client.list_workflows`."""
+        runs: Iterator[WorkflowExecution] = self._list(query, limit, page_size)
+        return runs
+
+    def _plain_list(
+        self, query: str | None, limit: int | None, page_size: int
+    ) -> Iterator[WorkflowExecution]:
         left, token = limit, ""
         while left is None or left > 0:
             page = self._page(query, page_size, left, token).waited()
@@ -472,7 +562,18 @@ class BlockingWorkflows(_Workflows):
 
     def count_workflows(self, query: str | None = None) -> WorkflowExecutionCount:
         """How many runs match ``query``. See `Client.count_workflows`."""
-        return self.workflows.count(_query(query)).waited()
+        return self._count(query).waited()
+
+
+def _options(target: Target, said: Mapping[str, Any]) -> StartWorkflowOptions:
+    """What the call has said, completed by the workflow's decorator."""
+    return make_options(completed(said, target.defaults))
+
+
+def _input(
+    target: Target, args: Sequence[Any], options: StartWorkflowOptionsDict
+) -> StartWorkflowInput:
+    return workflow_input(target, target.check_args(args), _options(target, options))
 
 
 def _query(query: str | None) -> str:

@@ -7,16 +7,27 @@ Rules of this file: what is asked, and of whom, is said once, by the methods tha
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 from tq_broker.client.conversations import COMPLETED
 from tq_broker.client.execution import WorkflowExecutionDescription
-from tq_broker.client.waiting import UNSET, Asked, Timeout, one_or_many
+from tq_broker.client.interceptors import (
+    CancelWorkflowInput,
+    DescribeWorkflowInput,
+    FetchWorkflowHistoryEventsInput,
+    QueryWorkflowInput,
+    SignalWorkflowInput,
+    StartWorkflowUpdateInput,
+    TerminateWorkflowInput,
+    UpdateWithStartUpdateWorkflowInput,
+)
+from tq_broker.client.waiting import UNSET, Answer, Asked, Chained, Timeout, one_or_many
 from tq_broker.client.workflow_core import WorkflowCore
 from tq_broker.client.workflow_start import check_id
-from tq_broker.client.workflow_targets import handler_target
-from tq_broker.common import QueryRejectCondition
+from tq_broker.client.workflow_targets import Target, handler_target
+from tq_broker.common import QueryRejectCondition, check_headers
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
@@ -24,6 +35,7 @@ from tq_broker.model.history_json import WorkflowHistory
 from tq_broker.model.workflow_tasks import EventsPage, UpdateRequest
 
 R = TypeVar("R")
+NO_HEADERS: Mapping[str, str] = {}
 Named = Callable[..., Any] | str
 """A decorated function, or a name."""
 
@@ -116,6 +128,9 @@ class _Handle(Generic[R]):
         _result_run_id: The run whose result is waited for.
     """
 
+    _update_type: ClassVar[Callable[..., Any]]
+    _plain_events: Callable[[], Any]
+
     def __init__(
         self,
         core: WorkflowCore,
@@ -163,16 +178,17 @@ class _Handle(Generic[R]):
             self._id, self._result_run_id, self._result_type, follow=follow_runs
         )
 
-    def _ask_signal(self, signal: Named, arg: Any, args: Sequence[Any]) -> Asked[None]:
+    # What is asked, by way of the interceptors if there are any ...
+
+    def _ask_signal(self, signal: Named, arg: Any, args: Sequence[Any]) -> Answer[None]:
         target = handler_target("signal", signal)
-        request = requests.SignalWorkflow(
-            workflow_id=self._id,
-            run_id=self._run_id,
-            signal_name=target.name,
-            input=self._input("signal", target.name, target.check_args(one_or_many(arg, args))),
-            identity=self._core.identity,
+        args = target.check_args(one_or_many(arg, args))
+        if (outbound := self._core.outbound) is None:
+            return self._plain_signal(target, args)
+        input = SignalWorkflowInput(
+            id=self._id, run_id=self._run_id, signal=target.name, args=args, headers={}
         )
-        return self._core.do(request)
+        return Chained(outbound.signal_workflow(input))
 
     def _ask_query(
         self,
@@ -181,35 +197,135 @@ class _Handle(Generic[R]):
         args: Sequence[Any],
         reject_condition: QueryRejectCondition | None,
         result_type: Any,
-    ) -> Asked[Any]:
+    ) -> Answer[Any]:
         target = handler_target("query", query, result_type)
-        request = requests.QueryWorkflow(
-            workflow_id=self._id,
+        args = target.check_args(one_or_many(arg, args))
+        if (outbound := self._core.outbound) is None:
+            return self._plain_query(target, args, reject_condition)
+        input = QueryWorkflowInput(
+            id=self._id,
             run_id=self._run_id,
-            query_type=target.name,
-            input=self._input("query", target.name, target.check_args(one_or_many(arg, args))),
-            deadline_ms=self._core.query_deadline_ms(),
-            reject_not_open=reject_condition is QueryRejectCondition.NOT_OPEN,
+            query=target.name,
+            args=args,
+            reject_condition=reject_condition,
+            headers={},
+            ret_type=target.result_type,
         )
-        return self._core.query(request, target.result_type)
+        return Chained(outbound.query_workflow(input))
 
-    def _update_request(
+    def _ask_update(
         self,
         update: Named,
         arg: Any,
         args: Sequence[Any],
         id: str | None,
         wait: WorkflowUpdateStage,
-    ) -> requests.UpdateWorkflow:
-        return requests.UpdateWorkflow(
+        result_type: Any,
+        timeout: Timeout,
+    ) -> Answer[Any]:
+        target = handler_target("update", update, result_type)
+        input = StartWorkflowUpdateInput(
+            id=self._id,
+            run_id=self._run_id,
+            first_execution_run_id=self._first_execution_run_id,
+            update_id=id,
+            update=target.name,
+            args=target.check_args(one_or_many(arg, args)),
+            wait_for_stage=check_stage(wait),
+            headers={},
+            ret_type=target.result_type,
+            timeout=timeout,
+        )
+        if (outbound := self._core.outbound) is None:
+            return self._plain_update(input)
+        return Chained(outbound.start_workflow_update(input))
+
+    def _ask_cancel(self, reason: str) -> Answer[None]:
+        if (outbound := self._core.outbound) is None:
+            return self._plain_cancel(reason)
+        input = CancelWorkflowInput(
+            id=self._id,
+            run_id=self._run_id,
+            first_execution_run_id=self._first_execution_run_id,
+            reason=reason,
+        )
+        return Chained(outbound.cancel_workflow(input))
+
+    def _ask_terminate(self, reason: str | None, details: Sequence[Any]) -> Answer[None]:
+        if (outbound := self._core.outbound) is None:
+            return self._plain_terminate(reason, details)
+        input = TerminateWorkflowInput(
+            id=self._id,
+            run_id=self._run_id,
+            first_execution_run_id=self._first_execution_run_id,
+            args=details,
+            reason=reason,
+        )
+        return Chained(outbound.terminate_workflow(input))
+
+    def _ask_description(self) -> Answer[WorkflowExecutionDescription]:
+        if (outbound := self._core.outbound) is None:
+            return self._plain_description()
+        input = DescribeWorkflowInput(id=self._id, run_id=self._run_id)
+        return Chained(outbound.describe_workflow(input))
+
+    def _ask_events(self) -> Any:
+        if (outbound := self._core.outbound) is None:
+            return self._plain_events()
+        input = FetchWorkflowHistoryEventsInput(id=self._id, run_id=self._run_id)
+        return outbound.fetch_workflow_history_events(input)
+
+    # ... and without them.
+
+    def _plain_signal(
+        self, target: Target, args: Sequence[Any], headers: Mapping[str, str] = NO_HEADERS
+    ) -> Asked[None]:
+        request = requests.SignalWorkflow(
+            workflow_id=self._id,
+            run_id=self._run_id,
+            signal_name=target.name,
+            input=self._input("signal", target.name, args),
+            identity=self._core.identity,
+            headers=dict(headers),
+        )
+        return self._core.do(request)
+
+    def _plain_query(
+        self,
+        target: Target,
+        args: Sequence[Any],
+        reject_condition: QueryRejectCondition | None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Asked[Any]:
+        request = requests.QueryWorkflow(
+            workflow_id=self._id,
+            run_id=self._run_id,
+            query_type=target.name,
+            input=self._input("query", target.name, args),
+            headers=dict(headers),
+            deadline_ms=self._core.query_deadline_ms(),
+            reject_not_open=reject_condition is QueryRejectCondition.NOT_OPEN,
+        )
+        return self._core.query(request, target.result_type)
+
+    def _plain_update(self, input: StartWorkflowUpdateInput) -> Asked[Any]:
+        request = requests.UpdateWorkflow(
             workflow_id=self._id,
             run_id=self._run_id,
             first_run_id=self._first_execution_run_id,
-            update=update_request(self._core, update, one_or_many(arg, args), id),
-            wait=check_stage(wait),
+            update=update_request(self._core, input),
+            wait=check_stage(input.wait_for_stage),
         )
+        asked = self._core.update(request)
 
-    def _ask_cancel(self, reason: str) -> Asked[None]:
+        def read(state: requests.UpdateState) -> Any:
+            return type(self)._update_type(
+                self._core, state.update_id, self._id, state.run_id, input.ret_type, state
+            )
+
+        return replace(asked, read=read)
+
+    def _plain_cancel(self, reason: str) -> Asked[None]:
         return self._core.do(
             requests.RequestCancel(
                 workflow_id=self._id,
@@ -220,7 +336,7 @@ class _Handle(Generic[R]):
             )
         )
 
-    def _ask_terminate(self, reason: str | None, details: Sequence[Any]) -> Asked[None]:
+    def _plain_terminate(self, reason: str | None, details: Sequence[Any]) -> Asked[None]:
         return self._core.do(
             requests.Terminate(
                 workflow_id=self._id,
@@ -232,7 +348,7 @@ class _Handle(Generic[R]):
             )
         )
 
-    def _ask_description(self) -> Asked[WorkflowExecutionDescription]:
+    def _plain_description(self) -> Asked[WorkflowExecutionDescription]:
         return self._core.describe(self._id, self._run_id)
 
     def _pages(self) -> Generator[Asked[EventsPage], EventsPage, None]:
@@ -260,6 +376,8 @@ class WorkflowHandle(_Handle[R]):
     Every method raises `NotFound` when there is no such workflow or run, and `Unavailable` when
     history cannot be reached within the client's ``timeout``.
     """
+
+    _update_type = WorkflowUpdateHandle
 
     async def result(self, *, follow_runs: bool = True, timeout: Timeout = None) -> R:
         """Wait for the result, over restarts of whatever there is between here and there.
@@ -324,10 +442,10 @@ class WorkflowHandle(_Handle[R]):
             DeadlineExceeded: it has not ended within ``timeout``; it may be under way, ask again
                 with its ``id``.
         """
-        request = self._update_request(update, arg, args, id, WorkflowUpdateStage.COMPLETED)
-        state = await self._core.update(request).awaited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return self._core.update_value(state, hint)
+        handle = await self._ask_update(
+            update, arg, args, id, WorkflowUpdateStage.COMPLETED, result_type, timeout
+        ).awaited(timeout)
+        return await handle.result()
 
     async def start_update(
         self,
@@ -345,12 +463,10 @@ class WorkflowHandle(_Handle[R]):
         One that was rejected raises from the handle's `WorkflowUpdateHandle.result`. Raises
         `DeadlineExceeded` as `execute_update` does.
         """
-        request = self._update_request(update, arg, args, id, wait_for_stage)
-        state = await self._core.update(request).awaited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return WorkflowUpdateHandle(
-            self._core, state.update_id, self._id, state.run_id, hint, state
-        )
+        handle: WorkflowUpdateHandle[Any] = await self._ask_update(
+            update, arg, args, id, wait_for_stage, result_type, timeout
+        ).awaited(timeout)
+        return handle
 
     def get_update_handle(
         self, id: str, *, workflow_run_id: str | None = None, result_type: Any = None
@@ -372,8 +488,12 @@ class WorkflowHandle(_Handle[R]):
         """All about it, as of now."""
         return await self._ask_description().awaited()
 
-    async def fetch_history_events(self) -> AsyncIterator[Event]:
+    def fetch_history_events(self) -> AsyncIterator[Event]:
         """Its events so far, fetched as they are asked for."""
+        events: AsyncIterator[Event] = self._ask_events()
+        return events
+
+    async def _plain_events(self) -> AsyncIterator[Event]:
         pages = self._pages()
         asked = next(pages, None)
         while asked is not None:
@@ -389,6 +509,8 @@ class WorkflowHandle(_Handle[R]):
 
 class BlockingWorkflowHandle(_Handle[R]):
     """A workflow, for programs without ``asyncio``; the methods are those of `WorkflowHandle`."""
+
+    _update_type = BlockingWorkflowUpdateHandle
 
     def result(self, *, follow_runs: bool = True, timeout: Timeout = None) -> R:
         """Wait for the result. See `WorkflowHandle.result`."""
@@ -421,10 +543,10 @@ class BlockingWorkflowHandle(_Handle[R]):
         timeout: Timeout = None,
     ) -> Any:
         """Send an update and wait for its result. See `WorkflowHandle.execute_update`."""
-        request = self._update_request(update, arg, args, id, WorkflowUpdateStage.COMPLETED)
-        state = self._core.update(request).waited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return self._core.update_value(state, hint)
+        handle = self._ask_update(
+            update, arg, args, id, WorkflowUpdateStage.COMPLETED, result_type, timeout
+        ).waited(timeout)
+        return handle.result()
 
     def start_update(
         self,
@@ -438,12 +560,10 @@ class BlockingWorkflowHandle(_Handle[R]):
         timeout: Timeout = None,
     ) -> BlockingWorkflowUpdateHandle[Any]:
         """Send an update. See `WorkflowHandle.start_update`."""
-        request = self._update_request(update, arg, args, id, wait_for_stage)
-        state = self._core.update(request).waited(timeout)
-        hint = handler_target("update", update, result_type).result_type
-        return BlockingWorkflowUpdateHandle(
-            self._core, state.update_id, self._id, state.run_id, hint, state
-        )
+        handle: BlockingWorkflowUpdateHandle[Any] = self._ask_update(
+            update, arg, args, id, wait_for_stage, result_type, timeout
+        ).waited(timeout)
+        return handle
 
     def get_update_handle(
         self, id: str, *, workflow_run_id: str | None = None, result_type: Any = None
@@ -467,6 +587,10 @@ class BlockingWorkflowHandle(_Handle[R]):
 
     def fetch_history_events(self) -> Iterator[Event]:
         """Its events so far, fetched as they are asked for."""
+        events: Iterator[Event] = self._ask_events()
+        return events
+
+    def _plain_events(self) -> Iterator[Event]:
         pages = self._pages()
         asked = next(pages, None)
         while asked is not None:
@@ -480,23 +604,24 @@ class BlockingWorkflowHandle(_Handle[R]):
 
 
 def update_request(
-    core: WorkflowCore, update: Named, args: Sequence[Any], id: str | None
+    core: WorkflowCore, input: StartWorkflowUpdateInput | UpdateWithStartUpdateWorkflowInput
 ) -> UpdateRequest:
     """An update to send. Raises `InvalidArgument`, `PayloadTooLarge`."""
-    target = handler_target("update", update)
+    id, name = input.update_id, check_id("update", input.update)
     return UpdateRequest(
         update_id=core.new_id() if id is None else check_id("id", id),
-        name=target.name,
-        input=core.args(target.check_args(args), f"the input of update {target.name!r}"),
+        name=name,
+        input=core.args(input.args, f"the input of update {name!r}"),
+        headers=dict(check_headers("headers", input.headers)),
         identity=core.identity,
     )
 
 
-def check_stage(stage: object) -> int:
-    """The number of ``stage``. Raises `InvalidArgument`."""
+def check_stage(stage: object) -> WorkflowUpdateStage:
+    """``stage``, if it is one. Raises `InvalidArgument`."""
     if not isinstance(stage, WorkflowUpdateStage):
         raise InvalidArgument("wait_for_stage must be a WorkflowUpdateStage")
-    return int(stage)
+    return stage
 
 
 def _sent(

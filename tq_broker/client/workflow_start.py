@@ -84,7 +84,8 @@ class StartWorkflowOptions:
         start_signal: A signal to deliver with the start, and to a run that is open already.
         start_signal_args: Its arguments.
         priority: 1 (first) to 5 of its activities that say none themselves.
-        headers: Texts that travel with the run, for interceptors and routing.
+        headers: Texts that travel with the run, and with ``start_signal``, for interceptors and
+            routing.
         versioning_override: A deployment version to pin the run to, or that it follows the current
             one, whatever the workflow says.
         result_type: Type hint of the result, when the workflow is given by name.
@@ -227,6 +228,7 @@ def make_request(
             input=encode_args(
                 options.start_signal_args, converter, f"the input of signal {signal!r}"
             ),
+            headers=dict(options.headers or {}),
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,3 +60,7 @@ class Connected(Protocol):
 
     @property
     def connection(self) -> Connection: ...
+
+    @property
+    def interceptors(self) -> Sequence[object]:
+        """Of which a worker takes those that are for workers."""

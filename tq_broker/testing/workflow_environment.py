@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tq_broker.client import Client
+from tq_broker.client import Client, Interceptor, OutboundInterceptor
 from tq_broker.client.core import ClientCore
 from tq_broker.client.waiting import Asked, to_seconds
 from tq_broker.client.workflow_core import WorkflowCore
@@ -60,6 +60,7 @@ class WorkflowEnvironment:
         store: str | None = None,
         namespace: str = "default",
         data_converter: DataConverter = DEFAULT,
+        interceptors: Sequence[Interceptor] = (),
         identity: str = "test",
     ) -> Self:
         """An environment with the machine's clock.
@@ -67,6 +68,7 @@ class WorkflowEnvironment:
         Args:
             broker: URL of a RabbitMQ that runs; ``None``: a broker inside this process.
             store: URL of a database for histories; ``None``: they are kept in memory.
+            interceptors: Of its client, and so of its workers.
 
         Raises:
             AccessRefused, BrokerUnavailable, StoreUnavailable: why it cannot be connected.
@@ -79,8 +81,9 @@ class WorkflowEnvironment:
             data_converter=data_converter,
             identity=identity,
         )
+        client = Client(system.core, interceptors)
         await asyncio.to_thread(system.start)
-        return cls(Client(system.core), system=system)
+        return cls(client, system=system)
 
     @classmethod
     async def start_time_skipping(
@@ -88,6 +91,7 @@ class WorkflowEnvironment:
         *,
         namespace: str = "default",
         data_converter: DataConverter = DEFAULT,
+        interceptors: Sequence[Interceptor] = (),
         identity: str = "test",
     ) -> Self:
         """An environment, all in this process, whose time jumps to the next timer.
@@ -103,10 +107,11 @@ class WorkflowEnvironment:
             identity=identity,
             retention=DURATION_MAX,  # what ended before a jump is still to be asked about
         )
-        await asyncio.to_thread(system.start)
         skipper = TimeSkipper(clock, system.next_due)
+        client = _SkippingClient(system.core, skipper, interceptors)
+        await asyncio.to_thread(system.start)
         skipper.start()
-        return cls(_SkippingClient(system.core, skipper), system=system, skipper=skipper)
+        return cls(client, system=system, skipper=skipper)
 
     @classmethod
     def from_client(cls, client: Client) -> Self:
@@ -173,18 +178,22 @@ class WorkflowEnvironment:
 class _SkippingClient(Client):
     """A client whose waits for results let time be skipped."""
 
-    def __init__(self, core: ClientCore, skipper: TimeSkipper) -> None:
-        super().__init__(core)
+    def __init__(
+        self, core: ClientCore, skipper: TimeSkipper, interceptors: Sequence[Interceptor]
+    ) -> None:
+        super().__init__(core, interceptors)
         self._skipper = skipper
 
     @cached_property
     def workflows(self) -> WorkflowCore:
-        return _SkippingCore(self.core, self._skipper)
+        return _SkippingCore(self.core, self._skipper, self.outbound)
 
 
 class _SkippingCore(WorkflowCore):
-    def __init__(self, core: ClientCore, skipper: TimeSkipper) -> None:
-        super().__init__(core)
+    def __init__(
+        self, core: ClientCore, skipper: TimeSkipper, outbound: OutboundInterceptor | None
+    ) -> None:
+        super().__init__(core, outbound)
         self._skipper = skipper
 
     def execute(self, request: requests.StartWorkflow, hint: Any) -> Asked[Any]:

@@ -21,6 +21,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -31,6 +32,7 @@ from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import ApplicationError
 from tq_broker.model import failure as failures
 from tq_broker.worker.executors import NULL, Interrupter
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.registry import Registered
 
 EXIT_S = 10.0
@@ -45,11 +47,13 @@ HANDLED = {signal.SIGINT, signal.SIGTERM}
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
-    """The first frame to a child. ``converter`` is a pickled `PayloadConverter`."""
+    """The first frame to a child. ``converter`` is a pickled `PayloadConverter`, ``interceptors``
+    a pickled sequence of interceptors of activities."""
 
     converter: bytes
     log_level: int
     shutdown: bool
+    interceptors: bytes = pickle.dumps(())
 
 
 class Run(msgspec.Struct, frozen=True, tag="run"):
@@ -188,6 +192,7 @@ class Child:
 
     def __init__(self, sock: socket.socket, setup: Setup) -> None:
         self.converter: PayloadConverter = pickle.loads(setup.converter)
+        self._interceptors: Sequence[Interceptor] = pickle.loads(setup.interceptors)
         self.shutdown = Signal()
         if setup.shutdown:
             self.shutdown.set()
@@ -256,7 +261,8 @@ class Child:
         found = self._functions.get(function)
         if found is None:
             try:
-                found = Registered(definition_of(pickle.loads(function)), self.converter)
+                definition = definition_of(pickle.loads(function))
+                found = Registered(definition, self.converter, self._interceptors)
             except Exception as error:
                 raise ApplicationError(
                     f"the activity's process cannot import the activity: {error}",

@@ -280,6 +280,7 @@ class _Local:
             schedule_to_start_ms=local.schedule_to_start_ms,
             schedule_to_close_ms=local.schedule_to_close_ms,
             retry_policy=local.retry_policy,
+            headers=local.headers,
             workflow=self.origin,
         )
 

@@ -9,12 +9,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from tq_broker import chain
 from tq_broker.common import VersioningBehavior, WorkerDeploymentVersion, check_duration
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.capabilities import check_capabilities
 from tq_broker.model.deployments import NO_VERSION, check_version
 from tq_broker.model.limits import check_rate
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.tuning import SLOTS_MAX, WorkerTuner, check_count
 
 CACHED_MAX = 100_000
@@ -31,6 +33,8 @@ class WorkerOptions:
     """Options of a `Worker`.
 
     Attributes:
+        interceptors: Around its activities and workflows, the first outermost; before them those of
+            the client that are for workers, too. See `tq_broker.worker.interceptors`.
         max_cached_workflows: Runs kept between their workflow tasks; 0 keeps none, and every task
             replays the whole history. At most 100 000.
         max_concurrent_workflow_tasks: Workflow tasks in hand at a time, over all task queues; 1 to
@@ -83,6 +87,7 @@ class WorkerOptions:
             deployment each must have one.
     """
 
+    interceptors: Sequence[Interceptor] = ()
     max_cached_workflows: int = 1000
     max_concurrent_workflow_tasks: int = SLOTS_DEFAULT
     max_concurrent_local_activities: int = SLOTS_DEFAULT
@@ -116,6 +121,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         self._check_slots()
+        chain.check("interceptors", self.interceptors, Interceptor)
         check_count("max_concurrent_sessions", self.max_concurrent_sessions, SLOTS_MAX, least=0)
         check_count("max_cached_workflows", self.max_cached_workflows, CACHED_MAX, least=0)
         if self.max_cached_workflows and self.max_concurrent_workflow_tasks < 2:

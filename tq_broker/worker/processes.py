@@ -47,6 +47,7 @@ from tq_broker.worker import child as inside
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.child import Beat, Failed, Frames, Returned, ToChild, ToParent
 from tq_broker.worker.executors import Owner
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.registry import Registered
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,16 @@ def _pickled_function(fn: Callable[..., Any]) -> bytes:
         raise InvalidArgument(
             f"activity {name} cannot run in a process of its own, which has to import it by name"
             f" (or to unpickle the object it is a method of): {error}"
+        ) from error
+
+
+def _pickled_interceptors(interceptors: Sequence[Interceptor]) -> bytes:
+    try:
+        return pickle.dumps(tuple(interceptors))
+    except Exception as error:  # as above
+        raise InvalidArgument(
+            "interceptors cannot be pickled, which activities with executor='process' need:"
+            f" {error}"
         ) from error
 
 
@@ -191,13 +202,20 @@ class ProcessExecutor:
     Args:
         max_processes: Attempts beyond that wait here, in order.
         cancel_grace_s: How long a cancelled attempt's code may go on before it is killed.
+        interceptors: Of activities; each process has copies of its own.
 
     Raises:
-        InvalidArgument: the payload converter cannot be pickled.
+        InvalidArgument: the payload converter or an interceptor cannot be pickled.
     """
 
     def __init__(
-        self, owner: Owner, clock: Clock, place: Place, max_processes: int, cancel_grace_s: float
+        self,
+        owner: Owner,
+        clock: Clock,
+        place: Place,
+        max_processes: int,
+        cancel_grace_s: float,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self._owner = owner
         self._clock = clock
@@ -205,6 +223,7 @@ class ProcessExecutor:
         self._max = max_processes
         self._grace_s = cancel_grace_s
         self._converter = _pickled_converter(place.converter.payload_converter)
+        self._interceptors = _pickled_interceptors(interceptors)
         self._numbers = itertools.count(1)
         # Shared, under the lock:
         self._lock = threading.Lock()
@@ -378,7 +397,8 @@ class ProcessExecutor:
             child.sentinel, selectors.EVENT_READ, functools.partial(self._on_end, child)
         )
         level = logging.getLogger().level
-        self._send(child, inside.Setup(self._converter, level, self._place.shutdown.is_set()))
+        is_shutdown = self._place.shutdown.is_set()
+        self._send(child, inside.Setup(self._converter, level, is_shutdown, self._interceptors))
         return child
 
     def _send(self, child: _Child, message: ToChild) -> None:

@@ -10,6 +10,8 @@ import msgspec
 from tq_broker.activity import ActivityDefinition, RawValue, definition_of
 from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.worker.activity_chain import intercepted
+from tq_broker.worker.interceptors import Interceptor
 
 Decoder = Callable[[bytes | memoryview], Any]
 
@@ -19,9 +21,14 @@ class Registered:
 
     __slots__ = ("_any", "_converter", "_decoders", "definition", "fn", "where")
 
-    def __init__(self, definition: ActivityDefinition, converter: PayloadConverter) -> None:
+    def __init__(
+        self,
+        definition: ActivityDefinition,
+        converter: PayloadConverter,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
         self.definition = definition
-        self.fn = definition.fn
+        self.fn = intercepted(definition, interceptors) if interceptors else definition.fn
         self.where: str = "async" if definition.is_async else definition.executor
         """The executor that runs it: ``async``, ``thread`` or ``process``."""
         self._converter = converter
@@ -39,11 +46,19 @@ class Registered:
 class Registry:
     """Activities by type. A dynamic one serves the types that have none of their own."""
 
-    def __init__(self, activities: Iterable[Any], converter: PayloadConverter) -> None:
+    def __init__(
+        self,
+        activities: Iterable[Any],
+        converter: PayloadConverter,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
         self._by_type: dict[str, Registered] = {}
         self._dynamic: Registered | None = None
         for activity in activities:
-            self._add(Registered(definition_of(activity), converter))
+            definition = definition_of(activity)
+            # Those of a process of its own are called there, around the function itself.
+            called_here = interceptors if definition.executor == "thread" else ()
+            self._add(Registered(definition, converter, called_here))
         self.types: tuple[str, ...] = tuple(sorted(self._by_type))
 
     def _add(self, registered: Registered) -> None:

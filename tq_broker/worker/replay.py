@@ -30,6 +30,7 @@ from tq_broker.worker import guard
 from tq_broker.worker.chronicle import Chapter, Chronicle, OutOfStep
 from tq_broker.worker.conversion import Conversion
 from tq_broker.worker.ending import ending
+from tq_broker.worker.interceptors import ExecuteWorkflowInput
 from tq_broker.worker.ledger import LOCAL_ACTIVITY
 from tq_broker.worker.loop import Task, awaited
 from tq_broker.worker.replay_activities import ReplayActivities
@@ -42,6 +43,7 @@ from tq_broker.worker.replay_runtime import ReplayRuntime
 from tq_broker.worker.replay_timers import ReplayTimers
 from tq_broker.worker.situation import Situation, log
 from tq_broker.worker.turn import LocalActivityDone, TaskFailure, Turn
+from tq_broker.worker.workflow_chain import NONE, InterceptedRuntime, WorkflowInterception
 from tq_broker.workflow.definition import WorkflowDefinition
 from tq_broker.workflow.errors import NondeterminismError
 from tq_broker.workflow.facts import HistorySize
@@ -59,6 +61,7 @@ class Replay:
     Args:
         failure_exception_types: Of the worker, beside those of the definition: exceptions that
             fail the workflow; others, unless `FailureError`, fail only the workflow task.
+        interception: What stands around the workflow's code.
     """
 
     def __init__(
@@ -69,9 +72,11 @@ class Replay:
         namespace: str,
         converter: DataConverter,
         failure_exception_types: Sequence[type[BaseException]] = (),
+        interception: WorkflowInterception = NONE,
     ) -> None:
         guard.install()
         self._definition = definition
+        self._interception = interception
         self._failure_types = (*failure_exception_types, *definition.failure_exception_types)
         self._chronicle = Chronicle()
         self._situation = Situation(run, namespace, Conversion.of(converter))
@@ -93,7 +98,8 @@ class Replay:
         self._handlers = ReplayHandlers(
             situation, loop, self._definition, self._failure_types, self._spawn
         )
-        self._runtime = ReplayRuntime(
+        runtime = InterceptedRuntime if self._interception.classes else ReplayRuntime
+        self._runtime = runtime(
             situation,
             timers=timers,
             activities=self._activities,
@@ -277,6 +283,8 @@ class Replay:
         arguments = situation.conversion.arguments(
             event.input, definition.run, dynamic=definition.dynamic
         )
+        if isinstance(self._runtime, InterceptedRuntime):
+            self._handlers.inbound = self._runtime.intercept(self._interception)
         try:
             given = arguments if definition.init_takes_input else []
             self._instance = definition.cls(*given)
@@ -287,8 +295,17 @@ class Replay:
             self._handlers.serve(self._instance)
 
     async def _run_main(self) -> None:
-        method = self._definition.run.fn.__get__(self._instance)
-        result = await method(*self._arguments)
+        run, inbound = self._definition.run.fn, self._handlers.inbound
+        if inbound is None:
+            result = await run.__get__(self._instance)(*self._arguments)
+        else:
+            input = ExecuteWorkflowInput(
+                type=self._definition.cls,
+                run_fn=run,
+                args=self._arguments,
+                headers=dict(self._situation.started.headers),
+            )
+            result = await inbound.execute_workflow(input)
         self._situation.closing = CompleteWorkflow(result=self._situation.conversion.dump(result))
 
     def _cancel(self, event: ev.WorkflowExecutionCancelRequested) -> None:
@@ -385,7 +402,7 @@ class Replay:
             return self._stacks()
         if request.query_type == "__temporal_workflow_metadata":
             return self._metadata()
-        return self._handlers.query(request.query_type, request.input)
+        return self._handlers.query(request)
 
     def _stacks(self) -> str:
         """Where the code waits."""

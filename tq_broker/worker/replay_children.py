@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union
@@ -62,6 +63,8 @@ class ReplayChildren:
         self._loop = loop
         self._external = external
         self._by_event: dict[int, _Child] = {}
+        self.signaller: Callable[[str, str, Sequence[Any]], Awaitable[None]] | None = None
+        """What a child's handle signals it by, if not by `signal`."""
 
     async def start(self, call: ChildCall) -> ChildWorkflowHandle[Any]:
         """See `tq_broker.workflow.start_child_workflow`."""
@@ -71,11 +74,23 @@ class ReplayChildren:
             self._command(call), partial(self._initiated, child)
         )
         cancel = partial(self._cancel, child)
-        signal = partial(self._external.signal, call.id, None, child_only=True)
+        signal = partial(self.signaller or self.signal, call.id)
         child.handle = ChildWorkflowHandle(self._loop, self._loop.place(), cancel, call.id, signal)
         child.start = RequestingFuture(self._loop, self._loop.place(), cancel)
         await child.start
         return child.handle
+
+    async def signal(
+        self,
+        workflow_id: str,
+        signal: str,
+        args: Sequence[Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Signal a child, and wait until it has the signal."""
+        await self._external.signal(
+            workflow_id, None, signal, args, headers=headers, child_only=True
+        )
 
     def _command(self, call: ChildCall) -> StartChildWorkflow:
         run, conversion = self._situation.started, self._situation.conversion

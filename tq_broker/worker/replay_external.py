@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Union
 
@@ -42,6 +42,7 @@ class ReplayExternal:
         signal: str,
         args: Sequence[Any],
         *,
+        headers: Mapping[str, str] | None = None,
         child_only: bool = False,
     ) -> None:
         """Raises `ApplicationError` if there is no such run."""
@@ -51,6 +52,7 @@ class ReplayExternal:
             signal_name=signal,
             run_id=run_id,
             input=payload.dump_args(args, self._situation.conversion.converter),
+            headers=dict(headers or {}),
             child_only=child_only,
         )
         await self._answered(command)

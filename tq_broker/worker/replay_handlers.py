@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
+from tq_broker import chain
 from tq_broker.activity import RawValue
 from tq_broker.exceptions import ApplicationError, Malformed
 from tq_broker.model import payload as payloads
@@ -18,8 +19,14 @@ from tq_broker.model.events import (
     WorkflowExecutionUpdateAccepted,
 )
 from tq_broker.model.payload import Payload
-from tq_broker.model.workflow_tasks import UpdateRequest
+from tq_broker.model.workflow_tasks import QueryRequest, UpdateRequest
 from tq_broker.worker.ending import FailureTypes, is_failure
+from tq_broker.worker.interceptors import (
+    HandleQueryInput,
+    HandleSignalInput,
+    HandleUpdateInput,
+    WorkflowInboundInterceptor,
+)
 from tq_broker.worker.loop import WorkflowLoop
 from tq_broker.worker.situation import Situation, log
 from tq_broker.workflow.definition import (
@@ -39,6 +46,7 @@ from tq_broker.workflow.facts import UpdateInfo
 update_info: ContextVar[UpdateInfo | None] = ContextVar("tq_broker_update", default=None)
 """The update that the current task handles."""
 
+_Update = Union[UpdateRequest, WorkflowExecutionUpdateAccepted]  # noqa: UP007
 TopLevel = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[Any]"]
 
 
@@ -69,7 +77,9 @@ class ReplayHandlers:
         self._loop = loop
         self._failure_types = failure_types
         self._spawn = spawn
-        self._instance: Any = None
+        self.instance: Any = None
+        self.inbound: WorkflowInboundInterceptor | None = None
+        """Who is told of what has come, if there are interceptors."""
         self._defined: dict[Kind, Handlers] = {
             "signal": definition.signals,
             "query": definition.queries,
@@ -82,7 +92,7 @@ class ReplayHandlers:
 
     def serve(self, instance: Any) -> None:
         """``instance`` is the object whose methods are the handlers."""
-        self._instance = instance
+        self.instance = instance
 
     # --- the tables -----------------------------------------------------------------------------
 
@@ -114,7 +124,7 @@ class ReplayHandlers:
     def _bound(self, handler: Handler, fn: Callable[..., Any]) -> Callable[..., Any]:
         if not handler.bound:
             return fn
-        bound: Callable[..., Any] = fn.__get__(self._instance)
+        bound: Callable[..., Any] = fn.__get__(self.instance)
         return bound
 
     def _serving(self, kind: Kind, name: str) -> Handler | None:
@@ -145,10 +155,21 @@ class ReplayHandlers:
             return
         work = _Work(f"signal {event.signal_name!r}", handler.unfinished_policy)
         self._signals[work] = None
-        self._spawn(self._handle_signal(work, handler, args))
+        self._spawn(self._handle_signal(work, handler, args, event))
 
-    async def _handle_signal(self, work: _Work, handler: Handler, args: list[Any]) -> None:
+    async def _handle_signal(
+        self, work: _Work, handler: Handler, args: list[Any], event: WorkflowExecutionSignaled
+    ) -> None:
         try:
+            if self.inbound is not None:
+                await self.inbound.handle_signal(
+                    HandleSignalInput(
+                        signal=event.signal_name,
+                        args=_intercepted(handler, args),
+                        headers=dict(event.headers),
+                    )
+                )
+                return
             result = self._bound(handler, handler.fn)(*args)
             if handler.is_async:
                 await result
@@ -171,7 +192,7 @@ class ReplayHandlers:
         update_id, ledger = request.update_id, self._situation.ledger
         update_info.set(UpdateInfo(id=update_id, name=name))
         try:
-            handler, args = self._admit(name, request.input, validate=not accepted)
+            handler, args = self._admit(name, request, validate=not accepted)
         except Exception as error:  # of whatever kind: the update is refused, the run goes on
             failure = self._situation.conversion.failure(error)
             ledger.add(RejectUpdate(update_id=update_id, failure=failure))
@@ -180,9 +201,13 @@ class ReplayHandlers:
         work = _Work(f"update {name!r} ({update_id})", handler.unfinished_policy)
         self._updates[work] = None
         try:
-            result = self._bound(handler, handler.fn)(*args)
-            if handler.is_async:
-                result = await result
+            if self.inbound is not None:
+                input = self._update_input(name, request, handler, args)
+                result = await self.inbound.handle_update_handler(input)
+            else:
+                result = self._bound(handler, handler.fn)(*args)
+                if handler.is_async:
+                    result = await result
             done = CompleteUpdate(
                 update_id=update_id, result=self._situation.conversion.dump(result)
             )
@@ -199,7 +224,7 @@ class ReplayHandlers:
             self._updates.pop(work, None)
         ledger.add(done)
 
-    def _admit(self, name: str, payload: Payload, *, validate: bool) -> tuple[Handler, list[Any]]:
+    def _admit(self, name: str, request: _Update, *, validate: bool) -> tuple[Handler, list[Any]]:
         handler = self._serving("update", name)
         if handler is None:
             raise ApplicationError(
@@ -208,17 +233,33 @@ class ReplayHandlers:
                 type="UpdateNotFound",
                 non_retryable=True,
             )
-        args = self._arguments(handler, name, payload)
+        args = self._arguments(handler, name, request.input)
         if validate and handler.validator is not None:
             with self._situation.read_only("update validator"):
-                self._bound(handler, handler.validator)(*args)
+                if self.inbound is None:
+                    self._bound(handler, handler.validator)(*args)
+                else:
+                    input = self._update_input(name, request, handler, args)
+                    self.inbound.handle_update_validator(input)
         return handler, args
+
+    @staticmethod
+    def _update_input(
+        name: str, request: _Update, handler: Handler, args: list[Any]
+    ) -> HandleUpdateInput:
+        return HandleUpdateInput(
+            id=request.update_id,
+            update=name,
+            args=_intercepted(handler, args),
+            headers=dict(request.headers),
+        )
 
     # --- queries --------------------------------------------------------------------------------
 
-    def query(self, name: str, payload: Payload) -> Any:
+    def query(self, request: QueryRequest) -> Any:
         """The answer. Raises what the handler raises, `Malformed`, or `ApplicationError` of type
         ``QueryNotFound``."""
+        name = request.query_type
         handler = self._serving("query", name)
         if handler is None:
             raise ApplicationError(
@@ -227,7 +268,36 @@ class ReplayHandlers:
                 type="QueryNotFound",
                 non_retryable=True,
             )
-        return self._bound(handler, handler.fn)(*self._arguments(handler, name, payload))
+        args = self._arguments(handler, name, request.input)
+        if self.inbound is None:
+            return self._bound(handler, handler.fn)(*args)
+        input = HandleQueryInput(
+            id=request.correlation_id,
+            query=name,
+            args=_intercepted(handler, args),
+            headers=dict(request.headers),
+        )
+        return chain.run(self.inbound.handle_query(input))
+
+    # --- the end of a chain of interceptors -------------------------------------------------------
+
+    async def call(self, kind: Kind, name: str, args: Sequence[Any]) -> Any:
+        """Have a handler called. Raises `RuntimeError` if there is none of that name."""
+        handler = self._existing(kind, name)
+        result = self._bound(handler, handler.fn)(*_from_chain(handler, name, args))
+        return await result if handler.is_async else result
+
+    def validate(self, name: str, args: Sequence[Any]) -> None:
+        """Have an update's validator called, if it has one; raises as `call` does."""
+        handler = self._existing("update", name)
+        if handler.validator is not None:
+            self._bound(handler, handler.validator)(*_from_chain(handler, name, args))
+
+    def _existing(self, kind: Kind, name: str) -> Handler:
+        handler = self._serving(kind, name)
+        if handler is None:
+            raise RuntimeError(f"an interceptor asks for {kind} {name!r}, which has no handler")
+        return handler
 
     # --- unfinished ones --------------------------------------------------------------------------
 
@@ -250,3 +320,12 @@ class ReplayHandlers:
                     category,
                     stacklevel=2,
                 )
+
+
+def _intercepted(handler: Handler, args: list[Any]) -> list[Any]:
+    """The arguments as interceptors see them: those of a dynamic handler, too, without its name."""
+    return args[:] if handler.name is not None else list(args[1])
+
+
+def _from_chain(handler: Handler, name: str, args: Sequence[Any]) -> Sequence[Any]:
+    return args if handler.name is not None else [name, args]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.common import to_ms
+from tq_broker.common import inherited_headers, to_ms
 from tq_broker.exceptions import ActivityError, CancelledError, InvalidArgument, Malformed
 from tq_broker.model import payload as payloads
 from tq_broker.model.commands import RecordMarker
@@ -81,6 +81,7 @@ class ReplayLocal:
             start_to_close_ms=fields["start_to_close_ms"],
             retry_policy=options.retry_policy or DEFAULT_RETRY_POLICY,
             local_retry_threshold_ms=to_ms(call.local_retry_threshold),
+            headers=inherited_headers(self._situation.started.headers, options.headers),
         )
         local = _Local(call, task, None)  # type: ignore[arg-type]
         local.handle = ActivityHandle(self._loop, self._loop.place(), partial(self._cancel, local))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from random import Random
@@ -20,11 +20,11 @@ from tq_broker.worker.replay_local import ReplayLocal
 from tq_broker.worker.replay_patches import ReplayPatches
 from tq_broker.worker.replay_timers import ReplayTimers
 from tq_broker.worker.situation import Situation
-from tq_broker.workflow.calls import ActivityCall, Continuation, LocalActivityCall
+from tq_broker.workflow.calls import ActivityCall, ChildCall, Continuation, LocalActivityCall
 from tq_broker.workflow.definition import Handler, Kind
 from tq_broker.workflow.errors import ContinueAsNewError
 from tq_broker.workflow.facts import Info, ParentInfo, UpdateInfo
-from tq_broker.workflow.handles import ActivityHandle
+from tq_broker.workflow.handles import ActivityHandle, ChildWorkflowHandle
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -52,12 +52,15 @@ class ReplayRuntime:
         # What needs no word here is the part's own.
         self.start_activity: Callable[[ActivityCall], ActivityHandle[Any]] = activities.start
         self.start_local_activity: Callable[[LocalActivityCall], ActivityHandle[Any]] = local.start
-        self.start_child = children.start
+        self.start_child: Callable[[ChildCall], Coroutine[Any, Any, ChildWorkflowHandle[Any]]] = (
+            children.start
+        )
         self.cancel_external = external.cancel
         self.sleep = timers.sleep
         self.wait_condition = timers.wait_condition
         self.patched = patches.patched
         self._external = external
+        self.extern_functions: Mapping[str, Callable[..., Any]] = {}
 
     # --- facts ----------------------------------------------------------------------------------
 

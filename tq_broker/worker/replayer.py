@@ -11,12 +11,15 @@ import asyncio
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tq_broker import chain
 from tq_broker.converter import DEFAULT, DataConverter
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.events import WorkflowExecutionStarted
 from tq_broker.model.history_json import WorkflowHistory
 from tq_broker.model.workflow_tasks import RunKey
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.replay import OutOfStep, Replay
+from tq_broker.worker.workflow_chain import WorkflowInterception
 from tq_broker.worker.workflow_registry import WorkflowRegistry
 
 
@@ -43,6 +46,7 @@ class Replayer:
         namespace: What the workflows are told about it.
         data_converter: That of the worker which has run them.
         workflow_failure_exception_types: As of the worker.
+        interceptors: As of the worker.
 
     Raises:
         InvalidArgument: there are no workflows, or two of the same type.
@@ -55,6 +59,7 @@ class Replayer:
         namespace: str = "ReplayNamespace",
         data_converter: DataConverter = DEFAULT,
         workflow_failure_exception_types: Sequence[type[BaseException]] = (),
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         if not workflows:
             raise InvalidArgument("At least one workflow must be specified")
@@ -62,6 +67,9 @@ class Replayer:
         self._namespace = namespace
         self._converter = data_converter
         self._failure_types = tuple(workflow_failure_exception_types)
+        self._interception = WorkflowInterception.of(
+            chain.check("interceptors", interceptors, Interceptor)
+        )
 
     async def replay_workflow(
         self, history: WorkflowHistory, *, raise_on_replay_failure: bool = True
@@ -108,6 +116,7 @@ class Replayer:
             namespace=self._namespace,
             converter=self._converter,
             failure_exception_types=self._failure_types,
+            interception=self._interception,
         )
         try:
             turn = replay.activate(history.events, now_ms=history.events[-1].time_ms, live=False)

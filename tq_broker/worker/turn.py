@@ -38,6 +38,7 @@ class LocalActivity(msgspec.Struct, frozen=True, kw_only=True):
     start_to_close_ms: int = 0
     retry_policy: RetryPolicy
     local_retry_threshold_ms: int = 60_000
+    headers: dict[str, str] = {}
 
 
 class LocalActivityDone(msgspec.Struct, frozen=True, kw_only=True):

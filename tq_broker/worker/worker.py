@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tq_broker.activity import Signal
@@ -38,6 +38,7 @@ from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
 from tq_broker.worker import watch
+from tq_broker.worker.activity_chain import of_activities
 from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
@@ -48,6 +49,7 @@ from tq_broker.worker.handler import Handler
 from tq_broker.worker.hosting import hosted_consumers
 from tq_broker.worker.housekeeper import Housekeeper
 from tq_broker.worker.inquiries import Inquiries
+from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.keeper import Keeper
 from tq_broker.worker.niches import Niches
 from tq_broker.worker.notices import Notices
@@ -114,11 +116,15 @@ class Worker:
         task_queues: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        self.options = _options(options)
+        said = _options(options)
+        of_client = [one for one in client.interceptors if isinstance(one, Interceptor)]
+        self.options = replace(said, interceptors=(*of_client, *said.interceptors))
         self.task_queues = _task_queues(task_queue, task_queues)
         self._connection = connection = client.connection
         self._clock = connection.clock
-        self._registry = Registry(activities, connection.converter.payload_converter)
+        self._registry = Registry(
+            activities, connection.converter.payload_converter, self._activity_interceptors
+        )
         self._workflows = WorkflowRegistry(workflows)
         if not len(self._registry) and not len(self._workflows):
             raise InvalidArgument("At least one activity or workflow must be specified")
@@ -302,9 +308,14 @@ class Worker:
                         self._place,
                         options.processes,
                         options.cancel_grace.total_seconds(),
+                        self._activity_interceptors,
                     ),
                 )
         return executors
+
+    @property
+    def _activity_interceptors(self) -> Sequence[Interceptor]:
+        return of_activities(self.options.interceptors)
 
     # --- facts ------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ from tq_broker.worker.slots import Slots
 from tq_broker.worker.sticky_cache import StickyCache
 from tq_broker.worker.tuning import WorkflowSlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, Turn
+from tq_broker.worker.workflow_chain import WorkflowInterception
 from tq_broker.worker.workflow_registry import WorkflowRegistry
 from tq_broker.worker.workflow_reporter import WorkflowReporter
 from tq_broker.worker.workflow_runner import Abandoned, Seat, WorkflowRunner
@@ -117,6 +118,7 @@ class WorkflowHandler:
         self._failure_types = options.workflow_failure_exception_types
         self._version = options.version
         self._default_behavior = options.default_versioning_behavior
+        self._interception = WorkflowInterception.of(options.interceptors)
         self.cache: StickyCache[Kept] = StickyCache(options.max_cached_workflows)
         self._lock = threading.Lock()
         self._held: dict[InHand, None] = {}
@@ -342,6 +344,7 @@ class WorkflowHandler:
             namespace=self._place.namespace,
             converter=self._place.converter,
             failure_exception_types=self._failure_types,
+            interception=self._interception,
         )
         return Kept(task.run, task.shard, replay)
 

@@ -81,6 +81,7 @@ from tq_broker.workflow.handlers import (
 from tq_broker.workflow.handles import ActivityHandle, ChildWorkflowHandle
 from tq_broker.workflow.info import (
     cancellation_reason,
+    extern_functions,
     get_current_details,
     get_last_completion_result,
     get_last_failure,
@@ -142,6 +143,7 @@ __all__ = [
     "execute_local_activity",
     "execute_local_activity_class",
     "execute_local_activity_method",
+    "extern_functions",
     "get_current_details",
     "get_dynamic_query_handler",
     "get_dynamic_signal_handler",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tq_broker.converter import PayloadConverter
@@ -19,6 +19,12 @@ def info() -> Info:
 def payload_converter() -> PayloadConverter:
     """The worker's payload converter."""
     return current().payload_converter
+
+
+def extern_functions() -> Mapping[str, Callable[..., Any]]:
+    """What the worker's interceptors have put there for workflow code. It is called as it is: what
+    is not deterministic belongs into a block of ``workflow.unsafe.sandbox_unrestricted()``."""
+    return current().extern_functions
 
 
 def cancellation_reason() -> str | None:
