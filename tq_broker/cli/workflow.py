@@ -291,7 +291,7 @@ def describe(ctx: click.Context, id: str, run_id: str | None) -> None:
         run = client.get_workflow_handle(id, run_id=run_id).describe()
         told = [one.raw for one in run.pending_activities]
         traffic = client.operations.traffic
-        ways = traffic.explain_pending(told, run.raw.info.memo) if told else []
+        ways = traffic.explain_pending(told, run.raw.info) if told else []
     output = session.output
     output.record(report.description_fields(run), data=report.description_data(run, ways))
     if run.pending_activities and not output.as_json:

@@ -7,7 +7,7 @@ settings log with its time, author and reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,14 +16,15 @@ from tq_broker.client.core import ClientCore
 from tq_broker.client.rule_review import Finding, review
 from tq_broker.client.settings_book import append, followed
 from tq_broker.clock import epoch_ms, remaining
-from tq_broker.common import TargetKind
+from tq_broker.common import Route, TargetKind
 from tq_broker.exceptions import InvalidArgument, NotFound
 from tq_broker.model import control, requests, settings
 from tq_broker.model.control import RecentTask
+from tq_broker.model.deployments import Deployments
 from tq_broker.model.names import Kind
 from tq_broker.model.rule_table import Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
-from tq_broker.model.settings import RuleChange
+from tq_broker.model.settings import ACTIVITY_SIDE, RuleChange
 from tq_broker.model.tasks import load_requires, load_route
 from tq_broker.queues import routing
 from tq_broker.queues.routing import NOTHING_ASKED, Asked
@@ -176,15 +177,15 @@ class TrafficOperations:
         return steps
 
     def explain_pending(
-        self, activities: Sequence[requests.PendingActivity], memo: Mapping[str, bytes]
+        self, activities: Sequence[requests.PendingActivity], run: requests.RunInfo
     ) -> list[list[str]]:
-        """Where the activities of a workflow with this memo go, each step by step."""
+        """Where the activities of ``run`` go, each step by step."""
         with followed(self._core) as log:
             table, deployments = log.rules, log.deployments
         now_ms = epoch_ms(self._core.clock)
         return [
             routing.explain(self._names, facts, table, now_ms, asked, deployments)
-            for facts, asked in (_told(one, memo) for one in activities)
+            for facts, asked in (_told(one, run, deployments) for one in activities)
         ]
 
     # --- parts ------------------------------------------------------------------------------------
@@ -219,19 +220,23 @@ class TrafficOperations:
         return self._core.broker.stats(parked, self._core.deadline()) is not None
 
 
-def _told(one: requests.PendingActivity, memo: Mapping[str, bytes]) -> tuple[Facts, Asked]:
-    """What rules may know of an activity, and what it asks for itself."""
+def _told(
+    one: requests.PendingActivity, run: requests.RunInfo, deployments: Deployments
+) -> tuple[Facts, Asked]:
+    """What rules may know of an activity of ``run``, and what it asks for itself."""
+    route, version = one.route, run.deployment_version
+    is_pinned = route is None and deployments.serves(version, ACTIVITY_SIDE, one.task_queue)
     facts = Facts(
         kind=TaskKind.ACTIVITY,
         type=one.activity_type,
         task_queue=one.task_queue,
         id=one.task_id,
         headers=one.headers,
-        memo=memo,
+        memo=run.memo,
         once=one.maximum_attempts == 1,
     )
     asked = Asked(
-        route=None if one.route is None else load_route(one.route),
+        route=Route.version(version) if is_pinned else None if route is None else load_route(route),
         requires=None if one.requires is None else load_requires(one.requires),
     )
     return facts, asked

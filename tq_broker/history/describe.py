@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tq_broker.history import versions
+from tq_broker.history import bonds, versions
 from tq_broker.history.activities import wire_id
 from tq_broker.history.state import Activity, Child, Execution, Task
 from tq_broker.model.requests import (
@@ -12,6 +12,7 @@ from tq_broker.model.requests import (
     PendingTask,
     RunInfo,
 )
+from tq_broker.model.tasks import dump_route
 
 
 def info(run: Execution) -> RunInfo:
@@ -78,7 +79,7 @@ def _task(task: Task) -> PendingTask:
 
 def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActivity:
     state = "started" if activity.since_ms else "scheduled"
-    policy = activity.retry_policy
+    policy, follows = activity.retry_policy, bonds.following(run, activity)
     return PendingActivity(
         activity_id=activity.activity_id,
         activity_type=activity.activity_type,
@@ -95,7 +96,7 @@ def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActiv
         identity=activity.identity,
         host=activity.host,
         worker_id=activity.worker_id,
-        route=activity.route,
+        route=activity.route or (None if follows is None else dump_route(follows)),
         requires=activity.requires,
         headers=run.started.headers if activity.headers is None else activity.headers,
         task_id=wire_id(run.run_id, event_id),
