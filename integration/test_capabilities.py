@@ -243,7 +243,9 @@ class Workflows:
         handle = studio.client.start_workflow(Film.run, id=film)
         wait_until(lambda: pending(handle) == ["render"], "it renders", PATIENCE_S)
         told = handle.describe().raw
-        (way,) = studio.client.operations.traffic.explain_pending(told.pending_activities, told.info)
+        (way,) = studio.client.operations.traffic.explain_pending(
+            told.pending_activities, told.info
+        )
         assert "it requires gpu: only workers that have all of it get it" in way
         studio.worker("able", "gpu")
         assert handle.result() == ["home", "UnknownCapability", "able"]

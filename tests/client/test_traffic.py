@@ -290,3 +290,11 @@ def test_what_a_pinned_run_waits_for_goes_to_its_version(world: World) -> None:
     told = ["\n".join(one) for one in traffic(world).explain_pending([plain, elsewhere], run)]
     assert "it goes to queue tq.n.version.activity.shop%2Ev1.q" in told[0]
     assert told[1].endswith("it goes there")
+
+
+def test_a_rule_may_send_to_a_task_queue_with_priorities(world: World) -> None:
+    home, laptop = servers(world)
+    assert world.run(where, task_queue="laptop", priority=1)["worker"] == "laptop"
+    world.eventually(lambda: bool(laptop._settings.prioritized))
+    in_force(world, rule(), home, laptop)
+    assert [world.run(where)["worker"] for _ in range(3)] == ["laptop"] * 3

@@ -102,12 +102,15 @@ class Poller:
         slots: int,
         on_deliveries: OnDeliveries,
         is_paused: Callable[[QueueName], object] = lambda queue: None,
+        is_superseded: Callable[[QueueName], bool] = lambda queue: False,
     ) -> None:
-        """``is_paused`` is asked at each `adjust`: nothing is consumed of what is."""
+        """``is_paused`` and ``is_superseded`` are asked at each `adjust`: nothing is consumed of
+        what is; a pause also counts for the queues that `serve` was told belong to it."""
         self._broker = broker
         self._sender = sender
         self._on_deliveries = on_deliveries
         self._is_paused = is_paused
+        self._is_superseded = is_superseded
         self._lock = threading.Lock()
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
@@ -179,7 +182,8 @@ class Poller:
                 self._close(change)
 
     def _pause(self, name: str, queue: QueueName) -> Sequence[Close]:
-        return self._windows.pause(name, bool(self._is_paused(self._pausing.get(name, queue))))
+        is_paused = self._is_paused(self._pausing.get(name, queue))
+        return self._windows.pause(name, bool(is_paused) or self._is_superseded(queue))
 
     def _open(self, queue: str, prefetch: int) -> None:
         consumer = Consumer(self._queues[queue], self)

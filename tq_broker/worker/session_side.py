@@ -98,7 +98,12 @@ class SessionSide:
         handler.executors = {"async": SessionSlots(handler, self._keeper)}
         self._sorter = Sorter(sender, reporter, settings, names.activity, handler.on_deliveries)
         self._poller = Poller(
-            broker, sender, slots.capacity, self._sorter.on_deliveries, self._is_closed
+            broker,
+            sender,
+            slots.capacity,
+            self._sorter.on_deliveries,
+            allegiance.is_closed,
+            self._sorter.is_superseded,
         )
 
     @property
@@ -115,10 +120,6 @@ class SessionSide:
     def _stand(self) -> None:
         self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
         self._sorter.tick(self.task_queues, self._poller)
-
-    def _is_closed(self, queue: QueueName) -> bool:
-        """Whether no session of ``queue`` may begin now."""
-        return self._allegiance.is_closed(queue) or self._sorter.is_superseded(queue)
 
     def serve(self, queue: str) -> None:
         """Take what comes to ``queue`` as well, which is one of `private`."""

@@ -177,7 +177,14 @@ class Worker:
         self._sorter = Sorter(
             sender, self._reporter, self._settings, names.activity, handler.on_deliveries
         )
-        self._poller = Poller(broker, sender, 0, self._sorter.on_deliveries, self._is_closed)
+        self._poller = Poller(
+            broker,
+            sender,
+            0,
+            self._sorter.on_deliveries,
+            self._allegiance.is_closed,
+            self._sorter.is_superseded,
+        )
         self._gates = self._make_gates(handler)
         self._niches = Niches(
             sender,
@@ -883,10 +890,6 @@ class Worker:
             self._sessions.tick(now)
         if self._side is not None:
             self._side.tick(now)
-
-    def _is_closed(self, queue: QueueName) -> bool:
-        """Whether nothing of ``queue`` may be begun now."""
-        return self._allegiance.is_closed(queue) or self._sorter.is_superseded(queue)
 
     def _adjust(self) -> None:
         """Slots first, then windows that are as wide."""

@@ -95,7 +95,12 @@ class WorkflowSide:
             sender, returns, settings, connection.names.workflow, self._handler.on_deliveries
         )
         self._poller = Poller(
-            connection.broker, sender, 0, self._sorter.on_deliveries, self._is_closed
+            connection.broker,
+            sender,
+            0,
+            self._sorter.on_deliveries,
+            allegiance.is_closed,
+            self._sorter.is_superseded,
         )
         self._handler.gates = self._poller.gates
         scope = Scope(
@@ -165,10 +170,6 @@ class WorkflowSide:
     def _adjust(self) -> None:
         self._slots.tick()
         self._poller.adjust(self._gates.in_hand, self._slots.capacity)
-
-    def _is_closed(self, queue: QueueName) -> bool:
-        """Whether nothing of ``queue`` may be begun now."""
-        return self._allegiance.is_closed(queue) or self._sorter.is_superseded(queue)
 
     def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
         """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
