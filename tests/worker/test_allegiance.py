@@ -163,6 +163,8 @@ def test_a_priority_queue_is_the_current_versions(world: World) -> None:
     for current in ("v1", "v2"):
         route(world, current=current)
         assert [world.run(who, priority=priority) for priority in (1, 3, 5)] == [current] * 3
+    route(world, ramping="v1", percent=100.0)
+    assert [world.run(who, priority=priority) for priority in (1, 3, 5)] == ["v1"] * 3
 
 
 def test_whom_a_limit_of_its_type_lets_in_goes_to_the_right_version(world: World) -> None:
