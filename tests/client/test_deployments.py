@@ -14,6 +14,7 @@ from tq_broker.client.settings_book import followed
 from tq_broker.common import Route
 from tq_broker.exceptions import Conflict, InvalidArgument, NotFound
 from tq_broker.model.deployments import RoutingSet, VersionState
+from tq_broker.worker.housekeeper import Housekeeper
 
 QUICK = 0.2
 
@@ -110,3 +111,19 @@ def test_what_waits_is_told_and_speaks_against_a_deletion(world: World) -> None:
     back = world.worker(noop, deployment="shop", build_id="v1")
     assert back.info().deployment_version == "shop.v1"
     world.eventually(lambda: "v1" in shop.all()[0].versions)
+
+
+def test_what_waits_in_a_priority_queue_counts(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = world.worker(noop, deployment="shop", build_id="v1")
+    shop = world.client.operations.deployments
+    shop.set_current("shop", "v1", force=True, wait_s=QUICK)
+    worker.stop()
+    world.start(noop, priority=1)
+    [version] = shop.describe("shop", wait_s=QUICK).versions
+    [queue] = version.queues
+    assert (queue.pinned, queue.backlog, queue.is_stranded) == (0, 1, True)
+    with followed(world.client.core) as log:
+        Housekeeper(world.client.connection, log, 60.0).warn()
+    assert "1 tasks wait in tq.n.priority.q for version shop.v1" in caplog.text
