@@ -14,6 +14,9 @@ from tq_broker import activity, workflow
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import InvalidArgument, SessionFailedError
+from tq_broker.model.limits import Limits
+from tq_broker.model.parts import Part, PartKind
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.queues.memory import MemoryBroker
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
@@ -203,3 +206,13 @@ def test_a_version_without_sessions_does_not_follow_one_with_them(town: Town) ->
     town.worker("v2", deployment="shop", build_id="v2")
     with pytest.raises(InvalidArgument, match="does not serve activity task queue 'q__sessions'"):
         deployments.set_current("shop", "v2")
+
+
+def test_a_limit_of_their_type_does_not_strand_sessions(town: Town) -> None:
+    town.worker("w1", max_concurrent_sessions=1)
+    part = Part(PartKind.TYPE, SESSION_TYPE)
+    limits = Limits(rate=100.0)
+    town.client.operations.set_limits("q__sessions", lambda _: limits, part=part)
+    handle = town.start()
+    handle.signal(Hold.go_on)
+    assert handle.result(timeout=SOON_S) == ["w1", "open"]

@@ -25,6 +25,7 @@ from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
 from tq_broker.model.names import SHARED, Kind, Names, QueueName
 from tq_broker.model.requests import shard_of
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.model.workflow_tasks import ClaimStart, RunKey, StartGranted
 from tq_broker.queues import routing, topology
@@ -286,10 +287,11 @@ class Handler:
     def _is_apart(self, early: _Early) -> bool:
         """Whether a limit of its type or key holds it back, or one that is kept together with such.
 
-        What a detour brings has none: it is another task queue's."""
+        What a detour brings has none: it is another task queue's. Sessions have their slots, and no
+        usher."""
         task, task_queue = early.task, early.window.task_queue
         table = self.settings.part_table(task_queue)
-        if table is None or task.pass_mark:
+        if table is None or task.pass_mark or task.activity_type == SESSION_TYPE:
             return False
         key = task.rate_limit_key
         return table.is_limited(task.activity_type, key) or (
