@@ -37,8 +37,7 @@ def keys(count: int) -> list[str]:
 def waiting(site: Site, task_queue: str, kind: Kind = Kind.ACTIVITY) -> int:
     core = site.client.core
     queue = Names(site.namespace).queue(kind, task_queue)
-    stats = core.broker.stats(str(queue), core.deadline())
-    return 0 if stats is None else stats.ready
+    return sum(site.client.operations.waiting(queue, core.deadline()).values())
 
 
 def at_rest(site: Site, *task_queues: str) -> int:

@@ -14,15 +14,19 @@ from tq_broker.common import (
     ActivityOptions,
     ActivityOptionsDict,
     OnGone,
+    PinnedVersioningOverride,
+    Requires,
     RetryPolicy,
     Route,
     TargetKind,
+    WorkerDeploymentVersion,
     check_duration,
     inherited_headers,
     options_from,
     to_ms,
 )
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.names import encode_part
 
 durations = st.timedeltas(timedelta(milliseconds=1), DURATION_MAX)
 
@@ -176,3 +180,84 @@ def test_a_route_takes_the_place_of_an_affinity_and_the_other_way_round() -> Non
     assert route.over(affinity) == route
     assert affinity.over(route) == affinity
     assert ActivityOptions(on_lost="fail").over(affinity).affinity == "host"
+
+
+# --- what is required -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keywords", "why"),
+    [
+        ({"requires": "gpu"}, "requires must be a set of names"),
+        ({"requires": 1}, "requires must be a set of names"),
+        ({"requires": [""]}, "non-empty strings only"),
+        ({"requires": {1}}, "non-empty strings only"),
+        ({"requires": [str(number) for number in range(9)]}, "9 capabilities; the bound is 8"),
+    ],
+)
+def test_bad_requirements_are_refused(keywords: Any, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        ActivityOptions(**keywords)
+
+
+def test_the_answer_to_a_requirement_is_checked() -> None:
+    with pytest.raises(InvalidArgument, match=r"requires\.on_gone must be an OnGone"):
+        Requires({"gpu"}, "fail")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"requires\.wait is for OnGone\.WAIT only"):
+        Requires({"gpu"}, OnGone.FAIL, timedelta(seconds=1))
+    with pytest.raises(InvalidArgument, match=r"requires\.wait"):
+        Requires({"gpu"}, wait=timedelta(0))
+
+
+def test_a_set_is_short_for_waiting_for_ever() -> None:
+    said = Requires.of(["ssd", "gpu", "gpu"])
+    assert said is not None
+    assert (said.names, said.is_patient) == (("gpu", "ssd"), True)
+    assert Requires.of(said) is said
+    assert Requires.of(None) is None
+    assert Requires.of(set()) is None
+    assert not Requires({"gpu"}, OnGone.FAIL).is_patient
+    assert not Requires({"gpu"}, wait=timedelta(seconds=1)).is_patient
+
+
+def test_the_call_may_take_a_requirement_back() -> None:
+    decorator = ActivityOptions(requires={"gpu"})
+    assert ActivityOptions().over(decorator).requires == {"gpu"}
+    assert ActivityOptions(requires=()).over(decorator).requires == ()
+
+
+# --- deployment versions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "build_id", "why"),
+    [
+        ("shop", "", "build_id is ''; it must be a non-empty string"),
+        ("", "1", "deployment_name is ''"),
+        ("a.b", "1", "must be without a dot"),
+        ("shop", "__unversioned__", "are reserved"),
+        ("shop", "1" * 80, "is 87 bytes long when encoded"),
+        ("shop", "\ud800", "cannot be seen"),
+        ("shop", 3, "must be a non-empty string"),
+    ],
+)
+def test_a_version_is_checked_when_it_is_made(name: str, build_id: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        WorkerDeploymentVersion(name, build_id)
+
+
+def test_a_version_is_one_text_and_comes_back_as_it_was() -> None:
+    version = WorkerDeploymentVersion("shop", "1.4~rc.1")
+    assert version.to_canonical_string() == "shop.1.4~rc.1"
+    assert WorkerDeploymentVersion.from_canonical_string("shop.1.4~rc.1") == version
+    assert Route.version(version) == Route.version("shop.1.4~rc.1")
+    size = len(encode_part("shop." + "1." * 18 + "~"))
+    with pytest.raises(InvalidArgument, match=f"is {size} bytes long"):
+        WorkerDeploymentVersion("shop", "1." * 18 + "~")
+    for wrong in ("shop", "", ".1"):
+        with pytest.raises(InvalidArgument):
+            Route.version(wrong)
+    with pytest.raises(InvalidArgument, match=r"waits for it: OnGone\.WAIT, no bound"):
+        Route(TargetKind.VERSION, "shop.1")
+    with pytest.raises(InvalidArgument, match="must be a WorkerDeploymentVersion"):
+        PinnedVersioningOverride("shop.1")  # type: ignore[arg-type]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, get_args
+from urllib.parse import quote
 
 from tq_broker.exceptions import InvalidArgument
 
@@ -20,6 +21,9 @@ DURATION_MAX = timedelta(days=3650)
 """The longest duration accepted anywhere: ten years, well inside every integer on the wire."""
 
 PRIORITY_FIRST, PRIORITY_LAST = 1, 5
+PRIORITY_DEFAULT = 3
+REQUIRES_MAX = 8
+"""Capabilities that one task may require."""
 HEADERS_CHARS_MAX = 4_000
 """Bound of all headers of a task together, as JSON."""
 
@@ -148,11 +152,12 @@ class TargetKind(enum.Enum):
 
     HOST = "host"
     PROCESS = "process"
+    VERSION = "version"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where, within its task queue, an activity must run. Made by `host` and `process`."""
+    """Where, within its task queue, an activity must run. Made by `host`, `process`, `version`."""
 
     kind: TargetKind
     target: str
@@ -166,7 +171,11 @@ class Route:
             raise InvalidArgument(f"route.{self.kind.value} must be a non-empty string")
         if not isinstance(self.on_gone, OnGone):
             raise InvalidArgument("route.on_gone must be an OnGone")
-        if (self.on_gone is OnGone.WAIT) != (self.wait is not None):
+        if self.kind is TargetKind.VERSION:
+            WorkerDeploymentVersion.from_canonical_string(self.target)
+            if self.on_gone is not OnGone.WAIT or self.wait is not None:
+                raise InvalidArgument("a route to a version waits for it: OnGone.WAIT, no bound")
+        elif (self.on_gone is OnGone.WAIT) != (self.wait is not None):
             raise InvalidArgument("route.wait is needed with OnGone.WAIT and only then")
         if self.wait is not None:
             check_duration("route.wait", self.wait)
@@ -194,10 +203,78 @@ class Route:
         """
         return cls(TargetKind.PROCESS, worker_id, on_gone, wait)
 
+    @classmethod
+    def version(cls, version: WorkerDeploymentVersion | str) -> Route:
+        """The workers of one deployment version (``shop.1.4``), be it current or not.
+
+        While none of them lives the task waits; a schedule-to-start timeout bounds that.
+        """
+        target = version if isinstance(version, str) else version.to_canonical_string()
+        return cls(TargetKind.VERSION, target, OnGone.WAIT)
+
 
 AffinityKind = Literal["host", "process"]
 OnLost = Literal["fail", "restart_affinity", "wait"]
 AFFINITY_GROUP_BYTES_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Requires:
+    """What a worker must have to get a task, and what becomes of the task if no living one has.
+
+    ``requires={"gpu"}`` is short for ``requires=Requires({"gpu"})``.
+
+    Attributes:
+        capabilities: At most 8 names; a worker must have declared them all.
+        on_gone: The answer while no living worker of the task queue has them all. `OnGone.WAIT`,
+            the default, keeps the task on a queue of its own until one comes, or until
+            ``schedule_to_start_timeout``; `OnGone.FALL_BACK` lets any worker of the task queue
+            have it, which makes a wish of a requirement.
+        wait: With `OnGone.WAIT`, how long from the start of the activity; ``None`` means for ever.
+    """
+
+    capabilities: Collection[str]
+    on_gone: OnGone = OnGone.WAIT
+    wait: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        given = self.capabilities
+        if isinstance(given, str) or not isinstance(given, Collection):
+            raise InvalidArgument('requires must be a set of names, such as {"gpu"}')
+        if not all(isinstance(name, str) and name for name in given):
+            raise InvalidArgument("requires must have non-empty strings only")
+        if len(self.names) > REQUIRES_MAX:
+            raise InvalidArgument(
+                f"requires has {len(self.names)} capabilities; the bound is {REQUIRES_MAX}"
+            )
+        if not isinstance(self.on_gone, OnGone):
+            raise InvalidArgument("requires.on_gone must be an OnGone")
+        if self.wait is not None:
+            if self.on_gone is not OnGone.WAIT:
+                raise InvalidArgument("requires.wait is for OnGone.WAIT only")
+            check_duration("requires.wait", self.wait)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The capabilities, each once and in order."""
+        return tuple(sorted(set(self.capabilities)))
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether it waits for a capable worker for as long as it takes."""
+        return self.on_gone is OnGone.WAIT and self.wait is None
+
+    @classmethod
+    def of(cls, value: object) -> Requires | None:
+        """What an option says; ``None`` for nothing.
+
+        Raises:
+            InvalidArgument: names what is wrong.
+        """
+        if value is None:
+            return None
+        said = value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
+        return said if said.capabilities else None
 
 
 class ActivityIDConflictPolicy(enum.Enum):
@@ -262,6 +339,106 @@ def check_key(argument: str, value: object) -> str:
     return value
 
 
+# --- deployment versions --------------------------------------------------------------------------
+
+UNVERSIONED = "__unversioned__"
+"""Stands for the workers without a version, where a build id is asked for."""
+
+
+VERSION_BYTES_MAX = 80
+"""Longest deployment version: its name, a dot and its build id. What is neither a letter of ASCII
+nor a digit, ``-`` or ``_`` counts as three for each byte of UTF-8."""
+
+
+class VersioningBehavior(enum.IntEnum):
+    """What a new version means for runs of a workflow that are open (Temporal's numbers)."""
+
+    UNSPECIFIED = 0
+    PINNED = 1
+    """A run stays with the version that has run its first workflow task."""
+    AUTO_UPGRADE = 2
+    """Its next workflow task goes to the version that is current (or ramping) then."""
+
+
+class ContinueAsNewVersioningBehavior(enum.IntEnum):
+    """Which version the run after a continue-as-new begins with (Temporal's numbers)."""
+
+    UNSPECIFIED = 0
+    """A pinned run hands on its version."""
+    AUTO_UPGRADE = 1
+    """It begins with the version that is current (or ramping) then."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDeploymentVersion:
+    """A version of a deployment; as one text ``<deployment name>.<build id>``.
+
+    Attributes:
+        deployment_name: What is deployed, such as ``shop``; without a dot.
+        build_id: Names what was built: a version, a commit.
+    """
+
+    deployment_name: str
+    build_id: str
+
+    def __post_init__(self) -> None:
+        for name in ("deployment_name", "build_id"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise InvalidArgument(f"{name} is {value!r}; it must be a non-empty string")
+            if value.startswith("__"):
+                raise InvalidArgument(f"{name} is {value!r}; names with a leading __ are reserved")
+        if "." in self.deployment_name:
+            raise InvalidArgument(
+                f"deployment_name is {self.deployment_name!r}; it must be without a dot, which"
+                " stands before the build id"
+            )
+        text = self.to_canonical_string()
+        if not text.isprintable():
+            raise InvalidArgument(f"version {text!r} has a character that cannot be seen")
+        # As names of queues encode it, where quote() leaves these two as they are.
+        size = len(quote(text, safe="")) + 2 * (text.count(".") + text.count("~"))
+        if size > VERSION_BYTES_MAX:
+            raise InvalidArgument(
+                f"version {text!r} is {size} bytes long when encoded for RabbitMQ;"
+                f" the bound is {VERSION_BYTES_MAX}"
+            )
+
+    def to_canonical_string(self) -> str:
+        """``<deployment name>.<build id>``."""
+        return f"{self.deployment_name}.{self.build_id}"
+
+    @classmethod
+    def from_canonical_string(cls, canonical: str) -> WorkerDeploymentVersion:
+        """The inverse of `to_canonical_string`. Raises `InvalidArgument`."""
+        name, dot, build_id = canonical.partition(".") if isinstance(canonical, str) else ("",) * 3
+        if not dot:
+            raise InvalidArgument(
+                f"version is {canonical!r}; it must be a deployment's name, a dot and a build id,"
+                " such as 'shop.1.4'"
+            )
+        return cls(name, build_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedVersioningOverride:
+    """The run is pinned to ``version``, whatever its workflow says."""
+
+    version: WorkerDeploymentVersion
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, WorkerDeploymentVersion):
+            raise InvalidArgument("version must be a WorkerDeploymentVersion")
+
+
+@dataclass(frozen=True, slots=True)
+class AutoUpgradeVersioningOverride:
+    """The run follows the current (or ramping) version, whatever its workflow says."""
+
+
+VersioningOverride = PinnedVersioningOverride | AutoUpgradeVersioningOverride
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivityOptions:
     """Options of one activity; ``None`` means "not said here".
@@ -271,6 +448,8 @@ class ActivityOptions:
     Attributes:
         task_queue: The task queue it is put on.
         route: Host or process it must run on.
+        requires: Capabilities that its worker must have: ``{"gpu"}``, or a `Requires` that also
+            says what becomes of it if nobody has them.
         affinity: It follows, to their host or process, earlier activities of the run with the
             same affinity; the first of them goes to the shared task queue. For activities of
             workflows; not together with a route.
@@ -279,8 +458,8 @@ class ActivityOptions:
             an `AffinityLostError` ("fail", the default); it goes to the shared task queue, and
             later ones follow it to where it runs ("restart_affinity"); or it waits for the host
             to come back, for as long as its timeouts let it ("wait").
-        priority: 1 (first) to 5, default 3; honoured as far as the queue can: strictly on
-            RabbitMQ 4.3 quorum queues, in two levels on 4.0-4.2, not on 3.x.
+        priority: 1 (first) to 5, default 3: what waits begins strictly in this order. An activity
+            of a workflow has the workflow's if it says none.
         retry_policy: `RetryPolicy()` when not said.
         start_to_close_timeout: Bound of one attempt.
         schedule_to_start_timeout: Bound of the wait in the queue, per attempt; never retried.
@@ -294,6 +473,7 @@ class ActivityOptions:
 
     task_queue: str | None = None
     route: Route | None = None
+    requires: Requires | Collection[str] | None = None
     priority: int | None = None
     retry_policy: RetryPolicy | None = None
     start_to_close_timeout: timedelta | None = None
@@ -320,6 +500,7 @@ class ActivityOptions:
             raise InvalidArgument("retry_policy must be a RetryPolicy")
         if self.route is not None and not isinstance(self.route, Route):
             raise InvalidArgument("route must be a Route")
+        Requires.of(self.requires)
         if self.task_queue is not None and not isinstance(self.task_queue, str):
             raise InvalidArgument("task_queue must be a string")
         if self.headers is not None:
@@ -385,6 +566,7 @@ class ActivityOptionsDict(TypedDict, total=False):
 
     task_queue: str | None
     route: Route | None
+    requires: Requires | Collection[str] | None
     priority: int | None
     retry_policy: RetryPolicy | None
     start_to_close_timeout: timedelta | None

@@ -25,7 +25,8 @@
     │   ├── ActivityAlreadyStarted  the id is taken and the caller chose to be refused
     │   ├── NotFound                no such activity, workflow, worker or queue now
     │   ├── Conflict                somebody else changed it meanwhile: look, and decide anew
-    │   ├── TargetGone              the host or process of a route is gone
+    │   ├── TargetGone              no living worker on the host, in the process, or capable
+    │   │   └── UnknownCapability     no worker has ever had what the activity requires
     │   └── AccessRefused           login, vhost or permission
     ├── Unavailable               try again later, with the retry policy
     │   ├── BrokerUnavailable       cannot connect, or the connection broke
@@ -371,7 +372,12 @@ class Conflict(Rejected):
 
 
 class TargetGone(Rejected):
-    """No living worker serves the host or process that the route names."""
+    """No living worker is on the host or in the process that the route names, or has what is
+    required."""
+
+
+class UnknownCapability(TargetGone):
+    """The activity requires what no worker of its task queue has ever had."""
 
 
 class AccessRefused(Rejected):

@@ -90,3 +90,12 @@ def test_cancel_asks(invoke: Invoke) -> None:
     answer = invoke("activity", "cancel", "mine", "--reason", "no more")
     assert (answer.output, answer.exit_code) == ("cancellation of mine requested\n", 0)
     assert json.loads(invoke("activity", "cancel", "mine", "--json").stdout)["requested"]
+
+
+def test_what_is_required_is_said(invoke: Invoke, worker: Worker) -> None:
+    needs = (*EXECUTE, "--args", "[1, 2]", "--requires", "gpu")
+    answer = invoke(*needs)
+    assert answer.exit_code == 5
+    assert "has ever had gpu; known there: none" in answer.stderr
+    assert invoke(*needs, "--on-unserved", "fall-back").output == "3\n"
+    assert "did not within" in invoke(*needs, "--on-unserved", "wait:50ms").stderr

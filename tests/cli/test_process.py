@@ -53,6 +53,13 @@ def options(app: Application | None = None, **settings: Any) -> dict[str, Any]:
     return WorkerSettings(**settings).worker_options(made)
 
 
+def test_a_version_may_come_from_the_application_or_the_command_line() -> None:
+    app = Application(name="app", activities=(), options={"deployment": "shop", "build_id": "1"})
+    told = options(app, build_id="2")
+    assert (told["deployment"], told["build_id"]) == ("shop", "2")
+    assert "deployment" not in options()
+
+
 def test_options_win_over_the_application() -> None:
     app = Application(
         name="app", activities=(), options={"max_concurrent_activities": 3, "host": "own"}
@@ -66,6 +73,7 @@ def test_options_win_over_the_application() -> None:
         name="w@%h",
         worker_id="id",
         graceful_timeout=timedelta(seconds=5),
+        capabilities=("gpu",),
     )
     assert said == {
         "max_concurrent_activities": 9,
@@ -74,6 +82,7 @@ def test_options_win_over_the_application() -> None:
         "identity": "w@h-0",
         "worker_id": "id",
         "graceful_shutdown_timeout": timedelta(seconds=5),
+        "capabilities": ("gpu",),
     }
 
 

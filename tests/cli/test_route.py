@@ -106,3 +106,41 @@ def test_what_a_rule_matches_is_told_in_words() -> None:
         id="r", kind=TaskKind.WORKFLOW, memo={"customer": "acme"}, priority=1, to_host="h"
     )
     assert matching(rule) == "all workflow tasks with memo customer=acme of priority 1"
+
+
+def test_routes_and_requirements_are_explained(invoke: Invoke, worker: Worker) -> None:
+    def told(*options: str) -> str:
+        return invoke("route", "explain", "add", "--task-queue", "math", *options, *QUICK).stdout
+
+    assert "it requires gpu, ssd: only workers that have all of it" in told(
+        "--requires", "ssd", "--requires", "gpu"
+    )
+    assert "workers that answer there: none" in told("--requires", "gpu")
+    here = told("--route", "host:here")
+    assert "its route says host 'here'" in here
+    assert "workers that answer there: w1@here" in here
+    assert "workers that answer there: none" in told("--route", "process:other")
+    falls = told("--requires", "gpu", "--on-unserved", "fall-back")
+    assert "if nobody is there: it falls back to queue tq.default.activity.math" in falls
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--route", "mars"), "is not a route"),
+        (("--requires", "gpu", "--on-unserved", "pray"), "is not fail, fall-back or wait:30s"),
+        (("--requires", "x" * 99), "the bound is 90"),
+        (("--requires", "gpu", "--kind", "workflow"), "are for activities"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    invoke: Invoke, options: tuple[str, ...], why: str
+) -> None:
+    answer = invoke("route", "explain", "add", "--task-queue", "math", *options)
+    assert answer.exit_code == 2
+    assert why in answer.stderr
+
+
+def test_a_rule_tells_its_fairness_key() -> None:
+    rule = TrafficRule(id="r", fairness_key="acme", to_task_queue="there")
+    assert matching(rule) == "all tasks with fairness key acme"

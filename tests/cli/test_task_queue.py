@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 
 from tests.cli.conftest import Invoke
 from tq_broker.client import BlockingClient
+from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.worker import Worker
 
 QUICK = ("--wait", "50ms")
@@ -31,7 +33,7 @@ def test_an_unused_namespace_is_named(invoke: Invoke) -> None:
 
 def test_a_list_has_what_waits_and_who_serves(invoke: Invoke, waiting: str, worker: Worker) -> None:
     answer = invoke("task-queue", "list", *QUICK)
-    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\n"
+    assert answer.stdout == "idle\tactivity\t2\t0\t0\t\t\t\nmath\tactivity\t0\t1\t0\tw1@here\t\t\n"
     first, second = json.loads(invoke("task-queue", "list", "--json", *QUICK).stdout)
     assert (first["task_queue"], first["backlog"], first["workers"]) == ("idle", 2, [])
     assert (second["task_queue"], second["workers"]) == ("math", ["w1@here"])
@@ -87,7 +89,7 @@ def test_workflow_sides_are_listed_and_described(
     core = client.core
     core.sender.ensure([core.names.workflow("orders")], core.deadline())
     listed = invoke("task-queue", "list", *QUICK).stdout.splitlines()
-    assert listed[1] == "orders\tworkflow\t0\t0\t0\t\t"
+    assert listed[1] == "orders\tworkflow\t0\t0\t0\t\t\t"
     shown = invoke("task-queue", "describe", "orders", *QUICK).stdout
     assert "workflow tasks\t0\nworkflow consumers\t0\nworkflow workers\tnone answered" in shown
     told = json.loads(invoke("task-queue", "describe", "orders", "--json", *QUICK).stdout)
@@ -144,6 +146,22 @@ def test_limits_of_an_unknown_task_queue_are_refused(invoke: Invoke, waiting: st
     answer = invoke("task-queue", "config", "set", "typo", "--rate", "1")
     assert answer.exit_code != 0
     assert "there is no task queue 'typo'" in answer.stderr
+
+
+def test_what_nobody_can_serve_is_shown(invoke: Invoke, client: BlockingClient) -> None:
+    record = CapabilitiesDeclared("film", ("gpu",), 1)
+    client.core.sender.append(record, client.core.deadline(), lambda error: None)
+    client.start_activity(
+        "render", task_queue="film", requires={"gpu"}, wait_result=False,
+        start_to_close_timeout=timedelta(seconds=9),
+    )  # fmt: skip
+    lines = invoke("task-queue", "describe", "film", *QUICK).output.splitlines()
+    assert "waiting for gpu\t1 (served by NOBODY who answers)" in lines
+    told = json.loads(invoke("task-queue", "describe", "film", "--json", *QUICK).stdout)
+    assert (told["capable"][0]["requires"], told["capable"][0]["backlog"]) == (["gpu"], 1)
+    purge = ("task-queue", "purge", "film", "--yes", "--requires")
+    assert invoke(*purge, "gpu").output == "1 tasks dropped\n"
+    assert invoke(*purge, "tpu").exit_code == 5
 
 
 def test_types_and_keys_have_limits_of_their_own(invoke: Invoke, waiting: str) -> None:

@@ -11,9 +11,10 @@ from tq_broker.cli.values import (
     JSON_VALUE,
     NAMES,
     parse_duration,
+    parse_requires,
     parse_route,
 )
-from tq_broker.common import OnGone, Route
+from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import InvalidArgument
 
 
@@ -65,3 +66,15 @@ def test_options_are_converted() -> None:
 def test_wrong_options_are_refused(kind: click.ParamType, value: str, match: str) -> None:
     with pytest.raises(click.BadParameter, match=match):
         kind.convert(value, None, None)
+
+
+def test_requirements_and_their_answers() -> None:
+    assert parse_requires((), "wait") is None
+    assert parse_requires(["ssd", "gpu"], "wait") == Requires(("gpu", "ssd"))
+    assert parse_requires(["gpu"], "fail") == Requires(("gpu",), OnGone.FAIL)
+    waits = Requires(("gpu",), wait=timedelta(seconds=5))
+    assert parse_requires(["gpu"], "wait:5s") == waits
+    with pytest.raises(InvalidArgument, match="is not fail, fall-back or wait:30s"):
+        parse_requires(["gpu"], "maybe")
+    with pytest.raises(InvalidArgument, match="is not fail, fall-back or wait:30s"):
+        parse_route("host:x", "wait")

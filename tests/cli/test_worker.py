@@ -15,9 +15,9 @@ QUICK = ("--wait", "50ms")
 
 
 def test_living_workers_are_listed(invoke: Invoke, worker: Worker) -> None:
-    fields = invoke("worker", "list", *QUICK).stdout.rstrip("\n").split("\t")
+    fields = invoke("worker", "list", *QUICK).stdout.removesuffix("\n").split("\t")
     assert fields[:4] == ["w1@here", "one", "here", str(os.getpid())]
-    assert fields[5:] == ["0/100", "math", "add,fail", "", "0", "0/0"]
+    assert fields[5:] == ["0/100", "math", "add,fail", "", "0", "0/0", "", ""]
     (told,) = json.loads(invoke("worker", "list", "--json", *QUICK).stdout)
     assert (told["worker_id"], told["slots"]) == ("one", 100)
 

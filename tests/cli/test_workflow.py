@@ -69,6 +69,11 @@ def test_start_has_every_option(invoke: Invoke, history: FakeHistory) -> None:
     assert (request.retry_policy.attempts, request.start_delay_ms, request.priority) == (3, 2000, 1)
     assert request.signal == requests.SignalInput(signal_name="go", input=b"[1]")
     assert request.static_summary == "one line"
+    for said, override in (("shop.1.4", "shop.1.4"), ("auto-upgrade", "auto_upgrade")):
+        assert invoke(*START, "--versioning-override", said).exit_code == 0
+        assert history.seen[-1].versioning_override == override
+    answer = invoke(*START, "--versioning-override", "shop")
+    assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +308,25 @@ def test_without_history_it_is_said_how_to_start_one(
     answer = invoke("workflow", "describe", "w")
     assert answer.exit_code == 3
     assert "no history service answered; start one with tq-broker history" in answer.stderr
+
+
+def test_describe_tells_where_pending_activities_go(invoke: Invoke, history: FakeHistory) -> None:
+    pending = requests.PendingActivity(
+        activity_id="5",
+        activity_type="render",
+        task_queue="film",
+        state="scheduled",
+        attempt=1,
+        requires='{"capabilities":["gpu"],"on-gone":"fail"}',
+        task_id="r/5",
+    )
+    history.script[requests.Describe] = lambda _: requests.Description(
+        info=INFO, pending_activities=[pending]
+    )
+    lines = invoke("workflow", "describe", "w").output.splitlines()
+    assert "5 goes\t2. it requires gpu: only workers that have all of it get it" in lines
+    assert lines[-1].endswith("if nobody is there: it fails at once")
+    told = json.loads(invoke("workflow", "describe", "w", "--json").stdout)
+    assert told["pending_activities"][0]["where"][0] == (
+        "the task queue of activity 'render' is 'film'"
+    )

@@ -14,6 +14,7 @@ from tq_broker.exceptions import Conflict, InvalidArgument, NotFound
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
+from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.queues import memory
 from tq_broker.queues.broker import Delivery
 from tq_broker.worker import Worker
@@ -388,3 +389,63 @@ def test_who_comes_second_is_told_who_was_faster(
     with pytest.raises(Conflict, match=r"has set the limits of 'jobs' meanwhile \(emergency\)"):
         operations.set_limits("jobs", meanwhile)
     assert operations.limits("jobs").limits == Limits(rate=1.0)
+
+
+# --- what requires capabilities -------------------------------------------------------------------
+
+
+def capable(client: BlockingClient, count: int, *names: str) -> None:
+    """Tasks that wait for workers with all of ``names``, of whom there were some."""
+    record = CapabilitiesDeclared("jobs", names, 1)
+    client.core.sender.append(record, client.core.deadline(), lambda error: None)
+    for number in range(count):
+        client.start_activity(work, number, task_queue="jobs", requires=names, wait_result=False)
+
+
+def test_each_set_is_listed_and_described_and_who_has_it(
+    client: BlockingClient, operations: Operations
+) -> None:
+    capable(client, 3, "gpu")
+    capable(client, 1, "gpu", "ssd")
+    listed = [(one.requires, one.backlog, one.workers) for one in operations.task_queues(QUICK_S)]
+    assert listed == [(("gpu",), 3, ()), (("gpu", "ssd"), 1, ())]
+    client.pause_task_queue("jobs")
+    with Worker(client, task_queue="jobs", activities=[work], capabilities=["gpu"], identity="w"):
+        told = operations.describe("jobs")
+        assert [(one.requires, one.backlog, one.workers) for one in told.capable] == [
+            (("gpu",), 3, ("w",)),
+            (("gpu", "ssd"), 1, ()),
+        ]
+        assert told.workers[0].capabilities == ["gpu"]
+
+
+def test_a_set_is_looked_at_and_purged_for_itself_or_with_the_rest(
+    client: BlockingClient, operations: Operations
+) -> None:
+    start(client, 2)
+    capable(client, 3, "gpu")
+    capable(client, 1, "ssd")
+    assert [one.arguments for one in operations.peek("jobs", requires=["gpu"])] == [
+        "[0]", "[1]", "[2]",
+    ]  # fmt: skip
+    assert len(operations.peek("jobs")) == 2
+    assert operations.purge("jobs", requires=["gpu"]) == 3
+    assert operations.purge("jobs") == 3
+    with pytest.raises(NotFound, match="nobody has required tpu of task queue 'jobs'"):
+        operations.purge("jobs", requires=["tpu"])
+    with pytest.raises(InvalidArgument, match="for activities only"):
+        operations.peek("jobs", side="workflow", requires=["gpu"])
+
+
+def test_idle_sets_are_reclaimed_with_their_task_queue(
+    client: BlockingClient, operations: Operations
+) -> None:
+    capable(client, 1, "gpu")
+    assert operations.reclaim(["jobs"], grace_s=0) == []
+    assert operations.purge("jobs") == 1
+    with Worker(client, task_queue="jobs", activities=[work], capabilities=["gpu"]):
+        assert operations.reclaim(["jobs"], grace_s=0) == []
+    # The worker has made the plain queue, too.
+    assert operations.reclaim(["jobs"], grace_s=0) == ["jobs"]
+    assert operations.task_queues(QUICK_S) == []
+    assert operations.settings().capable("jobs") == []

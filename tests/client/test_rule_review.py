@@ -155,3 +155,11 @@ def test_globs_that_cannot_meet_are_known() -> None:
     assert globs_meet("order-*", "*-paid")
     assert globs_meet("[ab]x", "?x")
     assert not globs_meet("a", "b")
+
+
+def test_fairness_keys_tell_rules_apart_and_one_without_covers_one_with() -> None:
+    acme, other = rule("a", fairness_key="acme"), rule("b", fairness_key="other")
+    assert review(acme, [other], WORKERS, 100) == []
+    partly = rule("b", fairness_key="acme", headers={"h": "x"}, order=50)
+    assert "rules 'b' and 'a' can match the same task" in noted(acme, partly)[0]
+    assert "comes first and takes all" in refused(acme, rule("all", order=1))[0]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.worker.worlds import MINUTE, NAMES, World
@@ -13,6 +14,7 @@ from tq_broker import activity
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.common import RetryPolicy
 from tq_broker.exceptions import InvalidArgument, NotFound
+from tq_broker.model import requests
 from tq_broker.model.detours import Detour
 from tq_broker.model.rule_table import Facts
 from tq_broker.model.rules import TaskKind, TrafficRule
@@ -268,3 +270,31 @@ def test_a_target_that_is_paused_takes_nothing_and_tasks_come_home(world: World)
     queue = NAMES.activity("laptop")
     world.eventually(lambda: laptop._settings.pause_of(queue) is not None)
     assert world.run(where)["worker"] == "home"
+
+
+def test_what_a_pinned_run_waits_for_goes_to_its_version(world: World) -> None:
+    world.worker(where, deployment="shop", build_id="v1", worker_id="v1")
+    run = requests.RunInfo(
+        workflow_id="w",
+        run_id="r",
+        workflow_type="W",
+        task_queue="q",
+        status=requests.Status.RUNNING,
+        start_ms=0,
+        deployment_version="shop.v1",
+    )
+    plain = requests.PendingActivity(
+        activity_id="1", activity_type="name", task_queue="q", state="scheduled", attempt=1
+    )
+    elsewhere = msgspec.structs.replace(plain, task_queue="other")
+    told = ["\n".join(one) for one in traffic(world).explain_pending([plain, elsewhere], run)]
+    assert "it goes to queue tq.n.version.activity.shop%2Ev1.q" in told[0]
+    assert told[1].endswith("it goes there")
+
+
+def test_a_rule_may_send_to_a_task_queue_with_priorities(world: World) -> None:
+    home, laptop = servers(world)
+    assert world.run(where, task_queue="laptop", priority=1)["worker"] == "laptop"
+    world.eventually(lambda: bool(laptop._settings.prioritized))
+    in_force(world, rule(), home, laptop)
+    assert [world.run(where)["worker"] for _ in range(3)] == ["laptop"] * 3

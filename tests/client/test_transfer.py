@@ -141,7 +141,7 @@ def test_what_cannot_be_published_goes_back(
     monkeypatch.setattr(client.core.sender, "send_many", refuse)
     job = Job(verb=Verb.MOVE, source=NAMES.activity("q"), target=NAMES.activity("r"), id="j")
     with pytest.raises(Rejected):
-        Transfer(client.core, job, None).run(3)
+        Transfer(client.core, job, None).run({job.source: 3})
     assert count(client, NAMES.activity("q")) == 2
 
 
@@ -159,6 +159,6 @@ def test_a_job_gives_up_to_look_behind_what_stays_and_says_so(
         id="j",
     )
     # As if workers had taken the others, or as if these were before them.
-    told = Transfer(client.core, job, None).run(100)
+    told = Transfer(client.core, job, None).run({job.source: 100})
     assert (told.seen, told.done, told.complete) == (3, 0, False)
     assert count(client, NAMES.activity("q")) == 3

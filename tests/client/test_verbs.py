@@ -281,3 +281,34 @@ def test_the_async_client_has_the_same_verbs(world: World) -> None:
     assert isinstance(world.client, BlockingClient)
     assert len(world.client.peek_tasks("q")) == 2
     assert world.client.purge_task_queue("q") == 2
+
+
+# --- what requires capabilities -------------------------------------------------------------------
+
+
+def test_what_requires_capabilities_moves_and_still_requires_them(world: World) -> None:
+    world.worker(work, capabilities=["gpu", "ssd"]).stop()
+    start(world, 2)
+    for number in range(5):
+        world.start(work, number, requires=["gpu"])
+    world.start(work, 9, requires=["ssd"])
+    told = world.client.move_tasks("q", "r", requires=["gpu"], create=True, limit=2)
+    assert (told.waiting, told.done) == (5, 2)
+    assert world.client.move_tasks("q", "r", dry_run=True, create=True).done == 6
+    seen: list[Transferred] = []
+    told = world.client.move_tasks("q", "r", create=True, on_progress=seen.append)
+    assert (told.waiting, told.done, told.types) == (6, 6, {"work": 6})
+    assert [one.done for one in seen] == [2, 5, 6]
+    assert world.count(NAMES.activity("r")) == 2
+    assert world.count(NAMES.capable("r", ["gpu"])) == 5
+    assert world.count(NAMES.capable("r", ["ssd"])) == 1
+    assert world.client.move_tasks("r", "q", create=True, limit=3).done == 3
+
+
+def test_what_only_has_tasks_that_require_something_can_be_paused(world: World) -> None:
+    world.worker(work, task_queues=["p"], capabilities=["gpu"]).stop()
+    world.start(work, 1, task_queue="p", requires=["gpu"])
+    world.client.operations.reclaim(["p"], grace_s=0)
+    world.client.pause_task_queue("p")
+    with pytest.raises(NotFound):
+        world.client.pause_task_queue("typo")

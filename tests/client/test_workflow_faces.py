@@ -244,3 +244,17 @@ def test_runs_are_counted(side: Side) -> None:
     side.history.script[requests.CountWorkflows] = lambda _: requests.Count(count=4)
     assert side.do(side.client.count_workflows("status = 'running'")).count == 4
     assert side.history.seen[0].query == "status = 'running'"
+
+
+@workflow.defn(task_queue="films", priority=1)
+class Film:
+    @workflow.run
+    async def run(self) -> None: ...
+
+
+def test_what_the_decorator_says_counts_where_the_call_says_nothing(side: Side) -> None:
+    side.history.script[requests.StartWorkflow] = lambda _: STARTED
+    for options in ({}, {"task_queue": "other", "priority": 5}):
+        side.do(side.client.start_workflow(Film.run, id="f", **options))
+    told = [(one.task_queue, one.priority) for one in side.history.seen]
+    assert told == [("films", 1), ("other", 5)]

@@ -11,7 +11,14 @@ from tq_broker.client.workflow_start import (
     make_options,
     make_request,
 )
-from tq_broker.common import RetryPolicy, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from tq_broker.common import (
+    AutoUpgradeVersioningOverride,
+    PinnedVersioningOverride,
+    RetryPolicy,
+    WorkerDeploymentVersion,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from tq_broker.converter import DEFAULT, DataConverter, ZlibCodec
 from tq_broker.exceptions import InvalidArgument, PayloadTooLarge
 from tq_broker.model import payload, requests
@@ -136,3 +143,15 @@ def test_signatures_know_every_option() -> None:
     assert set(StartWorkflowOptionsDict.__annotations__) == set(
         StartWorkflowOptions.__dataclass_fields__
     )
+
+
+def test_a_run_may_be_pinned_or_freed_by_its_start() -> None:
+    version = WorkerDeploymentVersion("shop", "1.4")
+    for override, text in (
+        (PinnedVersioningOverride(version), "shop.1.4"),
+        (AutoUpgradeVersioningOverride(), "auto_upgrade"),
+        (None, ""),
+    ):
+        assert request(versioning_override=override).versioning_override == text
+    with pytest.raises(InvalidArgument, match="versioning_override must be a Pinned"):
+        request(versioning_override="shop.1.4")

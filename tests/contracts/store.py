@@ -91,6 +91,7 @@ FULL = run(
     memo={"kéy": b"\x00\xff"},
     cron_schedule="* * * * *",
     static_summary="s",
+    deployment_version="shop.1",
     state=b"\x00\x01",
 )
 
@@ -351,6 +352,9 @@ class StoreContract(abc.ABC):
             ("type in ('Order', 'Refund')", "abc"),
             ("status = 'running'", "ac"),
             ("status in ('failed') and task_queue = 'q2'", "b"),
+            ("version = 'shop.1'", "a"),
+            ("version != 'shop.1' and status = 'running'", "c"),
+            ("version in ('shop.1', 'shop.2')", "ac"),
             ("id = 'o%1'", "a"),
             ("id starts_with 'o%'", "a"),
             ("id starts_with 'o_'", "b"),
@@ -368,7 +372,7 @@ class StoreContract(abc.ABC):
     ) -> None:
         owner.commit(
             runs=[
-                run("a", workflow_id="o%1", start_ms=1_000),
+                run("a", workflow_id="o%1", start_ms=1_000, deployment_version="shop.1"),
                 run(
                     "b",
                     workflow_id="o_1",
@@ -377,7 +381,13 @@ class StoreContract(abc.ABC):
                     close_ms=2_500,
                     task_queue="q2",
                 ),
-                run("c", workflow_id="Oé", start_ms=3_000, workflow_type="Refund"),
+                run(
+                    "c",
+                    workflow_id="Oé",
+                    start_ms=3_000,
+                    workflow_type="Refund",
+                    deployment_version="shop.2",
+                ),
             ]
         )
         found = store.list(parse(query), 10, None)

@@ -19,6 +19,7 @@ from tq_broker.history.step import Step
 from tq_broker.model import events as e
 from tq_broker.model import workflow_tasks as w
 from tq_broker.model.commands import Command, ScheduleActivity
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import CLOSING, Event, load_events
 from tq_broker.model.failure import Failure, application
 from tq_broker.model.requests import Outcome, SignalWorkflow, StartWorkflow
@@ -91,8 +92,14 @@ def an_activity(activity_id: str = "1", **changes: Any) -> ScheduleActivity:
 class Stage:
     """One run, its whole history, and the time."""
 
-    def __init__(self, sender: ReplyTo | None = CLIENT, **start: Any) -> None:
+    def __init__(
+        self,
+        sender: ReplyTo | None = CLIENT,
+        deployments: Deployments = NO_DEPLOYMENTS,
+        **start: Any,
+    ) -> None:
         self.now_ms = BEGIN_MS
+        self.deployments = deployments
         self.history: list[Event] = []
         self.run, step = machine.start(
             a_start(**start), run_id=KEY.run_id, now_ms=self.now_ms, sender=sender
@@ -105,8 +112,8 @@ class Stage:
         """Hand a message to the run; the same must come of it after the state was stored."""
         before = self.run.dump()
         twin = self._twin()
-        step = machine.handle(self.run, message, self.now_ms, sender)
-        assert machine.handle(twin, message, self.now_ms, sender) == step
+        step = machine.handle(self.run, message, self.now_ms, sender, self.deployments)
+        assert machine.handle(twin, message, self.now_ms, sender, self.deployments) == step
         return self._checked(step, before, twin)
 
     def wait(self, ms: int) -> Step:
@@ -114,8 +121,8 @@ class Stage:
         self.now_ms += ms
         before = self.run.dump()
         twin = self._twin()
-        step = machine.tick(self.run, self.now_ms)
-        assert machine.tick(twin, self.now_ms) == step
+        step = machine.tick(self.run, self.now_ms, self.deployments)
+        assert machine.tick(twin, self.now_ms, self.deployments) == step
         next_ms = self.run.next_ms()
         assert next_ms is None or next_ms > self.now_ms or step.changed
         return self._checked(step, before, twin)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tests.history.stage import BEGIN_MS, WORKER, Stage, an_activity
+from tq_broker.common import Route
 from tq_broker.history import describe
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model import requests as r
 from tq_broker.model.failure import application
-from tq_broker.model.tasks import Status, WireRetryPolicy
+from tq_broker.model.tasks import Status, WireRetryPolicy, load_route
 
 
 def test_a_run_in_a_list() -> None:
@@ -86,3 +87,29 @@ def test_the_worker_that_has_it_is_described() -> None:
     described = describe.description(stage.run)
     assert (described.sticky_worker, described.current_details) == (WORKER, "now")
     assert described.pending_task is None
+
+
+def test_what_a_pending_activity_asks_for_is_described() -> None:
+    stage = Stage(headers={"tenant": "acme"})
+    stage.answer(
+        an_activity("plain", headers={"tenant": "acme"}),
+        an_activity("asks", headers={"x": "y"}, route='{"kind":"host","target":"h"}',
+                    requires='{"capabilities":["gpu"]}'),
+    )  # fmt: skip
+    plain, asks = describe.description(stage.run).pending_activities
+    assert (plain.headers, plain.route, plain.requires) == ({"tenant": "acme"}, None, None)
+    assert plain.task_id == "run-1/5"
+    assert asks.headers == {"x": "y"}
+    assert asks.route == '{"kind":"host","target":"h"}'
+    assert asks.requires == '{"capabilities":["gpu"]}'
+
+
+def test_whom_an_activity_follows_is_told() -> None:
+    stage = Stage()
+    affinity = '{"kind":"host"}'
+    stage.answer(an_activity("first", affinity=affinity), an_activity("then", affinity=affinity))
+    stage.outcome(5, Status.HEARTBEAT, heartbeat=b"[1]")
+    first, then = describe.description(stage.run).pending_activities
+    assert first.route is None
+    assert then.route is not None
+    assert load_route(then.route) == Route.host("h")

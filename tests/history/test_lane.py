@@ -76,10 +76,10 @@ def test_a_run_that_cannot_be_woken_does_not_stop_the_others(
 ) -> None:
     tick = machine.tick
 
-    def raises(run: Any, now_ms: int) -> Any:
+    def raises(run: Any, now_ms: int, *more: Any) -> Any:
         if run.workflow_id == "poison":
             raise ZeroDivisionError("poisoned")
-        return tick(run, now_ms)
+        return tick(run, now_ms, *more)
 
     monkeypatch.setattr(machine, "tick", raises)
     timed.service()

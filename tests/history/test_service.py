@@ -200,6 +200,16 @@ def test_a_route_whose_target_is_gone_fails_the_activity(world: World) -> None:
     assert failed.failure.type == "TargetGone"
 
 
+def test_what_no_worker_has_ever_had_fails_the_activity(world: World) -> None:
+    world.service()
+    world.start()
+    needs = world.changed(ACTIVITY, requires='{"capabilities":["gpu"]}')
+    world.complete(world.workflow_task(), needs)
+    task = world.workflow_task()
+    failed = next(event for event in task.events if type(event).__name__ == "ActivityTaskFailed")
+    assert failed.failure.type == "UnknownCapability"
+
+
 def test_a_long_history_is_sent_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from tq_broker.history import mailing, outbox, reading
 

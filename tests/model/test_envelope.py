@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.test_tasks import policies, routes
-from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
+from tq_broker.common import ActivityIDConflictPolicy, OnGone, Requires, RetryPolicy
 from tq_broker.converter import DataConverter, ZlibCodec
 from tq_broker.exceptions import Malformed, PayloadTooLarge
 from tq_broker.model import envelope, failure, payload
@@ -32,6 +32,11 @@ json_values = st.recursive(
 )
 raws = json_values.map(lambda value: msgspec.Raw(msgspec.json.encode(value)))
 
+requirements = st.builds(
+    lambda names, on_gone: Requires(tuple(sorted(names)), on_gone),
+    st.sets(st.sampled_from(["gpu", "ssd", "a.b", "é", "+"]), min_size=1),
+    st.sampled_from(OnGone),
+)
 task_values = st.builds(
     ActivityTask,
     activity_id=names,
@@ -50,6 +55,7 @@ task_values = st.builds(
     retry_policy=policies,
     reply_to=st.none() | names,
     route=st.none() | routes,
+    requires=st.none() | requirements,
     priority=st.none() | st.integers(1, 5),
     id_retention_ms=numbers,
     id_conflict=st.sampled_from(ActivityIDConflictPolicy),
@@ -176,8 +182,37 @@ def test_a_malformed_header_is_refused_by_its_name(name: str, value: object) -> 
         read_task(a_message(**{name: value}), "q")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(one for one in NO_TEXTS if one != "x" * 4097),
+        "{}",
+        '{"capabilities":[]}',
+        '{"capabilities":"gpu"}',
+        '{"capabilities":[""]}',
+        '{"capabilities":["a\\nb"]}',
+        '{"capabilities":["gpu"],"on-gone":"maybe"}',
+        '{"capabilities":["gpu"],"on-gone":"fail","wait-ms":5}',
+        '{"capabilities":["gpu"],"wait-ms":100000000000000000000}',
+        '{"capabilities":["1","2","3","4","5","6","7","8","9"]}',
+    ],
+)
+def test_malformed_requirements_are_refused(value: object) -> None:
+    with pytest.raises(Malformed, match=r"^header tq-requires: "):
+        read_task(a_message(**{"tq-requires": value}), "q")
+    with pytest.raises(Malformed, match=r"^header tq-requires: "):
+        envelope.required(a_message(**{"tq-requires": value}))
+
+
+def test_what_a_message_requires_is_read_without_the_rest() -> None:
+    message = task_message(a_task(requires=Requires(("gpu", "ssd"))))
+    assert envelope.required(message) == ("gpu", "ssd")
+    assert envelope.required(a_message()) == ()
+
+
 def test_every_header_of_a_task_is_among_those_tried_here() -> None:
-    assert {*NUMBERS, *TEXTS, "tq-id-conflict", "tq-heartbeat"} == set(envelope._TASK_HEADERS)
+    others = {"tq-id-conflict", "tq-heartbeat", "tq-requires"}
+    assert {*NUMBERS, *TEXTS, *others} == set(envelope._TASK_HEADERS)
 
 
 def test_attempt_0_is_read_as_the_first() -> None:

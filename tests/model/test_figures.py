@@ -197,3 +197,11 @@ def test_parts_are_added_up_over_workers_busiest_first() -> None:
         (1, None, 6.0, 9),
         (None, "k", 2.0, 2),
     ]
+
+
+def test_what_no_worker_can_serve_is_counted_once() -> None:
+    told = {"q": {"gpu": 2, "gpu, ssd": 1}, "other": {"gpu": 9}}
+    served = [worker(unserved=told), worker(unserved={"q": {"gpu": 2}}), worker()]
+    look = Look(at=0.0, backlog=0, workers=served)
+    assert Series("q", Side.ACTIVITY).look(look).unserved == 3
+    assert Series("q", Side.WORKFLOW).look(look).unserved == 0

@@ -40,7 +40,12 @@ def conditions(draw: st.DrawFn) -> tuple[str, Condition]:
         return f"id STARTS_WITH {quote(text, mark)}", Condition("workflow_id", "starts_with", text)
     name, field = draw(
         st.sampled_from(
-            [("type", "workflow_type"), ("TaskQueue", "task_queue"), ("ID", "workflow_id")]
+            [
+                ("type", "workflow_type"),
+                ("TaskQueue", "task_queue"),
+                ("ID", "workflow_id"),
+                ("version", "deployment_version"),
+            ]
         )
     )
     if kind == "in":

@@ -206,3 +206,31 @@ def test_each_exchange_has_its_own_name() -> None:
     found = {all_names.exchange(exchange) for exchange in Exchange}
     assert len(found) == len(Exchange)
     assert all(name.startswith("tq.a%2Eb.") for name in found)
+
+
+# --- sets of capabilities -------------------------------------------------------------------------
+
+
+@given(st.sets(texts | hostile, min_size=1, max_size=4), st.sets(texts | hostile, min_size=1))
+def test_a_set_is_a_part_of_its_own_and_comes_back(one: set[str], other: set[str]) -> None:
+    queue = Names("n").capable("q", sorted(one))
+    assert names.requirements(queue) == tuple(sorted(one))
+    assert queue.task_queue == "q"
+    assert (queue == Names("n").capable("q", sorted(other))) == (one == other)
+
+
+def test_no_set_is_mistaken_for_a_word_of_ours() -> None:
+    for kind in Kind:
+        assert f".{kind.value}." not in Names("n").capable("q", [kind.value]).key
+
+
+@pytest.mark.parametrize("part", ["", "gpu", "gpu+ssd", "+%", "+gpu+"])
+def test_what_is_no_set_is_refused(part: str) -> None:
+    with pytest.raises(InvalidArgument):
+        names.read_set(part)
+
+
+def test_without_requirements_the_shared_queue_is_the_plain_one() -> None:
+    assert Names("n").shared("q") == Names("n").activity("q")
+    assert names.requirements(Names("n").activity("q")) == ()
+    assert str(Names("n").shared("q", ["ssd", "gpu"])) == "tq.n.capable.%2Bgpu%2Bssd.q"

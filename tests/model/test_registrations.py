@@ -71,3 +71,10 @@ def test_every_type_is_either_everywhere_or_lacks_somewhere(
     if side == ACTIVITY_SIDE:
         assert named | set(found.everywhere) == {t for w in there for t in w.activities}
     assert all(who for _, who in found.mismatches)
+
+
+def test_the_task_queue_of_sessions_is_served_by_who_has_slots_for_them() -> None:
+    has, has_not = info("has", session_slots=1), info("not")
+    assert serving((has, has_not), "q__sessions", ACTIVITY_SIDE) == (has,)
+    assert not serving((has,), "q__sessions", WORKFLOW_SIDE)
+    assert not serving((has,), "r__sessions", ACTIVITY_SIDE)

@@ -36,6 +36,7 @@ rules = st.builds(
     headers=texts,
     memo=texts,
     priority=st.none() | st.sampled_from([1, 3]),
+    fairness_key=st.sampled_from(["", "k"]),
     percent=st.sampled_from([100.0, 50.0]),
     to_task_queue=st.just("there"),
     fallback=st.booleans(),
@@ -51,6 +52,7 @@ tasks = st.builds(
     priority=st.none() | st.sampled_from([1, 3]),
     memo=texts.map(lambda found: {name: f'"{text}"'.encode() for name, text in found.items()}),
     once=st.booleans(),
+    fairness_key=st.sampled_from(["", "k", "l"]),
 )
 
 
@@ -65,6 +67,7 @@ def matches(rule: TrafficRule, task: Facts) -> bool:
         and rule.headers.items() <= task.headers.items()
         and rule.memo.items() <= memo.items()
         and rule.priority in (None, task.priority or 3)
+        and rule.fairness_key in ("", task.fairness_key)
         and not rule.is_over(NOW_MS)
         and not (task.once and rule.fallback)
         and part < rule.percent / 100 * 2**32
@@ -154,3 +157,13 @@ def test_without_rules_nothing_is_asked() -> None:
     assert not NO_RULES
     assert NO_RULES.choose(facts(), 0) is None
     assert not NO_RULES.concerns(TaskKind.ACTIVITY, "charge", "q")
+
+
+def test_a_fairness_key_is_asked_for_and_explained() -> None:
+    table = RuleTable([rule(fairness_key="acme")])
+    assert table.choose(facts(fairness_key="acme"), NOW_MS) is not None
+    assert table.choose(facts(fairness_key="other"), NOW_MS) is None
+    (one,) = table.explain(facts(fairness_key="other"), NOW_MS)
+    assert one.why == "no: the fairness key is 'other', not 'acme'"
+    (one,) = table.explain(facts(), NOW_MS)
+    assert one.why == "no: the fairness key is missing, not 'acme'"

@@ -28,6 +28,8 @@ def rule(**fields: Any) -> TrafficRule:
         ({"take_within_ms": 999}, "take_within_ms is 999; it must be from 1000 to 3600000"),
         ({"expires_ms": -1}, "expires_ms is -1"),
         ({"priority": 6}, "priority is 6; it must be from 1"),
+        ({"fairness_key": "x" * 201}, "fairness_key is 201 bytes long"),
+        ({"fairness_key": "a\nb"}, "fairness_key has the control"),
         ({"headers": {"": "x"}}, "headers must be strings by name"),
         ({"headers": {"a": "x" * 5_000}}, "headers are 5009 characters long"),
         ({"memo": {"a": "\ud800"}}, "memo must be Unicode"),

@@ -17,15 +17,18 @@ from tq_broker.model.names import Kind, Names
 from tq_broker.model.parts import ALL, EACH_KEY, PARTS_MAX, Part, PartKind
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
+    CAPABILITIES_MAX,
     SIDES,
     VERDICTS_MAX,
     ActivityCanceled,
     BackedOff,
+    CapabilitiesDeclared,
     LimitsSet,
     Record,
     Settings,
     TaskQueueDeclared,
     TaskQueuePaused,
+    TaskQueuePrioritized,
     TaskQueueReclaimed,
     TaskQueueResumed,
     TrafficRuleRemoved,
@@ -42,7 +45,8 @@ pauses = st.builds(TaskQueuePaused, names, times, st.just("me"), st.text("xyz"),
 resumes = st.builds(TaskQueueResumed, names, times, st.just("me"), st.text("xyz"), either)
 records = (
     st.builds(TaskQueueDeclared, names, times, st.just("me"), sides)
-    | st.builds(TaskQueueReclaimed, names, times, st.just(""), sides)
+    | st.builds(TaskQueueReclaimed, names, times, st.just(""), sides, st.booleans())
+    | st.builds(TaskQueuePrioritized, names, times, st.just("me"), sides)
     | pauses
     | resumes
     | st.builds(ActivityCanceled, names, times, st.text("xyz"), st.text("xyz"))
@@ -68,7 +72,8 @@ def test_the_last_word_on_a_task_queue_counts(log: list[Record]) -> None:
     state = folded(log)
     for side in SIDES:
         about = (TaskQueueDeclared, TaskQueueReclaimed)
-        last = {r.task_queue: r for r in log if isinstance(r, about) and r.side == side}
+        told = [r for r in log if isinstance(r, about) and r.side == side]
+        last = {r.task_queue: r for r in told if not getattr(r, "priority", False)}
         expected = {q: r.at_ms for q, r in last.items() if isinstance(r, TaskQueueDeclared)}
         assert state.existing(side) == expected
 
@@ -309,3 +314,71 @@ def test_a_part_out_of_bounds_is_refused() -> None:
     record = limits_set(0, "x", limits=Limits(rate=1.0), part=Part(PartKind.KEY, "k" * 300))
     with pytest.raises(Malformed, match="1 to 256 bytes"):
         read_record(record_message(record, "1"))
+
+
+@given(st.lists(records))
+def test_a_task_queue_is_prioritized_until_its_priority_queue_is_removed(log: list[Record]) -> None:
+    expected: dict[tuple[str, str], bool] = {}
+    for record in log:
+        if isinstance(record, TaskQueuePrioritized):
+            expected[record.side, record.task_queue] = True
+        elif isinstance(record, TaskQueueReclaimed) and record.priority:
+            expected[record.side, record.task_queue] = False
+    assert folded(log).prioritized == {name for name, has in expected.items() if has}
+
+
+# --- capabilities ---------------------------------------------------------------------------------
+
+
+def test_sets_are_known_until_their_queue_is_reclaimed() -> None:
+    state = folded(
+        [
+            TaskQueueDeclared("a", 1, requires=("gpu",)),
+            TaskQueueDeclared("a", 2, requires=("gpu", "ssd")),
+            TaskQueueReclaimed("a", 3, requires=("gpu",)),
+        ]
+    )
+    assert state.capable == {"a": {("gpu", "ssd"): 2}}
+    assert not state.task_queues, "its plain queue is another matter"
+
+
+def test_what_a_worker_had_once_stays_known() -> None:
+    state = folded(
+        [CapabilitiesDeclared("a", ("gpu",), 1), CapabilitiesDeclared("a", ("ssd", "gpu"), 2)]
+    )
+    assert state.capabilities == {"a": {"gpu", "ssd"}}
+
+
+def test_no_worker_can_fill_the_memory_with_capabilities() -> None:
+    state = folded(
+        [CapabilitiesDeclared("a", (f"c{number}",), 1) for number in range(CAPABILITIES_MAX + 9)]
+    )
+    assert len(state.capabilities["a"]) == CAPABILITIES_MAX
+
+
+@given(
+    st.builds(
+        TaskQueueDeclared, names, times, st.just("me"), st.just("activity"),
+        st.just(()) | st.just(("gpu", "ssd")),
+    )
+    | st.builds(CapabilitiesDeclared, names, times.map(lambda at: ("gpu",)), times)
+)  # fmt: skip
+def test_records_of_capabilities_come_back(record: Record) -> None:
+    assert read_record(record_message(record, "1")) == record
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":["a\\nb"]}',
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":["%s"]}'
+        % (b"x" * 99),
+        b'{"type":"task-queue-declared","task_queue":"q","at_ms":1,"requires":[1]}',
+        b'{"type":"capabilities-declared","task_queue":"q","at_ms":1,"capabilities":[""]}',
+        b'{"type":"capabilities-declared","task_queue":"q","at_ms":1}',
+    ],
+)
+def test_sets_that_no_task_can_require_are_not_read(body: bytes) -> None:
+    good = record_message(TaskQueueDeclared("q", 1, requires=("gpu",)), "1")
+    with pytest.raises(Malformed):
+        read_record(msgspec.structs.replace(good, body=body))

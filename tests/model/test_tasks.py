@@ -40,7 +40,7 @@ routes = st.builds(
     lambda kind, target, on_gone, wait: Route(
         kind, target, on_gone, wait if on_gone is OnGone.WAIT else None
     ),
-    st.sampled_from(TargetKind),
+    st.sampled_from([TargetKind.HOST, TargetKind.PROCESS]),
     texts,
     st.sampled_from(OnGone),
     milliseconds,

@@ -11,20 +11,33 @@ from typing import Any
 import pytest
 
 from tq_broker.clock import SystemClock
-from tq_broker.common import OnGone, Route
-from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
+from tq_broker.common import OnGone, Requires, Route
+from tq_broker.exceptions import (
+    DeadlineExceeded,
+    TargetGone,
+    TqBrokerError,
+    UnknownCapability,
+)
 from tq_broker.model import control, envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.control import Probe, Serve
+from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.model.rule_table import RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues import dispatcher, topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.queues.delay import destination_key
-from tq_broker.queues.dispatcher import ALIVE_FOR_S, GONE_FOR_S, READY_STEP_S, Dispatcher
+from tq_broker.queues.dispatcher import (
+    ALIVE_FOR_S,
+    GONE_FOR_S,
+    READY_STEP_S,
+    Dispatcher,
+)
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.routing import WAIT_STEP_MS
 from tq_broker.queues.sender import Sender
@@ -284,6 +297,8 @@ class Followed:
 
     def __init__(self, *rules: TrafficRule) -> None:
         self.rules = RuleTable(rules)
+        self.prioritized: frozenset[tuple[str, str]] = frozenset()
+        self.deployments = NO_DEPLOYMENTS
 
 
 def with_rule(world: World, **fields: Any) -> None:
@@ -367,3 +382,110 @@ def test_a_delayed_task_of_a_rule_is_looked_at_again_when_it_is_due(world: World
     delivery = world.broker.get(str(NAMES.queue(Kind.UNROUTED)), world.soon())
     assert delivery is not None
     assert destination_key(delivery.routing_key) == AWAY.key
+
+
+# --- capabilities ---------------------------------------------------------------------------------
+
+GPU = ("gpu",)
+NICHE = Niche("q", GPU, version="")
+
+
+class Studio(World):
+    """A world with a worker that is asked under the key of niches, and what was declared."""
+
+    def know(self) -> None:
+        """Workers have had a GPU."""
+        record = CapabilitiesDeclared("q", GPU, 1)
+        told: Future[object] = Future()
+        self.sender.append(record, self.soon(), told.set_result)
+        assert told.result(SOON_S) is None
+        self.dispatcher.traffic.catch_up(self.soon())
+
+    def come(self) -> None:
+        """A worker comes that may belong to it."""
+        self.worker = MemoryBroker(self.server, self.clock)
+        plan = topology.namespace(NAMES) + topology.control_queue(NAMES, DESK, (NICHE.ask_key,))
+        subscription = self.worker.subscribe(
+            str(DESK), self.on_requests, SubscribeOptions(prefetch=10, plan=plan)
+        )
+        self.worker.wait_subscribed([subscription], self.soon())
+
+    def require(self, requires: Requires, **fields: Any) -> Future[TqBrokerError | None]:
+        task = ActivityTask(
+            activity_id="a",
+            activity_type="t",
+            task_queue="q",
+            body=b'{"args":[]}',
+            requires=requires,
+            scheduled_ms=int(self.clock.wall() * 1000),
+            **fields,
+        )
+        ended: Future[TqBrokerError | None] = Future()
+        message = envelope.task_message(task)
+        self.dispatcher.dispatch(task, message, self.soon(), ended.set_result)
+        return ended
+
+
+@pytest.fixture
+def studio() -> Iterator[Studio]:
+    studio = Studio()
+    yield studio
+    studio.close()
+
+
+def test_who_waits_is_put_on_the_shared_queue_of_his_set_which_the_log_tells_of(
+    studio: Studio,
+) -> None:
+    studio.know()
+    assert studio.require(Requires(GPU)).result(SOON_S) is None
+    assert studio.count(NAMES.capable("q", GPU)) == 1
+    log = studio.dispatcher.traffic._logs[0]
+    studio.dispatcher.traffic.catch_up(studio.soon())
+    assert log.capable("q") == [GPU]
+
+
+def test_what_nobody_has_ever_had_is_refused_and_nothing_is_declared(studio: Studio) -> None:
+    error = studio.require(Requires(GPU)).result(SOON_S)
+    assert isinstance(error, UnknownCapability)
+    assert "known there: none" in str(error)
+    assert studio.count(NAMES.capable("q", GPU)) is None
+
+
+def test_a_niche_is_asked_for_by_what_it_is(studio: Studio) -> None:
+    studio.know()
+    studio.come()
+    ended = studio.require(Requires(GPU, OnGone.FAIL))
+    queue = NICHE.queue(NAMES)
+    assert studio.next() == Serve(str(queue), None, NICHE)
+    ready = BindQueue(str(DESK), NAMES.exchange(Exchange.CONTROL), control.ready_key(queue.key))
+    assert studio.worker is not None
+    studio.worker.apply(topology.private_queue(NAMES, queue) + Plan((ready,)), studio.soon())
+    studio.until_booked()
+    assert ended.result(SOON_S) is None
+    assert studio.count(queue) == 1
+
+
+def test_a_niche_without_anybody_gives_its_answer_at_once(studio: Studio) -> None:
+    studio.know()
+    error = studio.require(Requires(GPU, OnGone.FAIL)).result(SOON_S)
+    assert isinstance(error, TargetGone)
+    assert str(error) == "no living worker serves task queue 'q' with gpu"
+    assert studio.require(Requires(GPU, OnGone.FALL_BACK)).result(SOON_S) is None
+    assert studio.count(NAMES.activity("q")) == 1
+
+
+def test_who_does_not_belong_to_a_niche_is_not_waited_for_long(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "READY_WITHIN_S", 2 * READY_STEP_S)
+    studio.know()
+    studio.come()
+    ended = studio.require(Requires(GPU, OnGone.FAIL))
+    studio.until_booked()
+    assert isinstance(ended.result(SOON_S), TargetGone)
+
+
+def test_a_wish_for_what_nobody_has_ever_had_costs_no_look_at_the_log(studio: Studio) -> None:
+    assert studio.require(Requires(GPU, OnGone.FALL_BACK)).result(SOON_S) is None
+    assert studio.count(NAMES.activity("q")) == 1
+    assert not studio.dispatcher.traffic._logs

@@ -353,3 +353,29 @@ def test_a_grace_out_of_bounds_is_refused(process: Process, grace_s: float) -> N
     with pytest.raises(InvalidArgument, match=r"grace_s is .*; it must be from 0 to 60"):
         process.reclaimer.reclaim(["a"], grace_s=grace_s)
     assert process.exists("a")
+
+
+def test_a_plain_queue_goes_after_its_priority_queue_and_only_then(process: Process) -> None:
+    plains = [NAMES.activity("idle"), NAMES.activity("used")]
+    in_order = [NAMES.priority(one) for one in plains]
+    gpu = NAMES.capable("used", ["gpu"])
+    process.sender.ensure([*in_order, gpu], soon())
+    subscription = process.broker.subscribe(
+        str(in_order[1]), lambda deliveries: None, SubscribeOptions(prefetch=1)
+    )
+    process.broker.wait_subscribed([subscription], soon())
+    # The order in which they are given does not matter.
+    removed = process.reclaimer.reclaim_queues([*plains, gpu, *in_order])
+    assert removed == [in_order[0], plains[0], gpu]
+    assert process.exists("used")
+
+
+def test_a_queue_of_a_version_goes_without_a_record(process: Process) -> None:
+    process.declare("a")
+    version = NAMES.version("activity", "shop.1", "a")
+    process.sender.ensure([version], soon())
+    assert process.reclaimer.reclaim_queues([version]) == [version]
+    log = SettingsLog(process.broker, NAMES, clock)
+    process.broker.wait_subscribed([log.follow()], soon())
+    log.catch_up(soon())
+    assert "a" in log.task_queues("activity"), "the task queue is still there"

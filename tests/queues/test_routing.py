@@ -9,24 +9,32 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from tq_broker.common import OnGone, RetryPolicy, Route
+from tests.model.test_deployments import fold, routed, serves
+from tq_broker.common import OnGone, Requires, RetryPolicy, Route
+from tq_broker.model.capabilities import Niche
+from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
-from tq_broker.model.names import Names
-from tq_broker.model.rule_table import Facts, RuleTable
+from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
-from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
+    Asked,
     Destination,
     Fail,
     LookAgain,
     by_rule,
     destination,
     explain,
+    explain_version,
     facts,
+    in_order,
     may_be_moved,
+    refused_unknown,
     when_gone,
 )
 
@@ -160,3 +168,203 @@ def test_an_explanation_ends_with_where_it_goes() -> None:
     assert last(a_rule(type="x")) == "no rule decides; it goes to 'q'"
     assert last(a_rule()).startswith("if nobody is there, or takes it within 10 s, it comes back")
     assert "queue tq.n.activity.there" in last(a_rule(fallback=False))
+
+
+# --- priorities -----------------------------------------------------------------------------------
+
+Q = NAMES.activity("q")
+
+
+@given(st.none() | st.integers(0, 9), st.none() | st.booleans())
+def test_what_has_a_priority_queue_waits_there_whatever_the_priority(
+    priority: int | None, is_ordered: bool | None
+) -> None:
+    assert str(in_order(NAMES, Q, priority, {("activity", "q")}, is_ordered)) == "tq.n.priority.q"
+
+
+@pytest.mark.parametrize(
+    ("priority", "is_ordered", "expected"),
+    [
+        (None, None, "tq.n.activity.q"),
+        (4, None, "tq.n.activity.q"),
+        (4, False, "tq.n.activity.q"),
+        (6, True, "tq.n.activity.q"),
+        (6, False, "tq.n.priority.q"),
+        (2, False, "tq.n.priority.q"),
+        (2, None, "None"),
+    ],
+)
+def test_only_the_first_other_priority_asks_for_a_priority_queue(
+    priority: int | None, is_ordered: bool | None, expected: str
+) -> None:
+    assert str(in_order(NAMES, Q, priority, {("workflow", "q")}, is_ordered)) == expected
+
+
+@pytest.mark.parametrize("queue", [NAMES.priority(Q), NAMES.queue(Kind.HOST, "h", "q")])
+def test_other_queues_stay_as_they_are(queue: QueueName) -> None:
+    assert in_order(NAMES, queue, 6, {("activity", "q")}, False) is queue
+
+
+# --- capabilities ---------------------------------------------------------------------------------
+
+GPU = Requires(("gpu", "ssd"))
+
+
+def test_who_waits_for_a_capable_worker_does_so_on_a_shared_queue() -> None:
+    to = destination(NAMES, task(requires=GPU))
+    assert (to.queue, to.private) == (NAMES.capable("q", ["ssd", "gpu"]), False)
+    assert to.why == "task queue 'q', workers with gpu, ssd"
+
+
+@pytest.mark.parametrize(
+    ("route", "requires", "niche"),
+    [
+        (None, Requires(("gpu",), OnGone.FAIL), Niche("q", ("gpu",), version="")),
+        (None, Requires(("gpu",), wait=WAIT), Niche("q", ("gpu",), version="")),
+        (Route.host("h"), GPU, Niche("q", ("gpu", "ssd"), "h")),
+        (Route.process("w"), GPU, Niche("q", ("gpu", "ssd"), "", "w")),
+        (Route.version("shop.2"), GPU, Niche("q", ("gpu", "ssd"), version="shop.2")),
+    ],
+)
+def test_who_does_not_wait_or_has_a_route_is_for_a_niche(
+    route: Route | None, requires: Requires, niche: Niche
+) -> None:
+    to = destination(NAMES, task(route, requires=requires))
+    assert (to.niche, to.queue, to.private) == (niche, niche.queue(NAMES), True)
+
+
+def test_each_requirement_has_its_stated_answer() -> None:
+    def gone(requires: Requires, route: Route | None = None) -> Destination | Fail | LookAgain:
+        return when_gone(NAMES, task(route, requires=requires), 0)
+
+    assert gone(Requires(("gpu",), OnGone.FAIL)) == Fail(
+        "no living worker serves task queue 'q' with gpu"
+    )
+    falls = gone(Requires(("gpu",), OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.activity("q"), "then it was a wish"
+    assert isinstance(gone(Requires(("gpu",), wait=WAIT)), LookAgain)
+    # The answer of the route counts first; who falls back from a host needs a GPU still.
+    falls = gone(Requires(("gpu",), OnGone.FAIL), Route.host("h", on_gone=OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.capable("q", ["gpu"])
+
+
+def test_a_rule_may_move_what_waits_and_only_to_those_who_are_capable() -> None:
+    assert may_be_moved(task(requires=GPU))
+    assert not may_be_moved(task(requires=Requires(("gpu",), OnGone.FAIL)))
+    to = by(a_rule(), facts(task(requires=GPU)))
+    assert to is not None
+    assert to.detour is not None
+    assert to.detour.capabilities == ("gpu", "ssd")
+    assert to.detour.home_queue(NAMES) == NAMES.capable("q", ["gpu", "ssd"])
+    to = by(a_rule(fallback=False), facts(task(requires=GPU)))
+    assert to is not None
+    assert to.queue == NAMES.capable("there", ["gpu", "ssd"])
+
+
+@pytest.mark.parametrize(
+    ("requires", "refused"),
+    [
+        (GPU, True),
+        (Requires(("gpu",), OnGone.FAIL), True),
+        (Requires(("gpu",), OnGone.FALL_BACK), False),
+        (Requires(("gpu",), wait=WAIT), False),
+    ],
+)
+def test_what_nobody_has_ever_had_is_refused_unless_it_has_another_answer(
+    requires: Requires, refused: bool
+) -> None:
+    why = refused_unknown(task(requires=requires), ["gpu"], {"ssd"})
+    assert bool(why) is refused
+    if why:
+        assert "has ever had gpu; known there: ssd" in why
+    assert not refused_unknown(task(requires=requires), [], {"gpu"})
+    assert not refused_unknown(task(), ["gpu"], ())
+
+
+def explained(asked: Asked, rules: RuleTable = NO_RULES) -> str:
+    return "\n".join(explain(NAMES, facts(task()), rules, 0, asked))
+
+
+def test_requirements_and_routes_are_explained() -> None:
+    rules = RuleTable([a_rule()])
+    told = explained(Asked(requires=GPU), rules)
+    assert "it requires gpu, ssd: only workers that have all of it get it" in told
+    assert f"its own queue is {NAMES.capable('q', ['gpu', 'ssd'])}" in told
+    assert "rule 'r' (order 100): matches" in told
+    assert "tq.n.detour." in told
+    told = explained(Asked(route=Route.host("h")), rules)
+    assert "its route says host 'h'" in told
+    assert "queue tq.n.host.h.q" in told
+    assert told.endswith("if nobody is there: it fails at once")
+    assert "rule 'r'" not in told
+    wait = Requires(("gpu",), wait=WAIT)
+    assert "looked at again every 0.5 s" in explained(Asked(requires=wait))
+    fall = Requires(("gpu",), OnGone.FALL_BACK)
+    assert explained(Asked(requires=fall)).endswith("falls back to queue tq.n.activity.q")
+
+
+def test_a_version_has_a_queue_of_its_own_and_a_ramp_goes_by_the_workflow() -> None:
+    found = fold(
+        serves("v1", side="activity"),
+        serves("v2", side="activity"),
+        routed(0, "v1", ramping="v2", percent=50.0),
+    )
+    pinned = task(Route.version("shop.v1"))
+    assert destination(NAMES, pinned, found).queue == NAMES.version("activity", "shop.v1", "q")
+    queues = set()
+    for number in range(50):
+        workflow_id = f"w{number}"
+        ramps = found.line("activity", "q").ramps(workflow_id)
+        queue = NAMES.ramping("activity", "q") if ramps else NAMES.activity("q")
+        origin = WorkflowOrigin(
+            workflow_id=workflow_id,
+            run_id="r",
+            workflow_type="W",
+            activity_id="1",
+            scheduled_event_id=5,
+        )
+        for one in (replace(task(), activity_id=workflow_id), task(workflow=origin)):
+            assert destination(NAMES, one, found).queue == queue
+        queues.add(queue)
+    assert len(queues) == 2
+
+
+def test_the_version_that_takes_a_task_is_told_in_words() -> None:
+    facts = Facts(kind=TaskKind.WORKFLOW, type="W", task_queue="q", id="w1")
+    assert explain_version(facts, "q", NO_DEPLOYMENTS) == []
+    found = fold(serves("v1"), serves("v2"), routed(0, "v1", ramping="v2", percent=100.0))
+    [step] = explain_version(facts, "q", found)
+    assert "'shop.v1' is current, and 'shop.v2' takes 100 %" in step
+    assert "so it goes to 'shop.v2'" in step
+    assert explain_version(facts, "elsewhere", found) == []
+
+
+def test_what_is_pinned_and_requires_something_keeps_to_both() -> None:
+    pin = Route.version("shop.v2")
+
+    def gone(requires: Requires) -> Destination | Fail | LookAgain:
+        return when_gone(NAMES, task(pin, requires=requires), 0)
+
+    assert isinstance(gone(GPU), LookAgain), "a version is waited for"
+    assert isinstance(gone(Requires(("gpu",), OnGone.FAIL)), Fail)
+    falls = gone(Requires(("gpu",), OnGone.FALL_BACK))
+    assert isinstance(falls, Destination)
+    assert falls.queue == NAMES.version("activity", "shop.v2", "q")
+    told = explained(Asked(route=pin))
+    assert "queue tq.n.version.activity.shop%2Ev2.q" in told
+    assert told.endswith("if nobody is there: it waits")
+
+
+def test_a_niche_is_of_the_version_that_is_current_or_ramping() -> None:
+    deployments = fold(
+        serves("v1", side="activity"), serves("v2", side="activity"), routed(0, "v1")
+    )
+    needy = task(requires=Requires(("gpu",), OnGone.FAIL))
+    to = destination(NAMES, needy, deployments)
+    assert to.niche == Niche("q", ("gpu",), version="shop.v1")
+    ramped = deployments.apply(routed(1, "v1", ramping="v2", percent=100.0))
+    assert destination(NAMES, needy, ramped).niche == Niche("q", ("gpu",), version="shop.v2")
+    at_home = replace(needy, route=Route.host("h"))
+    assert destination(NAMES, at_home, ramped).niche == Niche("q", ("gpu",), "h")

@@ -19,7 +19,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names
-from tq_broker.model.settings import TaskQueueDeclared, read_record
+from tq_broker.model.settings import TaskQueueDeclared, TaskQueuePrioritized, read_record
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.sender import LADDER, NAMESPACE, NoRoute, Sender, error_of, lock_name
@@ -293,3 +293,47 @@ def test_each_verdict_has_its_error(receipt: Receipt, kind: type[TqBrokerError],
     error = error_of(receipt)
     assert type(error) is kind
     assert text in str(error)
+
+
+# --- priorities -----------------------------------------------------------------------------------
+
+
+def test_the_log_tells_of_a_priority_queue_before_a_task_is_put_there(
+    broker: Broker, sender: Sender
+) -> None:
+    in_order = NAMES.priority(QUEUE)
+    ended: Future[TqBrokerError | None] = Future()
+    task = Publication(NAMES.exchange(Exchange.TASKS), in_order.key, publication().message)
+    sender.send(task, (in_order,), soon(), ended.set_result)
+    assert ended.result(SOON_S) is None
+    keys = [one.routing_key for one in broker.published]
+    records = [
+        read_record(one.message) for one in broker.published if "settings" in one.routing_key
+    ]
+    assert [type(record) for record in records] == [TaskQueueDeclared, TaskQueuePrioritized]
+    assert keys.index(in_order.key) == len(keys) - 1
+
+
+@pytest.mark.parametrize(
+    ("version", "queue_type", "orders"),
+    [
+        ((3, 10, 8), QueueType.QUORUM, False),
+        ((4, 2, 9), QueueType.QUORUM, False),
+        ((4, 3, 0), QueueType.QUORUM, True),
+        ((4, 3, 0), QueueType.CLASSIC, False),
+        ((5, 0), QueueType.QUORUM, True),
+    ],
+)
+def test_plain_queues_order_by_priority_on_newer_servers(
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, ...],
+    queue_type: QueueType,
+    orders: bool,
+) -> None:
+    monkeypatch.setattr(broker, "server_version", lambda deadline: version)
+    sender = Sender(broker, NAMES, clock, identity="me", queue_type=queue_type)
+    assert sender.orders_by_priority is None
+    sender.ensure((), soon())
+    assert sender.orders_by_priority is orders
+    sender.close()

@@ -15,6 +15,7 @@ from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.model.settings import (
     ActivityCanceled,
+    CapabilitiesDeclared,
     LimitsSet,
     Record,
     TaskQueueDeclared,
@@ -172,3 +173,23 @@ def test_a_follower_knows_the_limits_and_who_won(writer: Writer) -> None:
     assert follower.limits(Side.ACTIVITY, "q").limits == Limits(rate=1.0)
     assert follower.wait_verdict("never", clock.monotonic() + 0.01) is None
     follower.stop()
+
+
+def test_a_follower_knows_what_is_required_and_what_workers_have(writer: Writer) -> None:
+    follower = writer.follower()
+    follower.follow()
+    writer.append(
+        TaskQueueDeclared("a", 1, requires=("ssd",)),
+        TaskQueueDeclared("a", 1, requires=("gpu",)),
+        CapabilitiesDeclared("a", ("gpu",), 2),
+    )
+    assert follower.wait_read(3, soon())
+    assert follower.capable("a") == [("gpu",), ("ssd",)]
+    assert follower.capable("b") == []
+    assert set(follower.capable_queues()) == {
+        NAMES.capable("a", ["gpu"]),
+        NAMES.capable("a", ["ssd"]),
+    }
+    assert follower.capabilities("a") == {"gpu"}
+    assert follower.unknown("a", ("gpu", "ssd")) == ["ssd"]
+    assert follower.unknown("b", ("gpu",)) == ["gpu"]

@@ -24,6 +24,7 @@ from tq_broker.queues.topology import (
 NAMES = Names("n.1")
 ACTIVITY = NAMES.activity("mail/eu")
 LOCK = lock_name(NAMES, ACTIVITY)
+PRIORITY = NAMES.priority(ACTIVITY)
 HOST = NAMES.queue(Kind.HOST, "h", "q")
 PROCESS = NAMES.queue(Kind.PROCESS, "w", "q")
 LEASE = NAMES.queue(Kind.LEASE, "w")
@@ -36,6 +37,7 @@ PLANS = {
     "namespace": topology.namespace(NAMES),
     "task queue": topology.task_queue(NAMES, ACTIVITY, LOCK),
     "classic task queue": topology.task_queue(NAMES, ACTIVITY, LOCK, QueueType.CLASSIC),
+    "priority queue": topology.priority_queue(NAMES, PRIORITY, LOCK),
     "host queue": topology.private_queue(NAMES, HOST),
     "process queue": topology.private_queue(NAMES, PROCESS),
     "detour": topology.detour_queue(NAMES, DETOUR),

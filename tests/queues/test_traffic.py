@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.worker.worlds import NAMES, World
+from tq_broker.exceptions import DeadlineExceeded
 from tq_broker.model.names import Kind
 from tq_broker.model.rules import TrafficRule
-from tq_broker.model.settings import TrafficRuleSet
+from tq_broker.model.settings import CapabilitiesDeclared, TrafficRuleSet
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.traffic import Traffic
 
@@ -78,3 +79,22 @@ def test_a_broker_that_is_closed_is_no_error_here(world: World) -> None:
     world.client.close()
     traffic.follow()
     assert not traffic.rules
+
+
+def test_capabilities_are_known_when_the_log_has_been_read(world: World) -> None:
+    sender = world.client.connection.sender
+    sender.append(CapabilitiesDeclared("q", ("gpu",), 1), world.soon(), lambda error: None)
+    traffic = world.client.connection.traffic
+    assert traffic.unknown("q", ("gpu",)) == ["gpu"]
+    assert traffic.capabilities("q") == set()
+    traffic.catch_up(world.soon())
+    assert traffic.unknown("q", ("gpu", "ssd")) == ["ssd"]
+    assert traffic.capabilities("q") == {"gpu"}
+
+
+def test_a_log_that_cannot_be_read_in_time_is_an_error(world: World) -> None:
+    set_rule(world)
+    traffic = world.client.connection.traffic
+    world.eventually(lambda: settings_exist(world))
+    with pytest.raises(DeadlineExceeded):
+        traffic.catch_up(world.clock.monotonic())

@@ -153,6 +153,28 @@ def test_lines_take_turns() -> None:
     assert order == ["a1", "b1", "a2", "b2"]
 
 
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 5)), max_size=12))
+def test_the_best_priority_goes_first_whatever_its_type_and_key(
+    arrivals: list[tuple[str, int]],
+) -> None:
+    room: Anteroom[tuple[int, int]] = Anteroom(PartTable({ALL: Limits(concurrency=1)}), 0.0)
+    room.arrive((0, 0), "T", "a", 3)
+    (first,) = room.admit(0.0)
+    for number, (key, priority) in enumerate(arrivals):
+        room.arrive((priority, number), "T", key, priority)
+        assert room.admit(0.0) == []
+    order, before = [], first
+    for number in range(len(arrivals)):
+        room.book(str(number), before.parts)
+        room.ended(str(number), 0.0)
+        (before,) = room.admit(0.0)
+        order.append(before.item)
+    assert [priority for priority, _ in order] == sorted(priority for _, priority in arrivals)
+    for key in "ab":
+        mine = [item for item in order if arrivals[item[1]][0] == key]
+        assert mine == sorted(mine), "a line keeps its order"
+
+
 def test_room_that_the_first_in_turn_cannot_use_is_for_the_next() -> None:
     keys, types = Part(PartKind.KEY, "x"), Part(PartKind.TYPE, "T")
     table = PartTable({types: Limits(concurrency=2), keys: Limits(concurrency=1)})

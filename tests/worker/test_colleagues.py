@@ -39,12 +39,14 @@ def test_a_mismatch_is_logged_on_both_sides_once(
         world.eventually(lambda: caplog.text.count(said) == 3)
 
 
-def test_nothing_is_said_of_other_task_queues_and_equal_types(
+def test_nothing_is_said_of_other_task_queues_versions_and_equal_types(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "tq_broker.worker.colleagues"):
         world.worker(common, task_queues=["a"])
         world.worker(common, new, task_queues=["b"])
         world.worker(common, task_queues=["a"])
+        for build_id, types in (("v1", [common]), ("v2", [common, new])):
+            world.worker(*types, task_queues=["c"], deployment="shop", build_id=build_id)
         assert world.run(common, task_queue="a") is None
     assert not [r for r in caplog.records if r.name == "tq_broker.worker.colleagues"]

@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 from tq_broker import BlockingClient, activity
+from tq_broker.common import Route
+from tq_broker.model.deployments import VersionServes
 from tq_broker.model.names import Names
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker.housekeeper import Housekeeper, Idleness
@@ -60,4 +62,41 @@ def test_workflow_task_queues_go_too_and_what_is_paused_stays():
     assert [one is not None for one in stats] == [False, True, False]
     assert log.wait_read(6, core.deadline())
     assert (log.task_queues("workflow").keys(), log.task_queues()) == ({"paused"}, {})
+    client.close()
+
+
+def test_a_set_of_capabilities_goes_too():
+    client = BlockingClient.connect("memory://housekeeper-sets")
+    core, names = client.core, Names("default")
+    log = SettingsLog(core.broker, names, core.clock)
+    idle, paused = names.capable("q", ["gpu"]), names.capable("p", ["gpu"])
+    core.sender.ensure([idle, paused], core.deadline())
+    client.pause_task_queue("p")
+    core.broker.wait_subscribed([log.follow()], core.deadline())
+    assert log.wait_read(3, core.deadline())
+
+    removed = Housekeeper(client.connection, log, 60.0).look(Idleness(after_s=0))
+
+    assert removed == [("activity", "q", "gpu")]
+    assert core.broker.stats(str(idle), core.deadline()) is None
+    assert core.broker.stats(str(paused), core.deadline()) is not None
+    assert log.wait_read(4, core.deadline())
+    assert log.capable_queues() == [paused]
+
+
+def test_tasks_that_wait_for_a_version_without_workers_are_logged(caplog):
+    client = BlockingClient.connect("memory://housekeeper-versions")
+    core, names = client.core, Names("default")
+    log = SettingsLog(core.broker, names, core.clock)
+    core.broker.wait_subscribed([log.follow()], core.deadline())
+    record = VersionServes("shop", "v1", "activity", "q", 1)
+    core.sender.append(record, core.deadline(), lambda error: None)
+    assert log.wait_until(lambda found: found.knows("shop.v1"), core.deadline())
+    keeper = Housekeeper(client.connection, log, 60.0)
+    keeper.warn()
+    assert caplog.text == ""
+    client.start_activity(noop, task_queue="q", route=Route.version("shop.v1"), wait_result=False)
+    keeper.warn()
+    assert "1 tasks wait in tq.default.version.activity.shop%2Ev1.q" in caplog.text
+    assert "for version shop.v1, and no worker consumes it now" in caplog.text
     client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -237,3 +238,27 @@ def test_a_child_that_nobody_started_is_no_history_of_this_code() -> None:
     turn = run.task()
     assert turn.failure is not None
     assert "of event 2" in turn.failure.failure.message
+
+
+@workflow.defn(task_queue="kids", priority=1)
+class Decorated:
+    @workflow.run
+    async def run(self) -> None: ...
+
+
+@workflow.defn
+class Chooser:
+    @workflow.run
+    async def run(self) -> None:
+        await asyncio.gather(
+            workflow.execute_child_workflow(Decorated.run, id="decorator"),
+            workflow.execute_child_workflow("Other", id="inherited"),
+            workflow.execute_child_workflow(Decorated.run, id="call", task_queue="x", priority=4),
+        )
+
+
+def test_the_call_wins_over_the_decorator_and_that_over_the_workflow() -> None:
+    commands = Run(Chooser, priority=2).task().commands
+    assert [(one.workflow_id, one.task_queue, one.priority) for one in commands] == [
+        ("decorator", "kids", 1), ("inherited", "tq", 2), ("call", "x", 4),
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.attempts import place
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
-from tq_broker.common import RetryPolicy, Route
+from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import envelope
@@ -59,6 +59,8 @@ def task(**fields: Any) -> ActivityTask:
         (Kind.HOST, {"route": Route.host("h")}, Fate.DISPATCH),
         (Kind.PROCESS, {"route": Route.process("w")}, Fate.DISPATCH),
         (Kind.HOST, {"route": Route.host("h"), "retry_policy": ONCE}, Fate.LOST),
+        (Kind.NICHE, {"requires": Requires(("gpu",))}, Fate.DISPATCH),
+        (Kind.NICHE, {"requires": Requires(("gpu",)), "retry_policy": ONCE}, Fate.LOST),
     ],
 )
 def test_each_stray_task_has_its_fate(kind: Kind, fields: dict[str, Any], expected: Fate) -> None:
@@ -113,6 +115,15 @@ def test_what_lost_its_task_queue_gets_it_back(bench: Bench) -> None:
 
 def test_what_comes_from_the_ladder_is_known_by_the_end_of_its_key(bench: Bench) -> None:
     publication = delayed(Publication("", QUEUE.key, envelope.task_message(task())), NAMES, 12_345)
+    bench.stray(publication.message, publication.routing_key)
+    bench.world.eventually(lambda: bench.world.count() == 1)
+
+
+def test_what_waits_for_its_target_on_the_ladder_has_not_begun(bench: Bench) -> None:
+    falls = Route.host("h", on_gone=OnGone.FALL_BACK)
+    message = envelope.task_message(task(route=falls, retry_policy=ONCE))
+    key = NAMES.queue(Kind.HOST, "h", "q").key
+    publication = delayed(Publication("", key, message), NAMES, 500)
     bench.stray(publication.message, publication.routing_key)
     bench.world.eventually(lambda: bench.world.count() == 1)
 
@@ -294,6 +305,14 @@ def test_what_a_dead_target_had_on_a_detour_comes_home(bench: Bench) -> None:
     on_detour(bench, lent())
     will(bench, str(DETOUR.queue(NAMES)))
     assert envelope.read_task(at_home(bench), "q") == task(fell_back="r")
+
+
+def test_what_requires_something_comes_home_to_those_who_have_it(bench: Bench) -> None:
+    needs = Requires(("gpu",))
+    on_detour(bench, lent(requires=needs))
+    will(bench, str(DETOUR.queue(NAMES)))
+    home = at_home(bench, NAMES.capable("q", ["gpu"]))
+    assert envelope.read_task(home, "q") == task(fell_back="r", requires=needs)
 
 
 def test_what_it_had_begun_there_is_a_lost_attempt(bench: Bench) -> None:

@@ -14,6 +14,9 @@ from tq_broker import activity, workflow
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import InvalidArgument, SessionFailedError
+from tq_broker.model.limits import Limits
+from tq_broker.model.parts import Part, PartKind
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.queues.memory import MemoryBroker
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
@@ -72,9 +75,11 @@ class Town:
         self._closers += [client.close, worker.stop]
         return worker
 
-    def start(self, lasts_s: float = 60) -> Any:
+    def start(self, lasts_s: float = 60, **options: Any) -> Any:
         self._count += 1
-        return self.client.start_workflow(Hold.run, lasts_s, id=f"w{self._count}", task_queue="q")
+        return self.client.start_workflow(
+            Hold.run, lasts_s, id=f"w{self._count}", task_queue="q", **options
+        )
 
     def eventually(self, is_true: Callable[[], bool]) -> None:
         deadline = self.clock.monotonic() + SOON_S
@@ -173,3 +178,41 @@ def test_a_session_that_history_has_given_up_does_not_keep_its_slot(town: Town) 
 def test_a_worker_without_activities_has_no_use_for_sessions(town: Town) -> None:
     with pytest.raises(InvalidArgument, match="takes no activities to run in them"):
         Worker(town.client, task_queue="q", workflows=[Hold], max_concurrent_sessions=1)
+
+
+def test_sessions_begin_whatever_the_priority_of_their_workflow(town: Town) -> None:
+    town.worker("w1", max_concurrent_sessions=1)
+    for priority in (1, None):
+        handle = town.start(priority=priority)
+        handle.signal(Hold.go_on)
+        assert handle.result(timeout=SOON_S) == ["w1", "open"]
+
+
+def test_sessions_are_created_on_workers_of_the_current_version(town: Town) -> None:
+    for build in ("v1", "v2"):
+        town.worker(build, max_concurrent_sessions=1, deployment="shop", build_id=build)
+    for current in ("v1", "v2"):
+        town.client.operations.deployments.set_current("shop", current)
+        for _ in range(3):
+            handle = town.start()
+            handle.signal(Hold.go_on)
+            assert handle.result(timeout=SOON_S) == [current, "open"]
+
+
+def test_a_version_without_sessions_does_not_follow_one_with_them(town: Town) -> None:
+    deployments = town.client.operations.deployments
+    town.worker("v1", max_concurrent_sessions=1, deployment="shop", build_id="v1")
+    deployments.set_current("shop", "v1")
+    town.worker("v2", deployment="shop", build_id="v2")
+    with pytest.raises(InvalidArgument, match="does not serve activity task queue 'q__sessions'"):
+        deployments.set_current("shop", "v2")
+
+
+def test_a_limit_of_their_type_does_not_strand_sessions(town: Town) -> None:
+    town.worker("w1", max_concurrent_sessions=1)
+    part = Part(PartKind.TYPE, SESSION_TYPE)
+    limits = Limits(rate=100.0)
+    town.client.operations.set_limits("q__sessions", lambda _: limits, part=part)
+    handle = town.start()
+    handle.signal(Hold.go_on)
+    assert handle.result(timeout=SOON_S) == ["w1", "open"]

@@ -177,3 +177,21 @@ def test_nothing_is_left_when_all_was_settled(world: World) -> None:
     bench.turnstile.close()
     bench.step(times=2)
     assert bench.turnstile.is_idle
+
+
+def test_who_stands_elsewhere_takes_permits_only_for_what_is_asked(world: World) -> None:
+    bench = Bench(world, Limits(rate=100.0, burst=5))
+    bench.permits(5)
+    bench.tasks(2)
+    bench.turnstile.limit(Limits(rate=100.0, burst=5), elsewhere=True)
+    bench.step()
+    assert bench.taken == []
+    assert world.count(RATES.permits) == 5, "nobody has asked"
+    got = threading.Event()
+    assert bench.turnstile.admit_elsewhere(lambda passage: got.set()) is None
+    bench.step()
+    assert got.is_set()
+    bench.now += FULL_S
+    bench.step()
+    assert bench.taken == []
+    assert world.count(RATES.permits) >= 3, "and lets go of the rest"

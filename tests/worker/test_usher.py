@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.worker.worlds import NAMES, SOON_S, World
@@ -17,10 +18,12 @@ from tq_broker import activity
 from tq_broker.client.operations import Operations
 from tq_broker.common import OnGone, Route
 from tq_broker.exceptions import ActivityError, BackOffScope, DownstreamBusy
+from tq_broker.model import envelope
 from tq_broker.model.limits import Limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind
+from tq_broker.model.tasks import ActivityTask
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker, usher
 
@@ -346,3 +349,48 @@ def test_what_is_foreign_in_the_queues_of_an_usher_is_dropped_or_parked(world: W
     assert world.take_parked()
     notes.let_go(1)
     world.start("stay", "a", rate_limit_key="a").result(SOON_S)
+
+
+def test_whom_it_lets_in_begins_in_the_order_of_priorities(world: World) -> None:
+    limit(world, HIT, Limits(rate=1000.0, burst=100))
+    notes = Notes(world)
+    worker = world.worker(*notes.activities, max_concurrent_activities=1)
+    world.start("stay", priority=1)
+    world.eventually(lambda: worker.running == 1)
+    # Given tasks that were set apart while the only slot is in use; one may be in hand already
+    for priority in (1, 3, 5, 4, 2):
+        task = ActivityTask(
+            activity_id=f"a{priority}",
+            activity_type="hit",
+            task_queue="q",
+            body=msgspec.json.encode({"args": [str(priority)]}),
+            start_to_close_ms=60_000,
+            priority=priority,
+        )
+        world.publish(envelope.task_message(task), NAMES.queue(Kind.ANTEROOM, "q"))
+    world.eventually(lambda: world.count(NAMES.queue(Kind.ADMITTED_PRIORITY, "q")) >= 4)
+    # When it is free
+    notes.let_go(1)
+    world.eventually(lambda: len(notes.begins) == 5)
+    assert [who for who, _ in notes.begins] == ["1", "2", "3", "4", "5"]
+
+
+def test_who_waits_for_a_limit_does_so_in_the_order_of_priorities(world: World) -> None:
+    limit(world, STAY, Limits(concurrency=1))
+    notes = Notes(world)
+    order: list[str] = []
+
+    @activity.defn(name="stay")
+    def stay(who: str) -> None:
+        order.append(who)
+        notes.leave.get(timeout=SOON_S)
+
+    worker = world.worker(stay, max_concurrent_activities=4)
+    handles = [world.start("stay", "first", priority=5)]
+    world.eventually(lambda: len(order) == 1)
+    handles += [world.start("stay", str(p), priority=p) for p in (3, 5, 1, 4, 2)]
+    world.eventually(lambda: worker.info().waiting == {"q": 5})
+    notes.let_go(6)
+    for handle in handles:
+        handle.result(SOON_S)
+    assert order == ["first", "1", "2", "3", "4", "5"]

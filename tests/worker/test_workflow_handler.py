@@ -15,7 +15,7 @@ import pytest
 from tests.worker.attempts import place
 from tq_broker import workflow
 from tq_broker.clock import epoch_ms
-from tq_broker.common import RetryPolicy
+from tq_broker.common import RetryPolicy, VersioningBehavior
 from tq_broker.converter import DataConverter
 from tq_broker.model import failure as failures
 from tq_broker.model.commands import CompleteWorkflow, StartTimer
@@ -828,3 +828,36 @@ def test_confirms_come_on_any_thread(bench: Bench) -> None:
     thread.start()
     thread.join()
     assert delivery.acks == 1
+
+
+def test_a_task_that_is_for_another_queue_now_is_brought_there(bench: Bench) -> None:
+    ramping = NAMES.ramping("workflow", "q")
+    asked = []
+    bench.handler.home_of = lambda queue, id: asked.append((queue, id)) or ramping
+    delivery = bench.take()
+    bench.confirm()
+    assert asked == [(QUEUE, "w")]
+    assert bench.reporter.returned == [("given back", str(ramping))]
+    assert (delivery.acks, bench.reporter.answers) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ("", 0)),
+        ({"default_versioning_behavior": VersioningBehavior.PINNED}, ("", 0)),
+        (
+            {
+                "deployment": "shop",
+                "build_id": "1",
+                "default_versioning_behavior": VersioningBehavior.AUTO_UPGRADE,
+            },
+            ("shop.1", 2),
+        ),
+    ],
+)
+def test_an_answer_says_which_version_it_is_of(
+    options: dict[str, Any], said: tuple[str, int]
+) -> None:
+    answer = Bench(**options).run()
+    assert (answer.version, answer.versioning_behavior) == said

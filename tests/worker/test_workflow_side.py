@@ -463,3 +463,50 @@ def test_a_paused_task_queue_makes_sticky_runs_wait_too(world: Durable) -> None:
     # Until the task queue is resumed
     world.client.resume_task_queue("q")
     assert handle.result(timeout=SOON_S) == 3
+
+
+# --- priorities -----------------------------------------------------------------------------------
+
+
+def test_workflows_and_what_they_start_keep_to_the_order_of_priorities(world: Durable) -> None:
+    begun: dict[str, int | None] = {}
+    seen: list[int | None] = []
+
+    @activity.defn(name="see", start_to_close_timeout=MINUTE)
+    def see() -> None:
+        seen.append(activity.info().priority)
+
+    @workflow.defn(name="Ranked")
+    class Ranked:
+        @workflow.run
+        async def run(self, child: bool) -> None:
+            info = workflow.info()
+            begun.setdefault(info.workflow_id, info.priority)
+            await workflow.execute_activity(see)
+            if child:
+                await workflow.execute_child_workflow(Ranked.run, False, id="child")
+
+    wanted = [None, 5, 3, 1, 4, 2, None, 5, 1]
+    # Given workflows that wait for a worker
+    handles = [
+        world.begin(Ranked.run, False, id=f"w{n}", priority=priority)
+        for n, priority in enumerate(wanted)
+    ]
+    plain = NAMES.workflow("q")
+    in_order = NAMES.priority(plain)
+    world.eventually(lambda: world.count(plain) + world.count(in_order) == len(wanted))
+    assert world.count(in_order) >= 7  # one without priority may have been there before
+    # When one comes
+    world.worker(see, workflows=[Ranked], max_concurrent_workflow_tasks=1, max_cached_workflows=0)
+    for handle in handles:
+        handle.result(timeout=SOON_S)
+    # Then they begin in order, and so do their activities
+    ranked = [priority for priority in begun.values() if priority is not None]
+    assert ranked == [1, 1, 2, 3, 4, 5, 5]
+    assert sorted(p or 3 for p in seen) == sorted(p or 3 for p in wanted)
+    # And a child and its activity have the priority of their parent
+    begun.clear()
+    seen.clear()
+    world.execute(Ranked.run, True, id="parent", priority=2)
+    assert begun == {"parent": 2, "child": 2}
+    assert seen == [2, 2]

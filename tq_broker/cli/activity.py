@@ -13,7 +13,7 @@ from tq_broker.cli import exits
 from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_route
+from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_requires, parse_route
 from tq_broker.client import BlockingActivityHandle
 from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
 from tq_broker.exceptions import ActivityError, FailureError, InvalidArgument
@@ -66,13 +66,23 @@ _start_options = shared(
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
     ),
-    click.option("--route", metavar="host:NAME|process:ID", help="Where it must run."),
+    click.option("--route", metavar="host:NAME|process:ID|version:V", help="Where it must run."),
     click.option(
         "--on-gone",
         metavar="fail|fall-back|wait:30s",
         default="fail",
         show_default=True,
         help="When nobody is there.",
+    ),
+    click.option(
+        "--requires", multiple=True, metavar="NAME", help="What its worker must have. Repeat it."
+    ),
+    click.option(
+        "--on-unserved",
+        metavar="wait|wait:30s|fail|fall-back",
+        default="wait",
+        show_default=True,
+        help="When no living worker has that.",
     ),
     click.option("--delay", type=DURATION, help="Start it only after this pause."),
 )
@@ -168,6 +178,7 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "priority": keywords["priority"],
         "headers": dict(keywords["headers"]) or None,
         "route": parse_route(route, keywords["on_gone"]) if route else None,
+        "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),
         "start_delay": keywords["delay"],
         "wait_result": keywords.get("wait_result"),
     }

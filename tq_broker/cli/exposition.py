@@ -50,6 +50,12 @@ METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
         "The concurrency in force.",
         lambda one: one.limit.concurrency,
     ),
+    (
+        "unserved",
+        "gauge",
+        "Tasks that wait for capabilities that no living worker has.",
+        lambda one: one.unserved,
+    ),
     ("paused", "gauge", "1 if it is paused.", lambda one: one.limit.is_paused),
     (
         "limiting",

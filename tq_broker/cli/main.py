@@ -14,6 +14,7 @@ from tq_broker.cli import commands, exits
 from tq_broker.cli.activity import activity
 from tq_broker.cli.broadcast import broadcast
 from tq_broker.cli.demo import demo
+from tq_broker.cli.deployment import deployment
 from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
 from tq_broker.cli.figures import figures
@@ -87,7 +88,7 @@ def cli() -> None:
 
 
 for command in (
-    worker, activity, workflow, task_queue, route, history, parked, doctor, demo, dev
+    worker, activity, workflow, task_queue, route, deployment, history, parked, doctor, demo, dev
 ):  # fmt: skip
     cli.add_command(command)
 activity.add_command(broadcast)

@@ -45,7 +45,10 @@ class WorkerSettings:
     name: str | None = None
     host: str | None = None
     worker_id: str | None = None
+    capabilities: tuple[str, ...] = ()
     graceful_timeout: timedelta | None = None
+    deployment: str | None = None
+    build_id: str | None = None
     process_index: int | None = None
     guard_fd: int | None = None
 
@@ -61,10 +64,15 @@ class WorkerSettings:
         if self.worker_id:
             worker_id = expand(self.worker_id, host, index)
             options["worker_id"] = _distinct(self.worker_id, worker_id, index)
+        for name in ("deployment", "build_id"):
+            if said := getattr(self, name):
+                options[name] = said
         if self.concurrency:
             options["max_concurrent_activities"] = self.concurrency
         if self.sessions is not None:
             options["max_concurrent_sessions"] = self.sessions
+        if self.capabilities:
+            options["capabilities"] = self.capabilities
         if self.graceful_timeout is not None:
             options["graceful_shutdown_timeout"] = self.graceful_timeout
         return options

@@ -16,19 +16,22 @@ from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import age
 from tq_broker.cli.session import session_of
 from tq_broker.cli.task_queue import WAIT
-from tq_broker.cli.values import DURATION, TEXTS
+from tq_broker.cli.values import DURATION, TEXTS, parse_requires, parse_route
 from tq_broker.client.rule_review import Finding
 from tq_broker.client.traffic import Rehearsal
 from tq_broker.clock import SystemClock, epoch_ms
 from tq_broker.common import to_ms
+from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.rule_table import Facts
 from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind, TrafficRule
 from tq_broker.model.settings import RuleChange, TrafficRuleSet
+from tq_broker.queues.routing import Asked
 
 KINDS = click.Choice([kind.value for kind in TaskKind])
 HEADER = click.option(
     "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="May be said again."
 )
+FAIRNESS_KEY = click.option("--fairness-key", default="", help="The key of its share.")
 EXAMPLES_MAX = 10
 
 
@@ -39,6 +42,7 @@ def route() -> None:
     \b
     Examples:
       tq-broker route explain charge --task-queue orders --header tenant=acme
+      tq-broker route explain render --task-queue video --requires gpu --route host:h1
       tq-broker route set try-out --type charge --task-queue orders --percent 5 \\
           --to orders-laptop --ttl 1h --reason "try the new parser"
       tq-broker route remove try-out
@@ -52,6 +56,11 @@ def route() -> None:
 @HEADER
 @click.option("--memo", type=TEXTS, multiple=True, metavar="K=V", help="Of its workflow.")
 @click.option("--priority", type=click.IntRange(1, 5))
+@FAIRNESS_KEY
+@click.option("--requires", multiple=True, metavar="NAME", help="What it requires. Repeat it.")
+@click.option("--on-unserved", default="wait", show_default=True, help="As for activity start.")
+@click.option("--route", metavar="host:NAME|process:ID", help="Where it says that it must run.")
+@click.option("--on-gone", default="fail", show_default=True, help="As for activity start.")
 @click.option("--id", "id_", default="", help="Its id, which decides about percentages.")
 @WAIT
 @click.pass_context
@@ -68,9 +77,16 @@ def explain(
         headers=dict(said["headers"]),
         priority=said["priority"],
         memo={name: msgspec.json.encode(text) for name, text in said["memo"]},
+        fairness_key=said["fairness_key"],
     )
+    asked = Asked(
+        route=parse_route(said["route"], said["on_gone"]) if said["route"] else None,
+        requires=parse_requires(said["requires"], said["on_unserved"]),
+    )
+    if said["kind"] != TaskKind.ACTIVITY.value and asked != Asked():
+        raise InvalidArgument("--requires and --route are for activities")
     with session.operations() as operations:
-        steps = operations.traffic.explain(facts, wait_s=wait.total_seconds())
+        steps = operations.traffic.explain(facts, asked, wait_s=wait.total_seconds())
     if session.output.as_json:
         session.output.json({"steps": steps})
         return
@@ -125,6 +141,7 @@ _MATCH = shared(
         "--memo", type=TEXTS, multiple=True, metavar="K=V", help="Of a workflow and its activities."
     ),
     click.option("--priority", type=click.IntRange(1, 5)),
+    FAIRNESS_KEY,
     click.option(
         "--percent", type=float, default=100.0, help="As many of them, by a stable hash of the id."
     ),
@@ -199,6 +216,8 @@ def matching(rule: TrafficRule) -> str:
     parts += [f"with memo {name}={text}" for name, text in rule.memo.items()]
     if rule.priority is not None:
         parts.append(f"of priority {rule.priority}")
+    if rule.fairness_key:
+        parts.append(f"with fairness key {rule.fairness_key}")
     return " ".join(parts)
 
 
@@ -214,6 +233,7 @@ def _rule(rule_id: str, said: dict[str, Any]) -> TrafficRule:
         headers=dict(said["headers"]),
         memo=dict(said["memo"]),
         priority=said["priority"],
+        fairness_key=said["fairness_key"],
         percent=said["percent"],
         to_task_queue=said["to_task_queue"],
         to_host=said["to_host"],

@@ -22,6 +22,7 @@ from tq_broker.client.operations import (
     WorkflowSideDescription,
 )
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import in_words
 from tq_broker.model.figures import Figures
 from tq_broker.model.figures import Part as PartFigures
 from tq_broker.model.limits import Limits, Side
@@ -42,6 +43,13 @@ SIDE = click.option(
     default=ACTIVITY_SIDE,
     show_default=True,
     help="Whose tasks: those of activities or of workflows.",
+)
+
+REQUIRES = click.option(
+    "--requires",
+    multiple=True,
+    metavar="NAME",
+    help="Only tasks that require just these capabilities. Repeat it.",
 )
 
 
@@ -65,14 +73,18 @@ def task_queue() -> None:
 def list_(ctx: click.Context, wait: timedelta) -> None:
     """List task queues: backlog, consumers, tasks in flight, workers, pauses.
 
-    The activity and the workflow side of a task queue have a line each.
+    The activity and the workflow side of a task queue have a line each, and so has each set of
+    capabilities that tasks require.
     """
     session = session_of(ctx)
     with session.operations() as operations:
         note_if_unused(session, operations)
         found = operations.task_queues(wait.total_seconds())
     session.output.rows(
-        ("TASK QUEUE", "SIDE", "BACKLOG", "CONSUMERS", "IN FLIGHT", "WORKERS", "PAUSED"),
+        (
+            *("TASK QUEUE", "SIDE", "BACKLOG", "CONSUMERS"),
+            *("IN FLIGHT", "WORKERS", "PAUSED", "REQUIRES"),
+        ),
         [
             (
                 one.task_queue,
@@ -82,6 +94,7 @@ def list_(ctx: click.Context, wait: timedelta) -> None:
                 one.in_flight,
                 ",".join(one.workers),
                 _stopped(one),
+                ",".join(one.requires),
             )
             for one in found
         ],
@@ -123,6 +136,8 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("consumers", one.consumers),
         ("in flight", one.in_flight),
     ]
+    if one.prioritized:
+        fields.append(("priorities", "kept by a priority queue"))
     for figures in told.figures:
         fields += figures_fields(figures)
     for side, state in told.limits:
@@ -135,10 +150,12 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
         ("SETTINGS LOG", f"{who}: {fault}" if who else fault) for who, fault in told.settings_faults
     ]
     fields += [(f"waiting for {b.kind} {b.target}", b.backlog) for b in told.private]
+    fields += [_capable_field(one) for one in told.capable]
     fields += [
         (
             "worker",
             f"{w.identity} (id {w.worker_id}, host {w.host}, {w.running}/{w.slots} slots"
+            f"{', has ' + in_words(w.capabilities) if w.capabilities else ''}"
             f"{', shutting down' if w.shutting_down else ''})",
         )
         for w in told.workers
@@ -159,8 +176,9 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
 @click.argument("name")
 @click.option("-n", "--count", type=click.IntRange(1, 1000), default=10, show_default=True)
 @SIDE
+@REQUIRES
 @click.pass_context
-def peek(ctx: click.Context, name: str, count: int, side: str) -> None:
+def peek(ctx: click.Context, name: str, count: int, side: str, requires: tuple[str, ...]) -> None:
     """Show the first tasks that wait in the task queue NAME.
 
     They go to the BACK of the queue: RabbitMQ marks a message that was looked at as redelivered,
@@ -169,13 +187,14 @@ def peek(ctx: click.Context, name: str, count: int, side: str) -> None:
     """
     session = session_of(ctx)
     with session.operations() as operations:
-        tasks = operations.peek(name, count, side=side)
+        tasks = operations.peek(name, count, side=side, requires=requires)
     session.output.rows(
-        ("TYPE", "ID", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
+        ("TYPE", "ID", "PRIORITY", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
         [
             (
                 one.type,
                 one.id,
+                one.priority,
                 one.attempt,
                 age(one.age_s),
                 one.size_bytes,
@@ -192,14 +211,21 @@ def peek(ctx: click.Context, name: str, count: int, side: str) -> None:
 @task_queue.command()
 @click.argument("name")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@REQUIRES
 @click.pass_context
-def purge(ctx: click.Context, name: str, yes: bool) -> None:
+def purge(ctx: click.Context, name: str, yes: bool, requires: tuple[str, ...]) -> None:
     """Drop all tasks that wait in the task queue NAME, for ever. Nobody is told of it."""
     session = session_of(ctx)
     with session.operations() as operations:
-        backlog = operations.describe(name, wait_s=0.0).summary.backlog
+        told = operations.describe(name, wait_s=0.0)
+        needed = tuple(sorted(set(requires)))
+        backlog = sum(
+            one.backlog
+            for one in (told.summary, *told.capable)
+            if not needed or one.requires == needed
+        )
         confirm(f"Drop {backlog} tasks of task queue {name!r} for ever?", yes)
-        dropped = operations.purge(name)
+        dropped = operations.purge(name, requires=requires)
     session.output.done(f"{dropped} tasks dropped", data={"task_queue": name, "dropped": dropped})
 
 
@@ -522,6 +548,15 @@ def _workflow_fields(told: WorkflowSideDescription) -> list[tuple[str, object]]:
     return fields
 
 
+def _capable_field(one: TaskQueueSummary) -> tuple[str, object]:
+    name = f"waiting for {in_words(one.requires)}"
+    if one.workers:
+        return name, f"{one.backlog} (served by {', '.join(one.workers)})"
+    # One that is paused has no consumers either, but its workers answer.
+    who = "NOBODY who answers" if one.backlog else "nobody who answers"
+    return name, f"{one.backlog} (served by {who})"
+
+
 def _oldest(told: TaskQueueDescription) -> str:
     if not told.summary.backlog:
         return "-"
@@ -562,6 +597,7 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
         **_summary(told.summary),
         "oldest_age_s": told.oldest_age_s,
         "limits": {side.value: limits_data(state) for side, state in told.limits},
+        "capable": [_summary(one) for one in told.capable],
         "figures": {one.side.value: msgspec.to_builtins(one) for one in told.figures},
         "part_limits": parts_data(told.part_limits),
         "waiting_for_limits": told.waiting,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tq_broker.common import OnGone, Route
+from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import check_requires
 
 _UNITS = {
     "ms": timedelta(milliseconds=1),
@@ -43,23 +45,47 @@ def parse_duration(text: str) -> timedelta:
         raise InvalidArgument(f"{text!r} is too long a duration") from None
 
 
+def parse_on_gone(text: str) -> tuple[OnGone, timedelta | None]:
+    """``fail``, ``fall-back``, ``wait`` or ``wait:30s``. Raises `InvalidArgument`."""
+    word, _, pause = text.partition(":")
+    if word == "wait" and pause:
+        return OnGone.WAIT, parse_duration(pause)
+    answers = {"fail": OnGone.FAIL, "fall-back": OnGone.FALL_BACK, "wait": OnGone.WAIT}
+    if text not in answers:
+        raise InvalidArgument(f"{text!r} is not fail, fall-back or wait:30s")
+    return answers[text], None
+
+
+def parse_requires(names: Sequence[str], on_unserved: str) -> Requires | None:
+    """What ``--requires`` and ``--on-unserved`` say; ``None`` for no names.
+
+    Raises:
+        InvalidArgument: names what is wrong.
+    """
+    if not names:
+        return None
+    return check_requires(Requires(tuple(names), *parse_on_gone(on_unserved)))
+
+
 def parse_route(text: str, on_gone: str) -> Route:
-    """``host:NAME`` or ``process:WORKER_ID``, and ``fail``, ``fall-back`` or ``wait:30s``.
+    """``host:NAME``, ``process:WORKER_ID`` or ``version:DEPLOYMENT.BUILD_ID``; and ``fail``,
+    ``fall-back`` or ``wait:30s``, which is not asked for a version.
 
     Raises:
         InvalidArgument: it is none of them.
     """
     kind, _, target = text.partition(":")
+    if kind == "version":
+        return Route.version(target)
     makers = {"host": Route.host, "process": Route.process}
     if kind not in makers or not target:
-        raise InvalidArgument(f"{text!r} is not a route; write host:NAME or process:WORKER_ID")
-    word, _, pause = on_gone.partition(":")
-    if word == "wait" and pause:
-        return makers[kind](target, on_gone=OnGone.WAIT, wait=parse_duration(pause))
-    answers = {"fail": OnGone.FAIL, "fall-back": OnGone.FALL_BACK}
-    if on_gone not in answers:
+        raise InvalidArgument(
+            f"{text!r} is not a route; write host:NAME, process:WORKER_ID or version:NAME.BUILD"
+        )
+    answer, wait = parse_on_gone(on_gone)
+    if answer is OnGone.WAIT and wait is None:
         raise InvalidArgument(f"{on_gone!r} is not fail, fall-back or wait:30s")
-    return makers[kind](target, on_gone=answers[on_gone])
+    return makers[kind](target, on_gone=answer, wait=wait)
 
 
 class Duration(_Duration):

@@ -13,7 +13,7 @@ import msgspec
 from tq_broker.cli.commands import Command, shared
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.signals import STOPPING, Events
-from tq_broker.cli.task_queue import SIDE, confirm, pause_line
+from tq_broker.cli.task_queue import REQUIRES, SIDE, confirm, pause_line
 from tq_broker.client.transfer import OnProgress, Transferred
 from tq_broker.model.settings import SIDES
 
@@ -73,6 +73,7 @@ _transfer_options = shared(
         is_flag=True,
         help="Only count. With --type all tasks are read for it, and go round once.",
     ),
+    REQUIRES,
     click.option("-y", "--yes", is_flag=True, help="Do not ask."),
 )
 

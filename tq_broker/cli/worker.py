@@ -56,6 +56,15 @@ from tq_broker.worker.tuning import SLOTS_MAX
 )
 @click.option("--host", metavar="NAME", help="What Route.host knows this machine by; %i as above.")
 @click.option("--worker-id", metavar="ID", help="What Route.process knows it by; %i as above.")
+@click.option("--deployment", metavar="NAME", help="What its code is a version of, such as shop.")
+@click.option("--build-id", metavar="ID", help="Names that version; see 'tq-broker deployment'.")
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="NAME",
+    help="What it has, such as gpu: it also gets tasks that require that. Repeat it.",
+)
 @click.option(
     "--processes",
     type=click.IntRange(1, 1000),
@@ -89,6 +98,7 @@ def worker(
     Examples:
       tq-broker -A app.activities worker -Q mail,reports -c 50 -l INFO
       tq-broker -A app.activities worker -n w1@%h --processes 4
+      tq-broker -A app.activities worker -Q video --capability gpu --capability ssd
       tq-broker -A app:options worker --reload -l DEBUG
       tq-broker worker list
 
@@ -156,7 +166,7 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
     session.output.rows(
         (
             *("WORKER", "ID", "HOST", "PID", "UP", "SLOTS", "TASK QUEUES", "ACTIVITIES"),
-            *("WORKFLOWS", "CACHED", "HITS"),
+            *("WORKFLOWS", "CACHED", "HITS", "HAS", "VERSION"),
         ),
         [
             (
@@ -171,6 +181,8 @@ def _print(session: Session, workers: list[WorkerInfo]) -> None:
                 ",".join(one.workflows),
                 one.cached_workflows,
                 f"{one.sticky_hits}/{one.sticky_hits + one.sticky_misses}",
+                ",".join(one.capabilities),
+                one.deployment_version,
             )
             for one in workers
         ],

@@ -25,7 +25,15 @@ from tq_broker.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateStage,
 )
-from tq_broker.common import RetryPolicy, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from tq_broker.common import (
+    AutoUpgradeVersioningOverride,
+    PinnedVersioningOverride,
+    RetryPolicy,
+    VersioningOverride,
+    WorkerDeploymentVersion,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.events import CLOSING, Event, WorkflowExecutionStarted
 from tq_broker.model.history_json import WorkflowHistory
@@ -98,6 +106,11 @@ _start_options = shared(
     click.option("--priority", type=click.IntRange(1, 5), help="Of its activities; 1 is first."),
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
+    ),
+    click.option(
+        "--versioning-override",
+        metavar="VERSION|auto-upgrade",
+        help="Pin it to this deployment version, such as shop.1.4, or let it follow the current.",
     ),
     click.option("--static-summary", metavar="TEXT", help="One line for people."),
     click.option("--start-signal", metavar="NAME", help="Deliver this signal with the start."),
@@ -276,11 +289,16 @@ def describe(ctx: click.Context, id: str, run_id: str | None) -> None:
     """Tell all about the workflow ID: status, task queue, what it waits for."""
     with _client(ctx) as (session, client):
         run = client.get_workflow_handle(id, run_id=run_id).describe()
+        told = [one.raw for one in run.pending_activities]
+        traffic = client.operations.traffic
+        ways = traffic.explain_pending(told, run.raw.info) if told else []
     output = session.output
-    output.record(report.description_fields(run), data=report.description_data(run))
+    output.record(report.description_fields(run), data=report.description_data(run, ways))
     if run.pending_activities and not output.as_json:
         rows = [report.activity_row(one) for one in run.pending_activities]
         output.rows(report.PENDING_HEADING, rows, data=[])
+        for one, steps in zip(run.pending_activities, ways, strict=True):
+            output.rows(("", ""), report.way_rows(one, steps), data=[])
 
 
 @workflow.command()
@@ -359,11 +377,20 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "memo": dict(map(_named, keywords["memo"])) or None,
         "priority": keywords["priority"],
         "headers": dict(keywords["headers"]) or None,
+        "versioning_override": _override(keywords["versioning_override"]),
         "static_summary": keywords["static_summary"],
         "start_signal": keywords["start_signal"],
         "start_signal_args": keywords["signal_inputs"] or None,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _override(text: str | None) -> VersioningOverride | None:
+    if text is None:
+        return None
+    if text == "auto-upgrade":
+        return AutoUpgradeVersioningOverride()
+    return PinnedVersioningOverride(WorkerDeploymentVersion.from_canonical_string(text))
 
 
 def _named(text: str) -> tuple[str, Any]:

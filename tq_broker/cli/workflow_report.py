@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -63,6 +63,7 @@ def run_data(run: WorkflowExecution) -> dict[str, Any]:
         "parent_run_id": run.parent_run_id,
         "cron_schedule": run.cron_schedule,
         "static_summary": run.static_summary,
+        "pinned_version": run.pinned_version,
         "memo": _readable(run.memo),
     }
 
@@ -82,6 +83,9 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
         ("history bytes", run.history_size_bytes),
         ("parent", run.parent_id),
         ("cron schedule", run.cron_schedule),
+        ("version", run.version),
+        ("pinned to", run.pinned_version),
+        ("versioning", _versioning(run)),
         ("sticky worker", run.sticky_worker),
         ("cancel requested", "yes" if run.cancel_requested else ""),
         ("workflow task", task and f"attempt {task.attempt}, {task.last_failure_cause or 'open'}"),
@@ -98,11 +102,22 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
     return [(name, value) for name, value in lines if value not in ("", None)]
 
 
-def description_data(run: WorkflowExecutionDescription) -> dict[str, Any]:
-    """A description for programs."""
+def _versioning(run: WorkflowExecutionDescription) -> str:
+    if run.versioning_override:
+        return f"overridden by the start: {run.versioning_override}"
+    return run.versioning_behavior.name.lower() if run.versioning_behavior else ""
+
+
+def description_data(
+    run: WorkflowExecutionDescription, ways: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """A description for programs; ``ways`` tell of each pending activity where it goes, and why."""
     task = run.pending_workflow_task
     return run_data(run) | {
         "sticky_worker": run.sticky_worker,
+        "version": run.version,
+        "versioning_behavior": run.versioning_behavior.name.lower(),
+        "versioning_override": run.versioning_override,
         "cancel_requested": run.cancel_requested,
         "pending_workflow_task": task
         and {
@@ -112,7 +127,12 @@ def description_data(run: WorkflowExecutionDescription) -> dict[str, Any]:
             "last_failure": _message(task.last_failure) or None,
             "last_failure_cause": task.last_failure_cause or None,
         },
-        "pending_activities": [_activity_data(one) for one in run.pending_activities],
+        "pending_activities": [
+            _activity_data(one) | ({"where": list(way)} if way else {})
+            for one, way in zip(
+                run.pending_activities, ways or [()] * len(run.pending_activities), strict=True
+            )
+        ],
         "pending_children": [
             {"id": one.workflow_id, "run_id": one.run_id, "type": one.workflow_type}
             for one in run.pending_children
@@ -139,6 +159,14 @@ def activity_row(activity: PendingActivity) -> tuple[object, ...]:
         _message(activity.last_failure),
         json_text(activity.heartbeat_details) if activity.heartbeat_details else "",
     )
+
+
+def way_rows(activity: PendingActivity, steps: Sequence[str]) -> list[tuple[str, str]]:
+    """Where a pending activity goes, and why."""
+    return [
+        (f"{activity.activity_id} goes", f"{number}. {step}")
+        for number, step in enumerate(steps, 1)
+    ]
 
 
 def _activity_data(activity: PendingActivity) -> dict[str, Any]:

@@ -171,13 +171,17 @@ class ClientCore:
         deadline = self.deadline(max(self.timeout_s, len(calls) / 1000))
         accepted: Future[list[Pending]] = Future()
         moved = self.dispatcher.moves(start.activity_type, start.task_queue)
-        if start.task["route"] is not None or start.delay_ms or moved:
+        is_meant = start.task["route"] is not None or start.task["requires"] is not None
+        if is_meant or start.delay_ms or moved:
             return self._start_each(start, calls)
         now_ms = epoch_ms(self.clock)
         first = self._task(start, "", b"", now_ms)
         headers = envelope.task_headers(first)
         message = envelope.task_message(first, headers)
-        queue = self.names.activity(start.task_queue)
+        place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
+        if place is None:
+            return self._start_each(start, calls)
+        queue, message = place
         exchange = self.names.exchange(Exchange.TASKS)
         pendings, publications = [], []
         for args in calls:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tq_broker.common import VersioningBehavior
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import FailureError
 from tq_broker.model import failure, payload, requests
@@ -44,6 +45,7 @@ class WorkflowExecution:
             retry's pause or the wait for a cron schedule.
         close_time: ``None`` while it is open.
         first_execution_run_id: The first run of its chain.
+        pinned_version: The deployment version that it is pinned to; ``None`` if to none.
     """
 
     id: str
@@ -62,6 +64,7 @@ class WorkflowExecution:
     parent_run_id: str | None
     cron_schedule: str
     static_summary: str | None
+    pinned_version: str | None
     _memo: Mapping[str, Payload] = field(repr=False)
     _converter: DataConverter = field(repr=False)
 
@@ -101,6 +104,7 @@ class PendingActivity:
         next_attempt_time: When a retry is due; ``None`` if none is waited for.
         last_failure: Of the attempt before, if there was one.
         heartbeat_details: Those it told last.
+        raw: As history has told it.
     """
 
     activity_id: str
@@ -116,6 +120,7 @@ class PendingActivity:
     heartbeat_details: Sequence[Any]
     last_heartbeat_time: datetime | None
     last_worker_identity: str
+    raw: requests.PendingActivity = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,9 @@ class WorkflowExecutionDescription(WorkflowExecution):
         pending_updates: Ids of updates that have not ended.
         execution_timeout_ms, run_timeout_ms, task_timeout_ms: 0 if not set.
         identity: Who started it.
+        version: The deployment version that has completed its last workflow task.
+        versioning_behavior: What its workflow says a new version means for it.
+        versioning_override: What its start says instead: a version, or ``auto_upgrade``.
         raw: As history has told it.
     """
 
@@ -172,6 +180,9 @@ class WorkflowExecutionDescription(WorkflowExecution):
     run_timeout_ms: int
     task_timeout_ms: int
     identity: str
+    version: str | None
+    versioning_behavior: VersioningBehavior
+    versioning_override: str | None
     raw: requests.Description = field(repr=False)
 
     @classmethod
@@ -202,6 +213,9 @@ class WorkflowExecutionDescription(WorkflowExecution):
             run_timeout_ms=told.run_timeout_ms,
             task_timeout_ms=told.task_timeout_ms,
             identity=told.identity,
+            version=told.version or None,
+            versioning_behavior=VersioningBehavior(told.versioning_behavior),
+            versioning_override=told.versioning_override or None,
             raw=told,
         )
 
@@ -237,6 +251,7 @@ def _fields(info: requests.RunInfo, namespace: str, converter: DataConverter) ->
         "parent_run_id": info.parent_run_id or None,
         "cron_schedule": info.cron_schedule,
         "static_summary": info.static_summary or None,
+        "pinned_version": info.deployment_version or None,
         "_memo": info.memo,
         "_converter": converter,
     }
@@ -260,6 +275,7 @@ def _activity(told: requests.PendingActivity, converter: DataConverter) -> Pendi
         else [msgspec.json.decode(raw) for raw in payload.load_args(details, converter)],
         last_heartbeat_time=to_time(told.heartbeat_ms),
         last_worker_identity=told.identity,
+        raw=told,
     )
 
 

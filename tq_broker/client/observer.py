@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Sequence
 
+from tq_broker.client.backlog import stats_of
 from tq_broker.client.core import ClientCore
 from tq_broker.clock import remaining
 from tq_broker.exceptions import DeadlineExceeded
@@ -17,6 +18,7 @@ from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, QueueName, check_task_queue
 from tq_broker.model.registrations import serving
+from tq_broker.queues.broker import QueueStats
 from tq_broker.queues.settings_log import SettingsLog
 
 QUEUES_PER_S = 200
@@ -100,17 +102,20 @@ class Observer:
     def _queue(self, name: str, side: Side) -> QueueName:
         return self._core.names.queue(Kind(side.value), name)
 
+    def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
+        return stats_of(self._core, queue, self._settings.prioritized, deadline)
+
     def _begin(self, name: str, side: Side) -> None:
         series = self._series.setdefault((name, side), Series(name, side))
         if not series.has_looked:
-            stats = self._core.broker.stats(str(self._queue(name, side)), self._core.deadline())
+            stats = self._stats(self._queue(name, side), self._core.deadline())
             series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
 
     def _figures(
         self, name: str, side: Side, workers: Sequence[WorkerInfo], deadline: float
     ) -> Figures | None:
         queue = self._queue(name, side)
-        stats = self._core.broker.stats(str(queue), deadline)
+        stats = self._stats(queue, deadline)
         if stats is None and not serving(workers, name, side.value):
             return None  # the log knows of it, and it is not there any more
         series = self._series.setdefault((name, side), Series(name, side))

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tq_broker.client.backlog import stats_of
 from tq_broker.client.core import ClientCore
+from tq_broker.client.deployments import DeploymentOperations
 from tq_broker.client.parked import (
     DELIVERY_COUNT,
     ParkedMessage,
@@ -32,6 +34,7 @@ from tq_broker.client.parked import (
 )
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
+from tq_broker.common import PRIORITY_DEFAULT, Requires
 from tq_broker.exceptions import (
     Conflict,
     DeadlineExceeded,
@@ -41,12 +44,21 @@ from tq_broker.exceptions import (
     TqBrokerError,
 )
 from tq_broker.model import control, envelope, workflow_tasks
+from tq_broker.model.capabilities import check_requires, in_words
 from tq_broker.model.figures import Figures, Look, Series
 from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue
+from tq_broker.model.names import (
+    ORDERED,
+    PLAIN,
+    Exchange,
+    Kind,
+    QueueName,
+    check_task_queue,
+    requirements,
+)
 from tq_broker.model.parts import ALL, PARTS_MAX, Part, check_part
-from tq_broker.model.registrations import compare, serving
+from tq_broker.model.registrations import capable_of, compare, serving
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
@@ -88,8 +100,12 @@ class TaskQueueSummary:
         workers: Identities of those workers.
         exists: False when workers say they serve it, but its queue is not there now.
         side: ``activity`` or ``workflow``.
+        requires: It is about the tasks that require just these capabilities, which have a queue of
+            their own, and ``workers`` are those that have them all. What they have in hand is
+            counted with the rest of the task queue.
         pause: Who paused it, when and why; ``None`` if it is not paused.
         back_offs: What was asked from inside, of all or of keys; they lift themselves.
+        prioritized: Its tasks wait in a priority queue, which the counts include.
     """
 
     task_queue: str
@@ -99,8 +115,10 @@ class TaskQueueSummary:
     workers: tuple[str, ...]
     exists: bool = True
     side: str = ACTIVITY_SIDE
+    requires: tuple[str, ...] = ()
     pause: TaskQueuePaused | None = None
     back_offs: tuple[BackedOff, ...] = ()
+    prioritized: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +141,7 @@ class TaskQueueDescription:
         mismatches: Types that only some of its workers have, with the identities of those that
             lack them.
         workflow: The same of its workflow side; ``None`` if it has none.
+        capable: What waits for workers with certain capabilities; by set.
         limits: What limits each side of it, and who set that, when and why.
         figures: How much comes and goes, of each side that is there.
         part_limits: The same of types and keys of its activities.
@@ -139,6 +158,7 @@ class TaskQueueDescription:
     activities: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
     limits: tuple[tuple[Side, LimitState], ...] = ()
+    capable: tuple[TaskQueueSummary, ...] = ()
     figures: tuple[Figures, ...] = ()
     part_limits: tuple[tuple[Part, LimitState], ...] = ()
     waiting: int = 0
@@ -166,6 +186,7 @@ class PeekedTask:
         arguments: The JSON of its arguments, shortened; or why they cannot be read.
         redelivered: Somebody has had it and given it back or died: a worker that gets it takes
             the attempt for lost.
+        priority: 1 (first) to 5.
     """
 
     type: str
@@ -175,6 +196,7 @@ class PeekedTask:
     size_bytes: int
     arguments: str
     redelivered: bool
+    priority: int = PRIORITY_DEFAULT
 
 
 class Operations:
@@ -188,6 +210,11 @@ class Operations:
     def traffic(self) -> TrafficOperations:
         """What an operator does about traffic rules."""
         return TrafficOperations(self._core)
+
+    @property
+    def deployments(self) -> DeploymentOperations:
+        """What an operator does about deployment versions."""
+        return DeploymentOperations(self._core)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -222,13 +249,20 @@ class Operations:
             self._summary(self._names.queue(Kind(side), name), workers, logged, deadline)
             for name, side in sorted(found)
         ]
+        summaries += [
+            self._summary(queue, workers, logged, deadline)
+            for queue in sorted(
+                logged.capable_queues(), key=lambda q: (q.parts[-1], *requirements(q))
+            )
+        ]
         # Known to the log but gone, and served by nobody: it was deleted behind our back, or it is
         # the side that a pause of both means, too.
         there = {one.task_queue for one in summaries if one.exists or one.workers}
         return [
             one
             for one in summaries
-            if one.exists or one.workers or (one.pause and one.task_queue not in there)
+            if one.exists
+            or (not one.requires and (one.workers or (one.pause and one.task_queue not in there)))
         ]
 
     def describe(
@@ -245,12 +279,13 @@ class Operations:
         """
         check_task_queue(task_queue)
         sides = [side for side in SIDES if self._is_there(task_queue, side)]
-        if not sides:
-            self._existing(task_queue)
         deadline = self._core.deadline()
         series = [self._begun(task_queue, Side(side), deadline) for side in sides]
         ping = self._pinged(wait_s)
         logged = self._logged(deadline)
+        capable = self._capable(task_queue, logged)
+        if not sides and not capable:
+            self._existing(task_queue)
         found = self._waited(ping, deadline, wait_s)
         workers = serving(found, task_queue, ACTIVITY_SIDE)
         queue = self._queue(task_queue)
@@ -259,7 +294,7 @@ class Operations:
         if not summary.backlog:
             age_s = 0.0
         elif read_head:
-            heads = self._peeked(queue, 1, deadline)
+            heads = self._heads(queue, 1, deadline)
             age_s = heads[0].age_s if heads else 0.0
         compared = compare(workers, ACTIVITY_SIDE)
         return TaskQueueDescription(
@@ -274,6 +309,7 @@ class Operations:
                 if WORKFLOW_SIDE in sides
                 else None
             ),
+            capable=tuple(self._summary(one, found, logged, deadline) for one in capable),
             limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
             figures=tuple(self._figures(one, found, logged, deadline) for one in series),
             part_limits=tuple(logged.part_limits(task_queue)),
@@ -290,9 +326,9 @@ class Operations:
 
     def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
         """A first look."""
-        stats = self._stats(self._names.queue(Kind(side.value), task_queue), deadline)
+        waiting = self.waiting(self._names.queue(Kind(side.value), task_queue), deadline)
         series = Series(task_queue, side)
-        series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+        series.begin(self._core.clock.monotonic(), sum(waiting.values()))
         return series
 
     def _figures(
@@ -304,7 +340,7 @@ class Operations:
     ) -> Figures:
         """A second look, after which there are rates."""
         queue = self._names.queue(Kind(series.side.value), series.task_queue)
-        stats = self._stats(queue, deadline)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
         return series.look(
             Look(
                 at=self._core.clock.monotonic(),
@@ -343,7 +379,12 @@ class Operations:
         return self._logged(self._core.deadline())
 
     def peek(
-        self, task_queue: str, count: int = 10, *, side: str = ACTIVITY_SIDE
+        self,
+        task_queue: str,
+        count: int = 10,
+        *,
+        side: str = ACTIVITY_SIDE,
+        requires: Sequence[str] = (),
     ) -> list[PeekedTask]:
         """The first ``count`` tasks that wait, in order.
 
@@ -353,13 +394,17 @@ class Operations:
         stays. Should this process be killed meanwhile, each task in its hands comes back as a
         lost attempt, and may run beside its copy.
 
+        Args:
+            requires: Those of the tasks that require just these capabilities.
+
         Raises:
             NotFound: there is no such task queue.
             InvalidArgument: ``count`` is not from 1 to 1000.
         """
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
             raise InvalidArgument(f"count is {count!r}; it must be from 1 to {PEEK_MAX}")
-        return self._peeked(self._existing(task_queue, side), count, self._core.deadline())
+        (queue,) = self.queues_of(task_queue, side, requires, every=False)
+        return self._heads(queue, count, self._core.deadline())
 
     def parked(self, limit: int = 1_000) -> list[ParkedMessage]:
         """The parked messages, oldest first, ``limit`` at most. They stay where they are.
@@ -451,14 +496,62 @@ class Operations:
                 )
             return settings.limits(side, task_queue, part)
 
-    def purge(self, task_queue: str) -> int:
+    def purge(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all tasks that wait, for ever; returns how many. Nobody is told of it: who waits
         for a result waits until a timeout.
+
+        Args:
+            requires: Only those that require just these capabilities.
 
         Raises:
             NotFound: there is no such task queue.
         """
-        return self._core.broker.purge(str(self._existing(task_queue)), self._core.deadline())
+        queues = self.queues_of(task_queue, ACTIVITY_SIDE, requires)
+        purge, deadline = self._core.broker.purge, self._core.deadline()
+        return sum(
+            purge(str(one), deadline) for queue in queues for one in self.waiting(queue, deadline)
+        )
+
+    def queues_of(
+        self,
+        task_queue: str,
+        side: str = ACTIVITY_SIDE,
+        requires: Sequence[str] = (),
+        *,
+        every: bool = True,
+    ) -> list[QueueName]:
+        """The shared queues of one side of a task queue, at least one.
+
+        Args:
+            requires: Only the one of the tasks that require just these capabilities.
+            every: Also those of tasks that require something; False: only the plain one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        if requires and side != ACTIVITY_SIDE:
+            raise InvalidArgument("requires is for activities only")
+        if requires:
+            needed = check_requires(Requires(tuple(requires))).names
+            queue = self._names.capable(check_task_queue(task_queue), needed)
+            if self._stats(queue, self._core.deadline()) is None:
+                raise NotFound(
+                    f"nobody has required {in_words(needed)} of task queue {task_queue!r},"
+                    " or its queue was reclaimed"
+                )
+            return [queue]
+        capable = (
+            self._capable(task_queue, self.settings()) if every and side == ACTIVITY_SIDE else []
+        )
+        if capable and not self._is_there(check_task_queue(task_queue), side):
+            return capable
+        return [self._existing(task_queue, side), *capable]
+
+    def _capable(self, task_queue: str, logged: SettingsLog) -> list[QueueName]:
+        """The queues of a task queue's tasks that require something; those that are there."""
+        deadline = self._core.deadline()
+        queues = (self._names.capable(task_queue, one) for one in logged.capable(task_queue))
+        return [queue for queue in queues if self._stats(queue, deadline) is not None]
 
     def reclaim(self, task_queues: Sequence[str] | None = None, *, grace_s: float) -> list[str]:
         """Remove task queues that are empty and unserved.
@@ -483,15 +576,27 @@ class Operations:
         if not task_queues or not self.exists():
             return []
         # A worker that shuts down consumes no more, but may still have tasks in hand.
-        served = {name for worker in self.workers() for name in worker.task_queues}
-        task_queues = [name for name in dict.fromkeys(task_queues) if name not in served]
+        workers, logged = self.workers(), self.settings()
+        served = {name for worker in workers for name in worker.task_queues}
+        task_queues = list(dict.fromkeys(task_queues))
         reclaimer = self._core.connection.reclaimer
-        removed = {
-            name
+        queues = [
+            queue
             for side in SIDES
-            if (there := [name for name in task_queues if self._is_there(name, side)])
-            for name in reclaimer.reclaim(there, grace_s=grace_s, side=side)
-        }
+            for name in task_queues
+            if name not in served and self._is_there(name, side)
+            for queue in reclaimer.queues_of(name, side, logged.prioritized)
+        ]
+        queues += [
+            queue
+            for name in task_queues
+            for queue in self._capable(name, logged)
+            if not capable_of(workers, queue)
+        ]
+        if not queues:
+            return []
+        gone = reclaimer.reclaim_queues(queues, grace_s=grace_s)
+        removed = {one.parts[-1] for one in gone if one.kind not in PLAIN}
         return [name for name in task_queues if name in removed]
 
     def replay(
@@ -536,6 +641,15 @@ class Operations:
             )
         return queue
 
+    def waiting(self, queue: QueueName, deadline: float) -> dict[QueueName, int]:
+        """The queues in which tasks for ``queue`` wait, in the order in which they begin, with
+        how many; none if there is no such task queue."""
+        queues = [queue]
+        if queue.kind in ORDERED:
+            queues = [self._names.priority(queue), queue]
+        stats = [(one, self._stats(one, deadline)) for one in queues]
+        return {one: found.ready for one, found in stats if found is not None}
+
     def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
         return self._core.broker.stats(str(queue), deadline)
 
@@ -578,24 +692,28 @@ class Operations:
         logged: SettingsLog,
         deadline: float,
     ) -> TaskQueueSummary:
-        stats = self._stats(queue, deadline)
-        name, side = queue.parts[0], side_of(queue)
-        served_by = serving(workers, name, side)
+        stats = stats_of(self._core, queue, logged.prioritized, deadline)
+        name, side, needed = queue.parts[-1], side_of(queue), requirements(queue)
+        served_by = capable_of(workers, queue) if needed else serving(workers, name, side)
         return TaskQueueSummary(
             task_queue=name,
             backlog=stats.ready if stats else 0,
             consumers=stats.consumers if stats else 0,
             # Of workflow tasks a worker does not tell of which task queue they are.
             in_flight=(
-                sum(worker.held.get(name, 0) for worker in served_by)
+                0
+                if needed
+                else sum(worker.held.get(name, 0) for worker in served_by)
                 if side == ACTIVITY_SIDE
                 else sum(worker.workflow_tasks for worker in served_by)
             ),
             workers=tuple(worker.identity for worker in served_by),
             exists=stats is not None,
             side=side,
+            requires=needed,
             pause=logged.pauses().get((side, name)),
             back_offs=tuple(logged.back_offs(name)) if side == ACTIVITY_SIDE else (),
+            prioritized=not needed and (side, name) in logged.prioritized,
         )
 
     def _private(
@@ -614,6 +732,13 @@ class Operations:
         return tuple(backlogs)
 
     # --- peeking ------------------------------------------------------------------------------
+
+    def _heads(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
+        tasks: list[PeekedTask] = []
+        for one in self.waiting(queue, deadline):
+            if len(tasks) < count:
+                tasks += self._peeked(one, count - len(tasks), deadline)
+        return tasks
 
     def _peeked(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
         stats = self._stats(queue, deadline)
@@ -670,10 +795,10 @@ class Operations:
 
     def _task(self, delivery: Delivery, queue: QueueName, now_ms: int) -> PeekedTask:
         message = delivery.message
-        if queue.kind is Kind.WORKFLOW:
+        if side_of(queue) == WORKFLOW_SIDE:
             return _workflow_task(delivery, now_ms)
         try:
-            task = envelope.read_task(message, queue.parts[0])
+            task = envelope.read_task(message, queue.parts[-1])
         except Malformed as error:
             return PeekedTask(
                 type=message.kind or "?",
@@ -683,6 +808,7 @@ class Operations:
                 size_bytes=len(message.body),
                 arguments=f"unreadable: {error.reason}",
                 redelivered=delivery.redelivered,
+                priority=envelope.priority_of(message),
             )
         since_ms = task.attempt_scheduled_ms or task.scheduled_ms
         return PeekedTask(
@@ -693,6 +819,7 @@ class Operations:
             size_bytes=len(message.body),
             arguments=self.preview(task),
             redelivered=delivery.redelivered,
+            priority=envelope.priority_of(message),
         )
 
     def preview(self, task: ActivityTask, chars_max: int = PREVIEW_CHARS) -> str:
@@ -800,6 +927,7 @@ def _workflow_task(delivery: Delivery, now_ms: int) -> PeekedTask:
         size_bytes=len(message.body),
         arguments=told,
         redelivered=delivery.redelivered,
+        priority=envelope.priority_of(message),
     )
 
 

@@ -176,6 +176,7 @@ def _meet_beside_queue(one: TrafficRule, other: TrafficRule) -> bool:
     return (
         (None in (one.kind, other.kind) or one.kind is other.kind)
         and (None in (one.priority, other.priority) or one.priority == other.priority)
+        and ("" in (one.fairness_key, other.fairness_key) or one.fairness_key == other.fairness_key)
         and _agree(one.headers, other.headers)
         and _agree(one.memo, other.memo)
         and globs_meet(one.type, other.type)
@@ -195,6 +196,7 @@ def _covers(one: TrafficRule, other: TrafficRule) -> bool:
         and one.kind in (None, other.kind)
         and one.task_queue in ("", other.task_queue)
         and one.priority in (None, other.priority)
+        and one.fairness_key in ("", other.fairness_key)
         and one.headers.items() <= other.headers.items()
         and one.memo.items() <= other.memo.items()
         and (one.type in ("*", other.type) or _matches(other.type, one.type))

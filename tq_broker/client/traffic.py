@@ -16,14 +16,18 @@ from tq_broker.client.core import ClientCore
 from tq_broker.client.rule_review import Finding, review
 from tq_broker.client.settings_book import append, followed
 from tq_broker.clock import epoch_ms, remaining
+from tq_broker.common import Route, TargetKind
 from tq_broker.exceptions import InvalidArgument, NotFound
-from tq_broker.model import control, settings
+from tq_broker.model import control, requests, settings
 from tq_broker.model.control import RecentTask
+from tq_broker.model.deployments import Deployments
 from tq_broker.model.names import Kind
 from tq_broker.model.rule_table import Facts, RuleTable
-from tq_broker.model.rules import TrafficRule
-from tq_broker.model.settings import RuleChange
+from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.settings import ACTIVITY_SIDE, RuleChange
+from tq_broker.model.tasks import load_requires, load_route
 from tq_broker.queues import routing
+from tq_broker.queues.routing import NOTHING_ASKED, Asked
 
 WAIT_S = 1.0
 
@@ -66,9 +70,7 @@ class TrafficOperations:
         """The rules in force, in their order."""
         with followed(self._core) as log:
             now_ms = epoch_ms(self._core.clock)
-            return (
-                [] if log is None else [one for one in log.rules.rules if not one.is_over(now_ms)]
-            )
+            return [one for one in log.rules.rules if not one.is_over(now_ms)]
 
     def changes(self) -> list[RuleChange]:
         """Who has set and removed rules, when and why: the last thousand, oldest first."""
@@ -145,26 +147,46 @@ class TrafficOperations:
             moves=tuple(moves),
         )
 
-    def explain(self, facts: Facts, *, wait_s: float = WAIT_S) -> list[str]:
-        """Where a task goes now, and why, step by step."""
+    def explain(
+        self, facts: Facts, asked: Asked = NOTHING_ASKED, *, wait_s: float = WAIT_S
+    ) -> list[str]:
+        """Where a task goes now, and why, step by step.
+
+        Args:
+            asked: What it says itself about its host, process and the capabilities of its worker.
+        """
         workers = self._workers(wait_s)
         with followed(self._core) as log:
-            table = log.rules
+            table, deployments = log.rules, log.deployments
         now_ms = epoch_ms(self._core.clock)
-        steps = routing.explain(self._names, facts, table, now_ms)
-        to = routing.by_rule(self._names, facts, table, now_ms)
+        steps = routing.explain(self._names, facts, table, now_ms, asked, deployments)
+        to = None if asked.route else routing.by_rule(self._names, facts, table, now_ms)
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
+        if asked.route is None:
+            steps += routing.explain_version(facts, queue, deployments)
         living = [
             worker.identity
             for worker in workers
-            if queue in worker.task_queues and host in ("", worker.host)
+            if queue in worker.task_queues and host in ("", worker.host) and _fits(asked, worker)
         ]
         steps.append(f"workers that answer there: {', '.join(living) or 'none'}")
         if rule is not None and rule.fallback and not living:
             steps.append(f"so it goes to its own task queue {facts.task_queue!r} after all")
         return steps
+
+    def explain_pending(
+        self, activities: Sequence[requests.PendingActivity], run: requests.RunInfo
+    ) -> list[list[str]]:
+        """Where the activities of ``run`` go, each step by step."""
+        with followed(self._core) as log:
+            table, deployments = log.rules, log.deployments
+        now_ms = epoch_ms(self._core.clock)
+        return [
+            routing.explain(self._names, facts, table, now_ms, asked, deployments)
+            for facts, asked in (_told(one, run, deployments) for one in activities)
+        ]
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -196,3 +218,38 @@ class TrafficOperations:
         """Whether anybody has used this namespace: a look declares nothing."""
         parked = str(self._names.queue(Kind.PARKED))
         return self._core.broker.stats(parked, self._core.deadline()) is not None
+
+
+def _told(
+    one: requests.PendingActivity, run: requests.RunInfo, deployments: Deployments
+) -> tuple[Facts, Asked]:
+    """What rules may know of an activity of ``run``, and what it asks for itself."""
+    route, version = one.route, run.deployment_version
+    is_pinned = route is None and deployments.serves(version, ACTIVITY_SIDE, one.task_queue)
+    facts = Facts(
+        kind=TaskKind.ACTIVITY,
+        type=one.activity_type,
+        task_queue=one.task_queue,
+        id=one.task_id,
+        headers=one.headers,
+        memo=run.memo,
+        once=one.maximum_attempts == 1,
+    )
+    asked = Asked(
+        route=Route.version(version) if is_pinned else None if route is None else load_route(route),
+        requires=None if one.requires is None else load_requires(one.requires),
+    )
+    return facts, asked
+
+
+def _fits(asked: Asked, worker: control.WorkerInfo) -> bool:
+    """Whether ``worker`` has what is asked for."""
+    route, requires = asked.route, asked.requires
+    is_at = {
+        TargetKind.HOST: worker.host,
+        TargetKind.PROCESS: worker.worker_id,
+        TargetKind.VERSION: worker.deployment_version,
+    }
+    if route is not None and route.target != is_at[route.kind]:
+        return False
+    return requires is None or set(requires.names) <= set(worker.capabilities)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -114,6 +114,21 @@ class Transferred:
     is_dry: bool = False
     complete: bool = True
 
+    def plus(self, other: Transferred) -> Transferred:
+        """Both, for a task queue that has several queues."""
+        types = {
+            name: self.types.get(name, 0) + other.types.get(name, 0)
+            for name in (*self.types, *other.types)
+        }
+        return replace(
+            self,
+            waiting=self.waiting + other.waiting,
+            seen=self.seen + other.seen,
+            done=self.done + other.done,
+            types=types,
+            complete=self.complete and other.complete,
+        )
+
 
 OnProgress = Callable[[Transferred], None]
 
@@ -136,10 +151,8 @@ def is_wanted(type_: str, patterns: Sequence[str]) -> bool:
 
 def moved(delivery: Delivery) -> Message:
     """The task of ``delivery`` as it is put elsewhere."""
-    message = delivery.message
-    marks = {envelope.HANDED_OUT: 1} if _may_have_begun(delivery) else {}
-    fresh = envelope.forwarded(message, headers=marks)
-    return _without(fresh, JOB)
+    begun = _may_have_begun(delivery)
+    return _without(envelope.handed_on(delivery.message, may_have_begun=begun), JOB)
 
 
 def stayed(delivery: Delivery, job: str) -> Message:
@@ -181,20 +194,25 @@ class Transfer:
         self._job = job
         self._on_progress = on_progress
         self._held: list[Delivery] = []
+        self._source = job.source
+        self._until = 0
         self._state = Transferred(job=job.id, waiting=0, is_dry=job.verb is Verb.COUNT)
 
-    def run(self, waiting: int) -> Transferred:
-        """Do it; ``waiting`` is how many tasks wait now.
+    def run(self, waiting: Mapping[QueueName, int]) -> Transferred:
+        """Do it; ``waiting`` is how many tasks wait now in which of the queues of the source.
 
         Raises what stands in the way: what was done until then is done.
         """
-        self._state = replace(self._state, waiting=waiting)
-        try:
-            while self._goes_on() and self._batch():
-                if self._on_progress is not None:
-                    self._on_progress(self._state)
-        finally:
-            self._let_go()
+        self._core.sender.ensure((), self._core.deadline())
+        self._state = replace(self._state, waiting=sum(waiting.values()))
+        for self._source, count in waiting.items():
+            self._until = self._state.seen + count
+            try:
+                while self._goes_on() and self._batch():
+                    if self._on_progress is not None:
+                        self._on_progress(self._state)
+            finally:
+                self._let_go()
         return self._state
 
     def _goes_on(self) -> bool:
@@ -202,12 +220,12 @@ class Transfer:
         if len(self._held) >= HELD_MAX:
             self._state = replace(state, complete=False)
             return False
-        return state.seen < state.waiting and (limit is None or state.done < limit)
+        return state.seen < self._until and (limit is None or state.done < limit)
 
     def _batch(self) -> bool:
         """Take and place some tasks; False when no more came."""
         state, limit = self._state, self._job.limit
-        most = min(BATCH, state.waiting - state.seen)
+        most = min(BATCH, self._until - state.seen)
         if limit is not None:
             most = min(most, limit - state.done)
         taken = self._take(most)
@@ -221,7 +239,7 @@ class Transfer:
         deadline = self._core.deadline()
         try:
             while len(taken) < most:
-                one = self._core.broker.get(str(self._job.source), deadline)
+                one = self._core.broker.get(str(self._source), deadline)
                 if one is None:
                     break
                 taken.append(one)
@@ -264,8 +282,8 @@ class Transfer:
         """Publish, and let go of each original when all that is made of it is confirmed."""
         ends: dict[int, list[Future[None]]] = {}
         originals: dict[int, Delivery] = {}
-        for queue, pairs in ((self._job.target, there), (self._job.source, back)):
-            if queue is None or not pairs:
+        for queue, pairs in (*self._targets(there), (self._source, back)):
+            if not pairs:
                 continue
             futures: list[Future[None]] = []
             for one, _ in pairs:
@@ -283,6 +301,19 @@ class Transfer:
                 originals[key].ack()
         if problem is not None:
             raise problem
+
+    def _targets(
+        self, there: Sequence[tuple[Delivery, Message]]
+    ) -> Iterable[tuple[QueueName, Sequence[tuple[Delivery, Message]]]]:
+        """Where each goes so that the target keeps to the order of priorities."""
+        target, in_order = self._job.target, self._core.dispatcher.in_order
+        if target is None:
+            return ()
+        groups: dict[QueueName, list[tuple[Delivery, Message]]] = {}
+        for one, message in there:
+            queue, message = in_order(target, message) or (target, message)
+            groups.setdefault(queue, []).append((one, message))
+        return groups.items()
 
     def _publish(
         self, queue: QueueName, messages: Sequence[Message], ends: Sequence[Future[None]]

@@ -37,6 +37,7 @@ class MoveOptionsDict(TypedDict, total=False):
     types: Sequence[str]
     limit: int | None
     side: str
+    requires: Sequence[str]
     create: bool
     dry_run: bool
     on_progress: OnProgress | None
@@ -47,6 +48,7 @@ class CopyOptionsDict(TypedDict, total=False):
 
     types: Sequence[str]
     limit: int | None
+    requires: Sequence[str]
     create: bool
     dry_run: bool
     job: str
@@ -119,13 +121,15 @@ class AsyncVerbs(_Verbs):
         """All about one task queue. See `Operations.describe`."""
         return await asyncio.to_thread(self.operations.describe, task_queue)
 
-    async def peek_tasks(self, task_queue: str, count: int = 10) -> list[PeekedTask]:
+    async def peek_tasks(
+        self, task_queue: str, count: int = 10, *, requires: Sequence[str] = ()
+    ) -> list[PeekedTask]:
         """The first tasks that wait; they go to the back. See `Operations.peek`."""
-        return await asyncio.to_thread(self.operations.peek, task_queue, count)
+        return await asyncio.to_thread(self.operations.peek, task_queue, count, requires=requires)
 
-    async def purge_task_queue(self, task_queue: str) -> int:
+    async def purge_task_queue(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all tasks that wait, for ever; returns how many. See `Operations.purge`."""
-        return await asyncio.to_thread(self.operations.purge, task_queue)
+        return await asyncio.to_thread(self.operations.purge, task_queue, requires=requires)
 
     async def broadcast_activity(
         self,
@@ -190,13 +194,15 @@ class BlockingVerbs(_Verbs):
         """All about one task queue. See `Operations.describe`."""
         return self.operations.describe(task_queue)
 
-    def peek_tasks(self, task_queue: str, count: int = 10) -> list[PeekedTask]:
+    def peek_tasks(
+        self, task_queue: str, count: int = 10, *, requires: Sequence[str] = ()
+    ) -> list[PeekedTask]:
         """The first tasks that wait; they go to the back. See `Operations.peek`."""
-        return self.operations.peek(task_queue, count)
+        return self.operations.peek(task_queue, count, requires=requires)
 
-    def purge_task_queue(self, task_queue: str) -> int:
+    def purge_task_queue(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all tasks that wait, for ever; returns how many. See `Operations.purge`."""
-        return self.operations.purge(task_queue)
+        return self.operations.purge(task_queue, requires=requires)
 
     def broadcast_activity(
         self,

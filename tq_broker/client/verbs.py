@@ -7,6 +7,7 @@ is done by this process, see `tq_broker.client.transfer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.operations import Operations
@@ -14,7 +15,7 @@ from tq_broker.client.settings_book import append
 from tq_broker.client.transfer import Job, OnProgress, Transfer, Transferred, Verb
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import InvalidArgument, NotFound
-from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text
+from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text, requirements
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
@@ -57,7 +58,7 @@ class Verbs:
             self._stats(task_queue, one) is not None or (one, task_queue) in paused
             for one in sides_of(side)
         ):
-            raise self._missing(task_queue)
+            self._operations.queues_of(task_queue)  # its tasks may all require something
         record = TaskQueuePaused(
             task_queue, epoch_ms(self._core.clock), self._core.identity, reason, side
         )
@@ -99,6 +100,7 @@ class Verbs:
         types: Sequence[str] = (),
         limit: int | None = None,
         side: str = ACTIVITY_SIDE,
+        requires: Sequence[str] = (),
         create: bool = False,
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
@@ -113,6 +115,8 @@ class Verbs:
             types: Patterns of the types to move, such as ``Send*``; none means all.
             limit: Move so many at most.
             side: ``activity`` or ``workflow``.
+            requires: Only tasks that require just these capabilities. In ``target`` tasks require
+                what they do in ``source``.
             create: ``target`` need not exist.
             dry_run: Only count. With ``types`` all tasks are read for it, and go round once.
             on_progress: Called every hundred tasks, when none is in hand; what it raises ends the
@@ -123,7 +127,9 @@ class Verbs:
             InvalidArgument: nothing was moved.
         """
         verb = Verb.COUNT if dry_run else Verb.MOVE
-        return self._transfer(verb, source, target, types, limit, side, create, "", on_progress)
+        return self._transfer(
+            verb, source, target, types, limit, side, requires, create, "", on_progress
+        )
 
     def copy(
         self,
@@ -132,6 +138,7 @@ class Verbs:
         *,
         types: Sequence[str] = (),
         limit: int | None = None,
+        requires: Sequence[str] = (),
         create: bool = False,
         dry_run: bool = False,
         job: str = "",
@@ -149,7 +156,7 @@ class Verbs:
         """
         verb = Verb.COUNT if dry_run else Verb.COPY
         return self._transfer(
-            verb, source, target, types, limit, ACTIVITY_SIDE, create, job, on_progress
+            verb, source, target, types, limit, ACTIVITY_SIDE, requires, create, job, on_progress
         )
 
     def _transfer(
@@ -160,6 +167,7 @@ class Verbs:
         types: Sequence[str],
         limit: int | None,
         side: str,
+        requires: Sequence[str],
         create: bool,
         job: str,
         on_progress: OnProgress | None,
@@ -167,7 +175,7 @@ class Verbs:
         if isinstance(types, str):
             raise InvalidArgument("types must be a sequence of patterns")
         self._check_side(side)
-        work = Job(
+        first = Job(
             verb=verb,
             source=self._queue(source, side),
             target=self._queue(target, side),
@@ -175,15 +183,36 @@ class Verbs:
             limit=limit,
             id=job or self._core.new_id(),
         )
-        stats = self._stats(source, side)
-        if stats is None:
-            raise self._missing(source)
+        sources = self._operations.queues_of(source, side, requires)
         if not create and self._stats(target, side) is None:
             raise self._missing(target, "; say create if it is to be made")
-        if verb is Verb.COUNT and not work.types:
-            count = stats.ready if limit is None else min(limit, stats.ready)
-            return Transferred(job=work.id, waiting=stats.ready, done=count, is_dry=True)
-        return Transfer(self._core, work, on_progress).run(stats.ready)
+        told = Transferred(job=first.id, waiting=0, is_dry=verb is Verb.COUNT)
+        for queue in sources:
+            left = None if limit is None else limit - told.done
+            if left is None or left > 0:
+                told = self._one(first, queue, target, left, told, on_progress)
+        return told
+
+    def _one(
+        self,
+        job: Job,
+        source: QueueName,
+        target: str,
+        limit: int | None,
+        before: Transferred,
+        on_progress: OnProgress | None,
+    ) -> Transferred:
+        """Do it for one queue of the task queue; ``before`` is what was done for the others."""
+        waiting = self._operations.waiting(source, self._core.deadline())
+        ready = sum(waiting.values())
+        if job.verb is Verb.COUNT and not job.types:
+            count = ready if limit is None else min(limit, ready)
+            return replace(before, waiting=before.waiting + ready, done=before.done + count)
+        needed = requirements(source)
+        to = self._core.names.capable(target, needed) if needed else job.target
+        work = replace(job, source=source, target=to, limit=limit)
+        tell = None if on_progress is None else lambda now: on_progress(before.plus(now))
+        return before.plus(Transfer(self._core, work, tell).run(waiting))
 
     # --- task queues --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Rules of this file: as for `tq_broker.client.workflow_handles`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +47,7 @@ from tq_broker.common import WorkflowIDConflictPolicy
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import requests
 from tq_broker.model.names import check_text
+from tq_broker.model.precedence import completed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -146,7 +147,7 @@ class _Workflows:
     ) -> Answer[Any]:
         target = workflow_target(workflow, options.get("result_type"))
         if self.outbound is None:
-            return self._plain_start(target, args, make_options(options))
+            return self._plain_start(target, args, _options(target, options))
         return Chained(self.outbound.start_workflow(_input(target, args, options)))
 
     def _plain_start(
@@ -161,7 +162,7 @@ class _Workflows:
         target = workflow_target(workflow, options.get("result_type"))
         if self.outbound is not None:
             return Chained(self._executed(self.outbound, _input(target, args, options)))
-        request = replace(self._request(target, args, make_options(options)), want_result=True)
+        request = replace(self._request(target, args, _options(target, options)), want_result=True)
         return self.workflows.execute(request, target.result_type)
 
     async def _executed(self, outbound: OutboundInterceptor, input: StartWorkflowInput) -> Any:
@@ -564,10 +565,15 @@ class BlockingWorkflows(_Workflows):
         return self._count(query).waited()
 
 
+def _options(target: Target, said: Mapping[str, Any]) -> StartWorkflowOptions:
+    """What the call has said, completed by the workflow's decorator."""
+    return make_options(completed(said, target.defaults))
+
+
 def _input(
     target: Target, args: Sequence[Any], options: StartWorkflowOptionsDict
 ) -> StartWorkflowInput:
-    return workflow_input(target, target.check_args(args), make_options(options))
+    return workflow_input(target, target.check_args(args), _options(target, options))
 
 
 def _query(query: str | None) -> str:

@@ -10,7 +10,10 @@ from typing import Any, TypedDict
 from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
+    AutoUpgradeVersioningOverride,
+    PinnedVersioningOverride,
     RetryPolicy,
+    VersioningOverride,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
     check_duration,
@@ -20,6 +23,7 @@ from tq_broker.common import (
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import payload
+from tq_broker.model.deployments import AUTO_UPGRADE, check_version
 from tq_broker.model.names import check_task_queue, check_text
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import SignalInput, StartWorkflow
@@ -53,6 +57,7 @@ class StartWorkflowOptionsDict(TypedDict, total=False):
     start_signal_args: Sequence[Any]
     priority: int | None
     headers: Mapping[str, str] | None
+    versioning_override: VersioningOverride | None
     result_type: Any
 
 
@@ -81,6 +86,8 @@ class StartWorkflowOptions:
         priority: 1 (first) to 5 of its activities that say none themselves.
         headers: Texts that travel with the run, and with ``start_signal``, for interceptors and
             routing.
+        versioning_override: A deployment version to pin the run to, or that it follows the current
+            one, whatever the workflow says.
         result_type: Type hint of the result, when the workflow is given by name.
     """
 
@@ -101,6 +108,7 @@ class StartWorkflowOptions:
     start_signal_args: Sequence[Any] = ()
     priority: int | None = None
     headers: Mapping[str, str] | None = None
+    versioning_override: VersioningOverride | None = None
     result_type: Any = None
 
     def __post_init__(self) -> None:
@@ -113,6 +121,7 @@ class StartWorkflowOptions:
         _check_length("static_details", self.static_details or "", DETAILS_BYTES_MAX)
         _check_names("memo", self.memo)
         check_headers("headers", self.headers or {})
+        _override(self.versioning_override)
         if self.start_signal is not None:
             check_id("start_signal", self.start_signal)
         elif self.start_signal_args:
@@ -211,6 +220,7 @@ def make_request(
         static_summary=options.static_summary or "",
         static_details=options.static_details or "",
         identity=identity,
+        versioning_override=_override(options.versioning_override),
         signal=None
         if signal is None
         else SignalInput(
@@ -221,6 +231,22 @@ def make_request(
             headers=dict(options.headers or {}),
         ),
     )
+
+
+def _override(said: object) -> str:
+    """An override as it travels. Raises `InvalidArgument`."""
+    match said:
+        case None:
+            return ""
+        case AutoUpgradeVersioningOverride():
+            return AUTO_UPGRADE
+        case PinnedVersioningOverride(version):
+            return check_version(version.to_canonical_string())
+        case _:
+            raise InvalidArgument(
+                "versioning_override must be a PinnedVersioningOverride or an"
+                " AutoUpgradeVersioningOverride"
+            )
 
 
 def encode_args(args: Sequence[Any], converter: DataConverter, what: str) -> Payload:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tq_broker.client.workflow_start import check_id
@@ -23,11 +23,13 @@ class Target:
         name: Under which it is known to workers.
         result_type: What its result is decoded as.
         function: ``None`` if it was given by name.
+        defaults: What its decorator says about how it is started.
     """
 
     name: str
     result_type: Any
     function: Function | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def check_args(self, args: Sequence[Any]) -> Sequence[Any]:
         """Return ``args`` if it can be called with them, else raise `InvalidArgument`."""
@@ -56,7 +58,12 @@ def workflow_target(workflow: Any, result_type: Any = None) -> Target:
     definition = definition_of(workflow)
     if definition.dynamic:
         raise InvalidArgument("a dynamic workflow is started by the name of a type")
-    return Target(definition.name, _hint(result_type, definition.result_type), definition.run)
+    return Target(
+        definition.name,
+        _hint(result_type, definition.result_type),
+        definition.run,
+        definition.defaults,
+    )
 
 
 def handler_target(

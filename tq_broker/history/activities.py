@@ -21,14 +21,16 @@ from typing import Any
 import msgspec
 
 from tq_broker import retry
+from tq_broker.common import Route
 from tq_broker.exceptions import AFFINITY_LOST, Malformed, PayloadTooLarge, TimeoutType
-from tq_broker.history import bonds, looks
+from tq_broker.history import bonds, looks, versions
 from tq_broker.history.effects import CancelActivity, DispatchActivity, ReplyTo
 from tq_broker.history.state import Activity, Execution
 from tq_broker.history.turn import BEFORE, JUST_BEFORE, Turn
 from tq_broker.model import payload
 from tq_broker.model.affinity import load_affinity
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import (
     NO_ARGS,
     ActivityTaskCanceled,
@@ -56,6 +58,7 @@ from tq_broker.model.tasks import (
     Status,
     WireRetryPolicy,
     WorkflowOrigin,
+    load_requires,
     retry_policy,
 )
 from tq_broker.model.workflow_tasks import ClaimStart, StartGranted
@@ -92,6 +95,9 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         retry_policy=command.retry_policy,
         affinity=None if command.affinity is None else load_affinity(command.affinity),
         announce_start=command.announce_start,
+        route=command.route,
+        requires=command.requires,
+        headers=None if command.headers == turn.run.started.headers else command.headers,
     )
     turn.run.activities[event_id] = activity
     _dispatch(turn, event_id, activity)
@@ -162,7 +168,10 @@ def _dispatch(turn: Turn, event_id: int, activity: Activity) -> None:
 
 
 def task(
-    run: Execution, scheduled: ActivityTaskScheduled, effect: DispatchActivity
+    run: Execution,
+    scheduled: ActivityTaskScheduled,
+    effect: DispatchActivity,
+    deployments: Deployments = NO_DEPLOYMENTS,
 ) -> tuple[ActivityTask, Payload | None]:
     """The task to publish (``reply_to`` is the caller's to fill in), and the heartbeat details that
     go beside its body because codecs hide them."""
@@ -187,7 +196,8 @@ def task(
         schedule_to_close_ms=scheduled.schedule_to_close_ms,
         heartbeat_ms=heartbeat_ms,
         retry_policy=DEFAULT_RETRY_POLICY if policy is None else retry_policy(policy),
-        route=bonds.route(run, scheduled),
+        route=_route(run, scheduled, deployments),
+        requires=None if scheduled.requires is None else load_requires(scheduled.requires),
         priority=scheduled.priority,
         headers=scheduled.headers,
         rate_limit_key=scheduled.rate_limit_key,
@@ -201,6 +211,16 @@ def task(
         ),
     )
     return task, heartbeat
+
+
+def _route(
+    run: Execution, scheduled: ActivityTaskScheduled, deployments: Deployments
+) -> Route | None:
+    route = bonds.route(run, scheduled)
+    if route is not None:
+        return route
+    version = versions.of_activities(run, scheduled.task_queue, deployments)
+    return Route.version(version) if version else None
 
 
 def claim(turn: Turn, message: ClaimStart, sender: ReplyTo | None) -> None:

@@ -12,6 +12,7 @@ from tq_broker.history.plan import DURATION_MAX_MS, check_id, check_policy
 from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
 from tq_broker.history.turn import Turn
+from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployments
 from tq_broker.model.names import check_task_queue
 from tq_broker.model.requests import (
     ChildRefused,
@@ -46,7 +47,11 @@ BEGIN = Admission(begin=True, step=Step())
 
 
 def admit(
-    current: Execution | None, request: StartWorkflow, now_ms: int, sender: ReplyTo | None
+    current: Execution | None,
+    request: StartWorkflow,
+    now_ms: int,
+    sender: ReplyTo | None,
+    deployments: Deployments = NO_DEPLOYMENTS,
 ) -> Admission:
     """Judge ``request`` by the current run of its workflow id, which may be closed.
 
@@ -54,6 +59,7 @@ def admit(
     """
     try:
         check(request)
+        _check_override(request, deployments)
     except (InvalidArgument, OverflowError) as error:
         return _refuse(request, sender, "invalid_argument", str(error), "")
     if current is None:
@@ -64,9 +70,10 @@ def admit(
         return _answer([ToShard(request.parent.workflow_id, _child_started(current, request))])
     match _conflict_policy(request):
         case WorkflowIDConflictPolicy.USE_EXISTING:
-            return Admission(begin=False, step=_use(current, request, now_ms, sender))
+            step = _use(current, request, now_ms, sender, deployments)
+            return Admission(begin=False, step=step)
         case WorkflowIDConflictPolicy.TERMINATE_EXISTING:
-            turn = Turn(current, now_ms)
+            turn = Turn(current, now_ms, deployments)
             reason = "replaced by a new start with its id"
             closing.terminate(turn, Terminate(workflow_id=current.workflow_id, reason=reason))
             return Admission(begin=True, step=workflow_task.finish(turn))
@@ -95,6 +102,16 @@ def check(request: StartWorkflow) -> None:
         raise InvalidArgument("an update needs an id and a name")
 
 
+def _check_override(request: StartWorkflow, deployments: Deployments) -> None:
+    override = request.versioning_override
+    if override in ("", AUTO_UPGRADE) or deployments.knows(override):
+        return
+    raise InvalidArgument(
+        f"versioning_override is version {override!r}, which is not known; start a worker of it"
+        " first"
+    )
+
+
 def _conflict_policy(request: StartWorkflow) -> WorkflowIDConflictPolicy:
     if request.id_reuse_policy == WorkflowIDReusePolicy.TERMINATE_IF_RUNNING:
         return WorkflowIDConflictPolicy.TERMINATE_EXISTING
@@ -119,9 +136,15 @@ def _after(current: Execution, request: StartWorkflow, sender: ReplyTo | None) -
             return BEGIN
 
 
-def _use(current: Execution, request: StartWorkflow, now_ms: int, sender: ReplyTo | None) -> Step:
+def _use(
+    current: Execution,
+    request: StartWorkflow,
+    now_ms: int,
+    sender: ReplyTo | None,
+    deployments: Deployments,
+) -> Step:
     """The running one is what was asked for."""
-    turn = Turn(current, now_ms)
+    turn = Turn(current, now_ms, deployments)
     if request.signal is not None:
         signal = request.signal
         externals.signaled(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from tq_broker.common import DURATION_MAX, OnGone, Route, TargetKind
 from tq_broker.history.state import Activity, Bond, Execution
-from tq_broker.model.affinity import Affinity, OnLost, load_affinity
+from tq_broker.model.affinity import Affinity, OnLost
 from tq_broker.model.events import ActivityTaskScheduled
 from tq_broker.model.tasks import load_route
 
@@ -47,9 +47,14 @@ def route(run: Execution, scheduled: ActivityTaskScheduled) -> Route | None:
     if scheduled.route is not None:
         return load_route(scheduled.route)
     activity = run.activities.get(scheduled.event_id)
-    if scheduled.affinity is None or activity is None or not activity.target:
+    return None if activity is None else following(run, activity)
+
+
+def following(run: Execution, activity: Activity) -> Route | None:
+    """The route of ``activity`` to whom it follows now; ``None`` if that is nobody."""
+    wish = activity.affinity
+    if wish is None or not activity.target:
         return None
-    wish = load_affinity(scheduled.affinity)
     if wish.on_lost is OnLost.WAIT and run.bonds[wish.key].firm:
         # Its own timeouts bound that, which are measured here.
         return Route(wish.kind, activity.target, OnGone.WAIT, DURATION_MAX)

@@ -60,6 +60,7 @@ class Held:
             memo=info.memo,
             cron_schedule=info.cron_schedule,
             static_summary=info.static_summary,
+            deployment_version=info.deployment_version,
         )
 
 

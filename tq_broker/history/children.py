@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tq_broker.common import ParentClosePolicy
+from tq_broker.history import versions
 from tq_broker.history.state import Child
 from tq_broker.history.turn import JUST_BEFORE, Turn
 from tq_broker.model import failure
@@ -53,7 +54,10 @@ def initiate(turn: Turn, command: StartChildWorkflow, completed_event_id: int) -
         parent_close_policy=policy,
     )
     me = ParentInfo(workflow_id=run.workflow_id, run_id=run.run_id, initiated_event_id=event_id)
-    turn.to_shard(command.workflow_id, StartWorkflow(parent=me, **fields))
+    version = versions.inherited(run, command.task_queue, turn.deployments)
+    turn.to_shard(
+        command.workflow_id, StartWorkflow(parent=me, inherited_version=version, **fields)
+    )
 
 
 def started(turn: Turn, message: ChildStarted) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from tq_broker import retry
 from tq_broker.exceptions import RetryState, TimeoutType
-from tq_broker.history import activities, children, cron, opening, updates, workflow_task
+from tq_broker.history import activities, children, cron, opening, updates, versions, workflow_task
 from tq_broker.history.state import Execution
 from tq_broker.history.step import NextRun
 from tq_broker.history.turn import Turn
@@ -82,18 +82,22 @@ def continue_as_new(turn: Turn, command: ContinueAsNew, completed_event_id: int)
     """Carry out a command that was checked."""
     before = turn.run.started
     policy = before.retry_policy if command.retry_policy is None else command.retry_policy
+    task_queue = command.task_queue or before.task_queue
     following = _following(
         turn,
         "continue_as_new",
         command.backoff_ms,
         workflow_type=command.workflow_type or before.workflow_type,
-        task_queue=command.task_queue or before.task_queue,
+        task_queue=task_queue,
         input=command.input,
         run_timeout_ms=command.run_timeout_ms or before.run_timeout_ms,
         task_timeout_ms=command.task_timeout_ms or before.task_timeout_ms,
         retry_policy=policy,
         memo=turn.run.memo if command.memo is None else command.memo,
         attempt=1,
+        inherited_version=versions.continued(
+            turn.run, task_queue, command.initial_versioning_behavior, turn.deployments
+        ),
     )
     turn.write(
         WorkflowExecutionContinuedAsNew,
@@ -189,6 +193,7 @@ def _by_schedule(turn: Turn, **outcome: Any) -> WorkflowExecutionStarted | None:
         "cron",
         pause_ms,
         attempt=1,
+        inherited_version="",
         last_completion_result=result,
         last_failure=outcome.get("failure"),
     )
@@ -242,7 +247,7 @@ def _close(
     if following is None:
         _tell_parent(turn, run, run.closed)
     else:
-        opened = opening.begin(following)
+        opened = opening.begin(following, turn.deployments)
         turn.next_run = NextRun(opened.run, workflow_task.finish(opened))
 
 

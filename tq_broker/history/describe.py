@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tq_broker.history import bonds, versions
+from tq_broker.history.activities import wire_id
 from tq_broker.history.state import Activity, Child, Execution, Task
 from tq_broker.model.requests import (
     Description,
@@ -10,6 +12,7 @@ from tq_broker.model.requests import (
     PendingTask,
     RunInfo,
 )
+from tq_broker.model.tasks import dump_route
 
 
 def info(run: Execution) -> RunInfo:
@@ -33,6 +36,7 @@ def info(run: Execution) -> RunInfo:
         memo=run.memo,
         cron_schedule=started.cron_schedule,
         static_summary=started.static_summary,
+        deployment_version=versions.pin(run),
     )
 
 
@@ -48,12 +52,17 @@ def description(run: Execution) -> Description:
         task_timeout_ms=started.task_timeout_ms,
         sticky_worker=run.sticky_worker,
         pending_task=None if run.task is None else _task(run.task),
-        pending_activities=[_activity(activity) for activity in run.activities.values()],
+        pending_activities=[
+            _activity(run, event_id, activity) for event_id, activity in run.activities.items()
+        ],
         pending_children=[_child(event_id, child) for event_id, child in run.children.items()],
         pending_timers=len(run.timers),
         pending_updates=list(run.updates),
         cancel_requested=run.cancel_requested,
         identity=started.identity,
+        version=run.version,
+        versioning_behavior=run.behavior,
+        versioning_override=started.versioning_override,
     )
 
 
@@ -68,9 +77,9 @@ def _task(task: Task) -> PendingTask:
     )
 
 
-def _activity(activity: Activity) -> PendingActivity:
+def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActivity:
     state = "started" if activity.since_ms else "scheduled"
-    policy = activity.retry_policy
+    policy, follows = activity.retry_policy, bonds.following(run, activity)
     return PendingActivity(
         activity_id=activity.activity_id,
         activity_type=activity.activity_type,
@@ -87,6 +96,10 @@ def _activity(activity: Activity) -> PendingActivity:
         identity=activity.identity,
         host=activity.host,
         worker_id=activity.worker_id,
+        route=activity.route or (None if follows is None else dump_route(follows)),
+        requires=activity.requires,
+        headers=run.started.headers if activity.headers is None else activity.headers,
+        task_id=wire_id(run.run_id, event_id),
     )
 
 

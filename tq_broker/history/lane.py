@@ -333,7 +333,12 @@ class Lane:
     def _carry_out(self, parcels: list[Parcel], wakes: list[Wake], *, is_suspect: bool) -> None:
         owner, now_ms = self._owner, self._owner.now_ms()
         transaction = self._transaction = Transaction(
-            owner.cache, owner.owned, owner.recent, now_ms, partial(_new_run_id, now_ms)
+            owner.cache,
+            owner.owned,
+            owner.recent,
+            now_ms,
+            partial(_new_run_id, now_ms),
+            owner.deployments,
         )
         owner.load(
             {parcel.letter.run_id for parcel in parcels} | {run_id for _, run_id in wakes},

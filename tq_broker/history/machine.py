@@ -32,6 +32,7 @@ from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
 from tq_broker.history.turn import Turn
 from tq_broker.model import requests, workflow_tasks
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import WorkflowExecutionStarted
 from tq_broker.model.requests import (
     ChildStarted,
@@ -68,13 +69,18 @@ WAITERS_MAX = 1_000
 
 
 def start(
-    request: StartWorkflow, *, run_id: str, now_ms: int, sender: ReplyTo | None = None
+    request: StartWorkflow,
+    *,
+    run_id: str,
+    now_ms: int,
+    sender: ReplyTo | None = None,
+    deployments: Deployments = NO_DEPLOYMENTS,
 ) -> tuple[Execution, Step]:
     """Begin a new run, after `tq_broker.history.admission.admit` has said so.
 
     The step has the answer to ``request`` among its effects; also that to a child's parent.
     """
-    turn = opening.begin(_started(request, run_id, now_ms))
+    turn = opening.begin(_started(request, run_id, now_ms), deployments)
     run = turn.run
     if request.parent is not None:
         told = ChildStarted(
@@ -125,6 +131,8 @@ def _started(request: StartWorkflow, run_id: str, now_ms: int) -> WorkflowExecut
         first_task_backoff_ms=backoff_ms,
         static_summary=request.static_summary,
         static_details=request.static_details,
+        versioning_override=request.versioning_override,
+        inherited_version=request.inherited_version,
     )
 
 
@@ -143,13 +151,20 @@ def _signal(request: StartWorkflow) -> SignalWorkflow:
 # --- messages -------------------------------------------------------------------------------------
 
 
-def handle(run: Execution, message: Message, now_ms: int, sender: ReplyTo | None = None) -> Step:
+def handle(
+    run: Execution,
+    message: Message,
+    now_ms: int,
+    sender: ReplyTo | None = None,
+    deployments: Deployments = NO_DEPLOYMENTS,
+) -> Step:
     """Take in a message about ``run``, be it open or closed.
 
     Args:
         sender: Who asked, if an answer is wanted.
+        deployments: Which versions there are now.
     """
-    turn = Turn(run, now_ms)
+    turn = Turn(run, now_ms, deployments)
     _HANDLERS[type(message)](turn, message, sender)
     return _finish(turn)
 
@@ -254,9 +269,9 @@ def has_grown_long(run: Execution, step: Step) -> bool:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def tick(run: Execution, now_ms: int) -> Step:
+def tick(run: Execution, now_ms: int, deployments: Deployments = NO_DEPLOYMENTS) -> Step:
     """Do all that is due by now: see `Execution.next_ms`."""
-    turn = Turn(run, now_ms)
+    turn = Turn(run, now_ms, deployments)
     if not run.is_open:
         return turn.step(b"")
     ends_ms = run.run_deadline_ms, run.started.execution_deadline_ms

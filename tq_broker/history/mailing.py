@@ -11,11 +11,12 @@ import msgspec
 
 from tq_broker.history.effects import ReplyTo
 from tq_broker.history.records import ShardRecord
+from tq_broker.model import envelope, requests
 from tq_broker.model import events as histories
-from tq_broker.model import requests
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import Event
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
+from tq_broker.model.names import Exchange, Kind, Names, QueueName, sticky_key
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
 from tq_broker.stores.store import EventRow
@@ -47,11 +48,20 @@ def fitting(events: list[Event], bytes_max: int = PAGE_BYTES) -> list[Event]:
     return events
 
 
-def workflow_task(names: Names, task: WorkflowTask, events: list[Event], other_id: str) -> Mail:
-    """A workflow task, to the worker that has its run in its cache or to its task queue.
+def workflow_task(
+    names: Names,
+    task: WorkflowTask,
+    events: list[Event],
+    other_id: str,
+    priority: int | None = None,
+    deployments: Deployments = NO_DEPLOYMENTS,
+) -> Mail:
+    """A workflow task, to the worker that has its run in its cache, to the version that the run is
+    pinned to, or to its task queue.
 
     Args:
         other_id: The message's id if there are only queries in it.
+        priority: The run's: 1 (first) to 5.
     """
     message_id = other_id
     if task.scheduled_event_id:
@@ -60,7 +70,12 @@ def workflow_task(names: Names, task: WorkflowTask, events: list[Event], other_i
     if task.sticky:
         key = sticky_key(names.sticky(task.sticky), task.shard)
         return Publication(names.exchange(Exchange.STICKY), key, message), ()
-    queue = names.workflow(task.task_queue)
+    message = envelope.with_priority(message, priority)
+    if task.version:
+        queue = names.version(Kind.WORKFLOW.value, task.version, task.task_queue)
+    else:
+        workflow_id = task.run.workflow_id
+        queue = deployments.queue(names, Kind.WORKFLOW.value, task.task_queue, workflow_id)
     return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 
 

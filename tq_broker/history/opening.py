@@ -10,11 +10,12 @@ import msgspec
 from tq_broker.history import workflow_task
 from tq_broker.history.state import Execution
 from tq_broker.history.turn import Turn
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import NO_ARGS, WorkflowExecutionStarted
 from tq_broker.model.payload import Payload
 
 
-def begin(started: WorkflowExecutionStarted) -> Turn:
+def begin(started: WorkflowExecutionStarted, deployments: Deployments = NO_DEPLOYMENTS) -> Turn:
     """Make the run that ``started`` describes. The caller may let it learn more, and then calls
     `tq_broker.history.workflow_task.finish`."""
     begin_ms = started.time_ms + started.first_task_backoff_ms
@@ -24,7 +25,7 @@ def begin(started: WorkflowExecutionStarted) -> Turn:
         memo=dict(started.memo),
         run_deadline_ms=begin_ms + started.run_timeout_ms if started.run_timeout_ms else 0,
     )
-    turn = Turn(run, started.time_ms)
+    turn = Turn(run, started.time_ms, deployments)
     turn.append(started)
     turn.wants_task = True
     if started.first_task_backoff_ms:

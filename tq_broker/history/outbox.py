@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from tq_broker.history.transaction import Sending
 from tq_broker.model import envelope
 from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecutionUpdateCompleted
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
 from tq_broker.model.settings import ActivityCanceled
 from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
@@ -154,14 +155,18 @@ class Outbox:
     ) -> None:
         """Send it unless something is ready in its queue: it may be among that."""
         connection, (queue,) = self._connection, needs
+        queues = [queue]
+        if queue.kind in PLAIN:
+            # It may not have been moved over yet.
+            queues.append(self._names.queue(PLAIN[queue.kind], *queue.parts))
 
         def look() -> None:
             try:
-                stats = connection.broker.stats(str(queue), deadline)
+                stats = [connection.broker.stats(str(one), deadline) for one in queues]
             except TqBrokerError as error:
                 self._ended(sending, error)
                 return
-            if stats is not None and stats.ready:
+            if any(one is not None and one.ready for one in stats):
                 self._ended(sending, None)
                 return
             message_id = publication.message.message_id
@@ -195,21 +200,35 @@ class Outbox:
         if held is None or not _is_pending(held.run, record):
             return NoMail.OVER
         events = self._events(held.run, task.first_event_id, task.last_event_id)
-        mail = mailing.workflow_task(self._names, task, events, self._sender.ids.next())
-        # A run that is in a worker's cache stays with that worker.
-        to = None if task.sticky else self._by_rule(task, held.run)
-        if to is None:
-            return mail
-        if record.if_missing:
-            return NoMail.OVER
-        self._connection.dispatcher.divert(
-            mail[0].message,
-            self._names.workflow(task.task_queue),
-            to,
-            self._deadline(),
-            lambda error: self._ended(sending, error),
+        dispatcher, deadline = self._connection.dispatcher, self._deadline()
+        mail = mailing.workflow_task(
+            self._names,
+            task,
+            events,
+            self._sender.ids.next(),
+            held.run.started.priority,
+            self._connection.traffic.deployments,
         )
-        return NoMail.UNDER_WAY
+        # A run that is in a worker's cache stays with that worker.
+        if task.sticky:
+            return mail
+        (home,), message = mail[1], mail[0].message
+        # And a pinned one with its version.
+        to = None if task.version else self._by_rule(task, held.run)
+        if to is not None:
+            if record.if_missing:
+                return NoMail.OVER
+            ended = partial(self._ended, sending)
+            dispatcher.divert(message, home, to, deadline, ended)
+            return NoMail.UNDER_WAY
+        place = dispatcher.in_order(home, message)
+        if place is None and record.if_missing:
+            place = home, message
+        if place is None:
+            dispatcher.put(home, message, deadline, partial(self._ended, sending))
+            return NoMail.UNDER_WAY
+        queue, message = place
+        return Publication(self._names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 
     def _by_rule(self, task: WorkflowTask, run: Execution) -> Destination | None:
         if not self._connection.traffic.rules:
@@ -249,7 +268,9 @@ class Outbox:
             scheduled,
             record.heartbeat,
         )
-        task, details = activities.task(held.run, scheduled, effect)
+        task, details = activities.task(
+            held.run, scheduled, effect, self._connection.traffic.deployments
+        )
         reply_to = str(self._names.history(sending.shard))
         task = msgspec.structs.replace(task, reply_to=reply_to, heartbeat_details=details or b"")
         message = envelope.task_message(task)
@@ -257,9 +278,15 @@ class Outbox:
         to = dispatcher.destination(task, memo)
         if to.private and record.attempt > 1:
             dispatcher.doubt(to.queue)  # the attempt before may have been lost with its target
-        if to.private or to.rule is not None:
-            if record.if_missing:
-                return NoMail.OVER  # private queues give back what they hold; loans, too
+        is_lent = to.private or to.rule is not None
+        if is_lent and record.if_missing:
+            return NoMail.OVER  # private queues give back what they hold; loans, too
+        place = dispatcher.in_order(to.queue, message)
+        if place is None and record.if_missing:
+            place = to.queue, message
+        # What it requires was looked at when it was first sent.
+        is_looked_at = task.requires is None or record.if_missing
+        if is_lent or place is None or not is_looked_at:
             dispatcher.dispatch(
                 task,
                 message,
@@ -268,7 +295,8 @@ class Outbox:
                 memo=memo,
             )
             return NoMail.UNDER_WAY
-        return Publication(self._names.exchange(Exchange.TASKS), to.queue.key, message), (to.queue,)
+        queue, message = place
+        return Publication(self._names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 
     def _event(self, run_id: str, event_id: int, kind: type[Any]) -> Any:
         rows = self._read_events(run_id, event_id, 1)

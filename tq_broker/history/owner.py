@@ -24,6 +24,7 @@ from tq_broker.history.patience import Patience
 from tq_broker.history.records import ActivityRecord
 from tq_broker.history.transaction import Ownership, Sending, Transaction
 from tq_broker.history.wakeups import Wakeups
+from tq_broker.model.deployments import Deployments
 from tq_broker.model.requests import ShardInfo
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
@@ -102,6 +103,11 @@ class Owner:
     def now_ms(self) -> int:
         """From any thread."""
         return epoch_ms(self._clock)
+
+    @property
+    def deployments(self) -> Deployments:
+        """Which versions there are now; from any thread."""
+        return self._connection.traffic.deployments
 
     def about(self, shard: int) -> ShardInfo:
         """What is known here of a shard; from any thread."""
@@ -388,8 +394,10 @@ def _sending(row: OutboxRow) -> list[Sending]:
 
 
 def _is_counted(sending: Sending) -> bool:
-    """Whether acknowledging waits for it: not if it may wait for a host to come back."""
+    """Whether acknowledging waits for it: not if it may wait for somebody to come back."""
     record = sending.record
     return not isinstance(record, ActivityRecord) or (
-        record.scheduled is not None and record.scheduled.route is None
+        record.scheduled is not None
+        and record.scheduled.route is None
+        and record.scheduled.requires is None
     )

@@ -25,7 +25,7 @@ from tq_broker.model.events import (
     TimerFired,
 )
 from tq_broker.model.names import check_storable, check_task_queue
-from tq_broker.model.tasks import WireRetryPolicy, load_route, retry_policy
+from tq_broker.model.tasks import WireRetryPolicy, load_requires, load_route, retry_policy
 
 PENDING_MAX = 2_000
 """Of each kind: activities, timers, children, signals and cancellations under way."""
@@ -140,6 +140,8 @@ def _schedule_activity(plan: Plan, command: commands.ScheduleActivity) -> None:
         _check_affinity(plan, command)
     if command.announce_start and (policy is None or policy.attempts != 1):
         raise Wrong("announce_start needs a retry policy with one attempt, which claims its start")
+    if command.requires is not None:
+        load_requires(command.requires)
     plan.activity_ids.add(command.activity_id)
 
 

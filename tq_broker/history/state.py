@@ -75,6 +75,7 @@ class Activity(Noun):
         moves: Attempts that ended before they began, because there was nobody; they do not count.
         announce_start: ActivityTaskStarted is written when it starts.
         announced: That was done; ``started_event_id`` is 0 until that event has its number.
+        headers: If they are not those of the workflow.
     """
 
     activity_id: str
@@ -108,6 +109,9 @@ class Activity(Noun):
     announce_start: bool = False
     announced: bool = False
     started_event_id: int = 0
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -203,6 +207,8 @@ class Execution(Noun):
         signals: How many have come.
         closed: The answer to all who ask for the result.
         bonds: By the keys of the affinities that activities have had so far.
+        version: Of the deployment of the worker that completed the last workflow task.
+        behavior: What that worker said a new version means for the run.
     """
 
     started: WorkflowExecutionStarted
@@ -232,6 +238,8 @@ class Execution(Noun):
     closed: Closed | None = None
     live: Live | None = None
     bonds: dict[str, Bond] = {}
+    version: str = ""
+    behavior: int = 0
 
     @property
     def workflow_id(self) -> str:

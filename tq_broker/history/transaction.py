@@ -22,8 +22,10 @@ from tq_broker.history.effects import (
     ReplyTo,
 )
 from tq_broker.history.letters import Letter
+from tq_broker.history.machine import Message
 from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.requests import StartWorkflow
 from tq_broker.model.workflow_tasks import StickyGone
@@ -68,6 +70,7 @@ class Transaction:
 
     Args:
         new_run_id: Makes an id for a run that is started.
+        deployments: Which versions there are now.
     """
 
     def __init__(
@@ -77,12 +80,14 @@ class Transaction:
         seen: Seen,
         now_ms: int,
         new_run_id: Callable[[], str],
+        deployments: Deployments = NO_DEPLOYMENTS,
     ) -> None:
         self._cache = cache
         self._owned = owned
         self._seen = seen
         self._now_ms = now_ms
         self._new_run_id = new_run_id
+        self._deployments = deployments
         self._events: list[EventRow] = []
         self._outbox: list[OutboxRow] = []
         self.sizes: list[int] = []
@@ -125,8 +130,11 @@ class Transaction:
                 self._carry_out(effects, letter.run_id, letter.shard, letter)
             else:
                 self._touch(held)
-                step = machine.handle(held.run, content, self._now_ms, letter.sender)
+                step = self._handled(held, content, letter.sender)
                 self._note(held, step, letter)
+
+    def _handled(self, held: Held, message: Message, sender: ReplyTo | None = None) -> Step:
+        return machine.handle(held.run, message, self._now_ms, sender, self._deployments)
 
     def _find(self, letter: Letter) -> Held | None:
         if letter.run_id:
@@ -145,14 +153,18 @@ class Transaction:
         current = None if held is None else held.run
         if held is not None:
             self._touch(held)
-        admitted = admission.admit(current, request, self._now_ms, letter.sender)
+        admitted = admission.admit(current, request, self._now_ms, letter.sender, self._deployments)
         if held is not None:
             self._note(held, admitted.step, letter)
         else:
             self._carry_out(admitted.step.effects, "", letter.shard, letter)
         if admitted.begin:
             run, step = machine.start(
-                request, run_id=self._new_run_id(), now_ms=self._now_ms, sender=letter.sender
+                request,
+                run_id=self._new_run_id(),
+                now_ms=self._now_ms,
+                sender=letter.sender,
+                deployments=self._deployments,
             )
             self._begin(held, Held(run, letter.shard), step, letter)
 
@@ -170,7 +182,7 @@ class Transaction:
         for held in self._cache:
             if held.shard == letter.shard and held.run.sticky_worker == gone.worker_id:
                 self._touch(held)
-                self._note(held, machine.handle(held.run, gone, self._now_ms), letter)
+                self._note(held, self._handled(held, gone), letter)
 
     def wake(self, run_id: str) -> None:
         """The time has come that a run wanted to be woken at."""
@@ -178,7 +190,7 @@ class Transaction:
         if held is not None:
             self.shards.add(held.shard)
             self._touch(held)
-            self._note(held, machine.tick(held.run, self._now_ms), None)
+            self._note(held, machine.tick(held.run, self._now_ms, self._deployments), None)
 
     # --- what has come of it ----------------------------------------------------------------------
 

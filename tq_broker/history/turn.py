@@ -14,6 +14,7 @@ import msgspec
 from tq_broker.history.effects import Effect, Reply, ReplyTo, ToShard
 from tq_broker.history.state import Execution
 from tq_broker.history.step import NextRun, Step
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import (
     ActivityTaskCanceled,
     ActivityTaskCompleted,
@@ -61,6 +62,7 @@ class Turn:
     """What the modules of the nouns work on.
 
     Attributes:
+        deployments: Which versions there are now.
         changed: The state is another than before.
         wants_task: Something new has to be seen by the workflow.
         publishes: The workflow task has to be published at the end of this turn.
@@ -68,6 +70,7 @@ class Turn:
 
     __slots__ = (
         "changed",
+        "deployments",
         "effects",
         "events",
         "next_run",
@@ -77,8 +80,11 @@ class Turn:
         "wants_task",
     )
 
-    def __init__(self, run: Execution, now_ms: int) -> None:
+    def __init__(
+        self, run: Execution, now_ms: int, deployments: Deployments = NO_DEPLOYMENTS
+    ) -> None:
         self.run = run
+        self.deployments = deployments
         self.now_ms = now_ms
         self.events: list[Event] = []
         self.effects: list[Effect] = []

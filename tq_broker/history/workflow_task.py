@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tq_broker.history import looks
+from tq_broker.history import looks, versions
 from tq_broker.history.effects import DispatchQuery, DispatchWorkflowTask
 from tq_broker.history.state import Execution, Task, scheduled_event
 from tq_broker.history.step import Step
@@ -35,6 +35,7 @@ from tq_broker.model.workflow_tasks import (
     TaskFailedCause,
     UpdateRequest,
     WorkflowTask,
+    WorkflowTaskCompleted,
     WorkflowTaskFailed,
     WorkflowTaskProgress,
 )
@@ -86,6 +87,8 @@ def launch(turn: Turn) -> None:
     task.scheduled_ms = turn.now_ms
     task.dispatch_ms = 0
     task.started_ms = 0
+    if run.sticky_worker and not versions.may_stick(run, turn.deployments):
+        forget(run)
     task.sticky = run.sticky_worker
     task.deadline_ms = turn.now_ms + run.sticky_timeout_ms if task.sticky else 0
     task.look_ms = looks.first_ms(turn.now_ms)
@@ -152,6 +155,7 @@ def _message(run: Execution, task: Task, queries: list[QueryRequest]) -> Workflo
         sticky=task.sticky,
         updates=_admitted(run),
         queries=queries,
+        version=versions.pin(run),
     )
 
 
@@ -190,6 +194,7 @@ def query_task(run: Execution, queries: list[QueryRequest]) -> DispatchQuery:
             history_bytes=run.history_bytes,
             sticky=run.sticky_worker,
             queries=queries,
+            version=versions.pin(run),
         )
     )
 
@@ -210,18 +215,21 @@ def answered(run: Execution, answer: Answer) -> Task | None:
     return task
 
 
-def complete(turn: Turn, task: Task, answer: Answer, started_ms: int) -> int:
+def complete(turn: Turn, task: Task, answer: WorkflowTaskCompleted, started_ms: int) -> int:
     """Write down that the task was completed; returns the id of that event. The task stays in the
     state until the events of its commands are written."""
     if not task.written:
         turn.append(scheduled_event(turn.run, task))
     started_event_id = _started(turn, task, answer.identity, started_ms)
+    turn.run.version, turn.run.behavior = answer.version, answer.versioning_behavior
     return turn.write(
         events.WorkflowTaskCompleted,
         scheduled_event_id=task.scheduled_event_id,
         started_event_id=started_event_id,
         identity=answer.identity,
         worker_id=answer.worker_id,
+        version=answer.version,
+        versioning_behavior=answer.versioning_behavior,
     )
 
 

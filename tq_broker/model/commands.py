@@ -34,6 +34,7 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
     rate_limit_key: str = ""
@@ -154,6 +155,7 @@ class ContinueAsNew(Base, frozen=True, tag="ContinueAsNew"):
     backoff_ms: int = 0
     retry_policy: WireRetryPolicy | None = None
     memo: dict[str, Payload] | None = None
+    initial_versioning_behavior: int = 0
 
 
 Command = Union[  # noqa: UP007 - msgspec takes the union apart once

@@ -15,6 +15,7 @@ import msgspec
 
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
@@ -47,13 +48,15 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
 
 class Serve(msgspec.Struct, frozen=True, tag="serve"):
     """Serve the private queue ``queue`` from now on, if it is yours: somebody has a task for it.
-    The name of a detour's queue does not say what it is for; ``detour`` does.
+    The names of a detour's and a niche's queue do not say what they are for; ``detour`` and
+    ``niche`` do.
 
     When it is consumed, and there is a will for it, bind the control queue under `ready_key`.
     """
 
     queue: str
     detour: Detour | None = None
+    niche: Niche | None = None
 
 
 class AskRecent(msgspec.Struct, frozen=True, tag="recent"):
@@ -128,6 +131,12 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     sessions: int = 0
     """Sessions open at it, of ``session_slots``."""
     session_slots: int = 0
+    capabilities: list[str] = []
+    unserved: dict[str, dict[str, int]] = {}
+    """Tasks that wait for capabilities that no living worker has, as far as this one sees: by task
+    queue their number by set."""
+    deployment_version: str = ""
+    """``<deployment>.<build id>``; empty without one."""
 
     banks: dict[str, list[str]] = {}
     """What this worker keeps of limits, by task queue: hands out the permits of its ``rate`` or

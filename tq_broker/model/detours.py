@@ -11,7 +11,9 @@ import hashlib
 
 import msgspec
 
+from tq_broker.common import Requires
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import check_requires
 from tq_broker.model.names import (
     TARGET_BYTES_MAX,
     Kind,
@@ -31,6 +33,7 @@ class Detour(msgspec.Struct, frozen=True, array_like=True):
         task_queue: Whose workers take its tasks; on ``host`` only, if that is not empty.
         home: The task queue that the tasks are from.
         take_within_ms: After that they go back there.
+        capabilities: Only workers that have all of these take its tasks.
     """
 
     kind: TaskKind
@@ -38,6 +41,7 @@ class Detour(msgspec.Struct, frozen=True, array_like=True):
     host: str
     home: str
     take_within_ms: int
+    capabilities: tuple[str, ...] = ()
 
     def check(self) -> Detour:
         """Itself, if a rule could have made it. Raises `InvalidArgument`."""
@@ -47,6 +51,8 @@ class Detour(msgspec.Struct, frozen=True, array_like=True):
             check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
         if not TAKE_WITHIN_MS_MIN <= self.take_within_ms <= TAKE_WITHIN_MS_MAX:
             raise InvalidArgument(f"take_within_ms is {self.take_within_ms}")
+        if self.capabilities:
+            check_requires(Requires(self.capabilities))
         return self
 
     def queue(self, names: Names) -> QueueName:
@@ -63,8 +69,9 @@ class Detour(msgspec.Struct, frozen=True, array_like=True):
         return self._shared(names, self.task_queue)
 
     def _shared(self, names: Names, task_queue: str) -> QueueName:
-        is_activity = self.kind is TaskKind.ACTIVITY
-        return names.activity(task_queue) if is_activity else names.workflow(task_queue)
+        if self.kind is TaskKind.WORKFLOW:
+            return names.workflow(task_queue)
+        return names.shared(task_queue, self.capabilities)
 
     @property
     def ask_key(self) -> str:

@@ -13,7 +13,13 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.common import ActivityIDConflictPolicy, check_key
+from tq_broker.common import (
+    PRIORITY_DEFAULT,
+    PRIORITY_FIRST,
+    PRIORITY_LAST,
+    ActivityIDConflictPolicy,
+    check_key,
+)
 from tq_broker.converter import ENCODED, JSON, DataConverter
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import payload, tasks
@@ -36,6 +42,7 @@ FELL_BACK = "tq-fell-back"
 TASK_QUEUE = "tq-task-queue"
 PASS = "tq-pass"
 HEARTBEAT = "tq-heartbeat"
+REQUIRES = "tq-requires"
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
 
@@ -128,6 +135,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-heartbeat-ms": ("heartbeat_ms", _number),
     "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_text(name, v))),
     "tq-route": ("route", lambda name, v: tasks.load_route(_text(name, v))),
+    REQUIRES: ("requires", lambda name, v: tasks.load_requires(_long_text(name, v))),
     "tq-id-retention-ms": ("id_retention_ms", _number),
     "tq-id-conflict": ("id_conflict", _conflict),
     "tq-start-token": ("start_token", _text),
@@ -146,6 +154,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 _DUMP: dict[str, Callable[[Any], Any]] = {
     "retry_policy": tasks.dump_retry_policy,
     "route": tasks.dump_route,
+    "requires": tasks.dump_requires,
     "id_conflict": lambda policy: policy.value,
     "workflow": tasks.dump_origin,
     "headers": tasks.dump_headers,
@@ -162,6 +171,8 @@ _DEFAULTS["headers"] = {}  # what msgspec has there makes a dict
 
 _MAX_PRIORITY = 7
 """Our priority 3, the default, becomes RabbitMQ's 4: the default of 4.3's quorum queues."""
+AMQP_PRIORITY_DEFAULT = _MAX_PRIORITY - PRIORITY_DEFAULT
+AMQP_PRIORITY_MAX = _MAX_PRIORITY - PRIORITY_FIRST
 
 
 def task_headers(task: ActivityTask) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def read_task(message: Message, task_queue: str) -> ActivityTask:
         raise Malformed("neither correlation_id nor message_id is set")
     _utf8("correlation_id", activity_id)
     if message.priority is not None:
-        fields["priority"] = min(5, max(1, _MAX_PRIORITY - message.priority))
+        fields["priority"] = priority_of(message)
     if "scheduled_ms" not in fields and message.timestamp:
         if not 0 <= message.timestamp <= NUMBER_MAX // 1000:
             raise Malformed(f"timestamp: {message.timestamp!r:.40} is not in seconds")
@@ -225,6 +236,32 @@ def read_task(message: Message, task_queue: str) -> ActivityTask:
         reply_to=message.reply_to,
         **fields,
     )
+
+
+def with_priority(message: Message, priority: int | None) -> Message:
+    """``message`` with a priority of ours; ``None`` leaves it as it is."""
+    if priority is None:
+        return message
+    return msgspec.structs.replace(message, priority=_MAX_PRIORITY - priority)
+
+
+def priority_of(message: Message) -> int:
+    """The priority of ours that ``message`` has, 1 (first) to 5."""
+    if message.priority is None:
+        return PRIORITY_DEFAULT
+    return min(PRIORITY_LAST, max(PRIORITY_FIRST, _MAX_PRIORITY - message.priority))
+
+
+def ranked(message: Message) -> Message:
+    """``message`` for a classic queue with priorities, where having none means the last."""
+    if message.priority is not None:
+        return message
+    return msgspec.structs.replace(message, priority=AMQP_PRIORITY_DEFAULT)
+
+
+def handed_on(message: Message, *, may_have_begun: bool) -> Message:
+    """A fresh copy of ``message``, which does not forget that somebody has had it before."""
+    return forwarded(message, headers={HANDED_OUT: 1} if may_have_begun else {})
 
 
 def diverted(message: Message, rule_id: str, task_queue: str) -> Message:
@@ -270,6 +307,13 @@ def home(message: Message) -> str:
         return check_task_queue(name)
     except InvalidArgument as error:
         raise Malformed(f"header {TASK_QUEUE}: {error}") from error
+
+
+def required(message: Message) -> tuple[str, ...]:
+    """The capabilities that an activity task in ``message`` requires. Raises `Malformed`."""
+    if REQUIRES not in message.headers:
+        return ()
+    return tasks.load_requires(_long_text(REQUIRES, message.headers[REQUIRES])).names
 
 
 def _check_protocol(headers: Mapping[str, Any]) -> None:

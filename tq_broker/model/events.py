@@ -44,6 +44,8 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     ``execution_deadline_ms`` is the epoch time of the execution timeout, which spans all runs of a
     chain; ``initiator`` says why this run was started: ``start``, ``child``, ``continue_as_new``,
     ``retry`` or ``cron``; ``first_task_backoff_ms`` delays the first workflow task.
+    ``versioning_override`` is a deployment version, or ``auto_upgrade``; ``inherited_version`` that
+    of the pinned run that has started this one.
     """
 
     workflow_type: str
@@ -71,6 +73,8 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     first_task_backoff_ms: int = 0
     static_summary: str = ""
     static_details: str = ""
+    versioning_override: str = ""
+    inherited_version: str = ""
 
 
 class WorkflowExecutionCompleted(Base, frozen=True, tag="WorkflowExecutionCompleted"):
@@ -161,10 +165,15 @@ class WorkflowTaskStarted(Base, frozen=True, tag="WorkflowTaskStarted"):
 
 
 class WorkflowTaskCompleted(Base, frozen=True, tag="WorkflowTaskCompleted"):
+    """``version`` is that of the worker's deployment, ``versioning_behavior`` the number of a
+    `tq_broker.common.VersioningBehavior`."""
+
     scheduled_event_id: int
     started_event_id: int
     identity: str = ""
     worker_id: str = ""
+    version: str = ""
+    versioning_behavior: int = 0
 
 
 class WorkflowTaskTimedOut(Base, frozen=True, tag="WorkflowTaskTimedOut"):
@@ -188,9 +197,9 @@ class WorkflowTaskFailed(Base, frozen=True, tag="WorkflowTaskFailed"):
 
 class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     """``input`` is the payload of an activity body, ``{"args": [...]}``; ``route`` is the JSON of a
-    `tq_broker.common.Route` as in the ``tq-route`` header, ``affinity`` that of a
-    `tq_broker.model.affinity.Affinity`. With ``announce_start``, ActivityTaskStarted is
-    written when it has started."""
+    `tq_broker.common.Route` as in the ``tq-route`` header, ``requires`` what is in the
+    ``tq-requires`` header, and ``affinity`` the JSON of a `tq_broker.model.affinity.Affinity`. With
+    ``announce_start``, ActivityTaskStarted is written when it has started."""
 
     activity_id: str
     activity_type: str
@@ -203,6 +212,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
     route: str | None = None
+    requires: str | None = None
     headers: dict[str, str] = {}
     summary: str = ""
     affinity: str | None = None

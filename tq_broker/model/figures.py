@@ -81,6 +81,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         workers: Workers that have answered, with all their slots, and those in use.
         sticky_hits: Workflow tasks sent to a worker because of its cache, whose run was there.
         parts: The same by priority and key, busiest first.
+        unserved: Tasks that wait for capabilities that no living worker has.
     """
 
     task_queue: str
@@ -99,6 +100,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     sticky_misses: int
     limit: LimitFigures
     parts: list[Part]
+    unserved: int = 0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,10 +180,14 @@ class Series:
             sticky_misses=sum(one.sticky_misses for one in workers) if is_workflow else 0,
             limit=self._limit(look, workers, is_held=was_waiting and look.backlog > 0),
             parts=_parts(mine),
+            unserved=0 if is_workflow else max(map(self._unserved, workers), default=0),
         )
 
     def _is_mine(self, begins: Begins) -> bool:
         return begins.task_queue == self.task_queue and begins.side is self.side
+
+    def _unserved(self, worker: WorkerInfo) -> int:
+        return sum(worker.unserved.get(self.task_queue, {}).values())
 
     def _slots(self, workers: Iterable[WorkerInfo]) -> tuple[int, int]:
         if self.side is Side.WORKFLOW:

@@ -110,6 +110,7 @@ _REUSE_POLICY = named(
         4: "TERMINATE_IF_RUNNING",
     },
 )
+_BEHAVIOR = named("VERSIONING_BEHAVIOR", {0: "UNSPECIFIED", 1: "PINNED", 2: "AUTO_UPGRADE"})
 _TASK_QUEUE = Shape(
     lambda name: {"name": name, "kind": "TASK_QUEUE_KIND_NORMAL"},
     lambda shape: shape.get("normalName") or shape["name"],
@@ -138,6 +139,7 @@ _COMMON: Table = {
     "host": (("host",), TEXT),
     "id_reuse_policy": (("workflowIdReusePolicy",), _REUSE_POLICY),
     "identity": (("identity",), TEXT),
+    "inherited_version": (("inheritedVersion",), TEXT),
     "initiated_event_id": (("initiatedEventId",), ID),
     "initiator": (("initiator",), _INITIATOR),
     "input": (("input",), ARGUMENTS),
@@ -154,6 +156,7 @@ _COMMON: Table = {
     "result": (("result",), SINGLE),
     "retry_policy": (("retryPolicy",), POLICY),
     "retry_state": (("retryState",), RETRY_STATE),
+    "requires": (("requires",), TEXT),
     "route": (("route",), TEXT),
     "run_id": (("workflowExecution", "runId"), TEXT),
     "run_timeout_ms": (("workflowRunTimeout",), DURATION),
@@ -170,6 +173,9 @@ _COMMON: Table = {
     "timeout_type": (("timeoutType",), TIMEOUT_TYPE),
     "timer_id": (("timerId",), TEXT),
     "upserted_memo": (("upsertedMemo",), CHANGES),
+    "version": (("workerDeploymentVersion",), TEXT),
+    "versioning_behavior": (("versioningBehavior",), _BEHAVIOR),
+    "versioning_override": (("versioningOverride", "pinnedVersion"), TEXT),
     "worker_id": (("workerId",), TEXT),
     "workflow_id": (("workflowExecution", "workflowId"), TEXT),
     "workflow_task_completed_event_id": (("workflowTaskCompletedEventId",), ID),

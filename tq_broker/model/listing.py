@@ -4,7 +4,8 @@
 
     type = "Order" and status in ("running", "failed") and start_time > "2026-01-31T00:00:00Z"
 
-Conditions joined by ``and``. Fields: ``type``, ``status``, ``task_queue`` (``=``, ``!=``, ``in``);
+Conditions joined by ``and``. Fields: ``type``, ``status``, ``task_queue``, ``version`` (the
+deployment version that a run is pinned to, or "") (``=``, ``!=``, ``in``);
 ``id`` (``=``, ``in``, ``starts_with``); ``start_time``, ``close_time`` (``<``, ``<=``, ``>``,
 ``>=``, ``=``; ISO 8601 with an offset, or a date: its first moment in UTC). A run that is open has
 no close time, so no condition on ``close_time`` holds for it. Temporal's field names
@@ -90,6 +91,7 @@ _FIELDS = {
     "type": ("workflow_type", _CHOICE),
     "status": ("status", _CHOICE),
     "task_queue": ("task_queue", _CHOICE),
+    "version": ("deployment_version", _CHOICE),
     "id": ("workflow_id", _ID),
     "start_time": ("start_ms", _TIME),
     "close_time": ("close_ms", _TIME),

@@ -19,6 +19,7 @@ import enum
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
@@ -27,6 +28,8 @@ from tq_broker.exceptions import InvalidArgument
 PREFIX = "tq"
 NAMESPACE_BYTES_MAX = 40
 TASK_QUEUE_BYTES_MAX = 100
+CAPABILITIES_BYTES_MAX = 90
+"""Longest encoded set of capabilities of one task."""
 TARGET_BYTES_MAX = 64
 """Longest encoded host name or worker id."""
 
@@ -40,9 +43,13 @@ class Kind(enum.Enum):
 
     ACTIVITY = "activity"
     WORKFLOW = "workflow"
+    PRIORITY = "priority"
+    WORKFLOW_PRIORITY = "workflow-priority"
     HOST = "host"
     PROCESS = "process"
     DETOUR = "detour"
+    CAPABLE = "capable"
+    NICHE = "niche"
     LEASE = "lease"
     WILL = "will"
     REPLY = "reply"
@@ -62,14 +69,21 @@ class Kind(enum.Enum):
     ANTEROOM = "anteroom"
     ROSTER = "roster"
     ADMITTED = "admitted"
+    ADMITTED_PRIORITY = "admitted-priority"
+    VERSION = "version"
+    RAMPING = "ramping"
 
 
 _ARITY = {
     Kind.ACTIVITY: 1,  # task queue
     Kind.WORKFLOW: 1,  # task queue
+    Kind.PRIORITY: 1,  # task queue
+    Kind.WORKFLOW_PRIORITY: 1,  # task queue
     Kind.HOST: 2,  # host, task queue
     Kind.PROCESS: 2,  # worker id, task queue
     Kind.DETOUR: 1,  # digest of what it is for
+    Kind.CAPABLE: 2,  # set of capabilities, task queue
+    Kind.NICHE: 2,  # digest of who it is for, task queue
     Kind.LEASE: 1,  # worker id
     Kind.WILL: 1,  # worker id
     Kind.REPLY: 1,  # client id
@@ -89,11 +103,23 @@ _ARITY = {
     Kind.ANTEROOM: 1,  # task queue
     Kind.ROSTER: 1,  # the same
     Kind.ADMITTED: 1,  # the same
+    Kind.ADMITTED_PRIORITY: 1,  # the same
+    Kind.VERSION: 3,  # side, deployment version, task queue
+    Kind.RAMPING: 2,  # side, task queue
 }
 
-
-_OF_TASK_QUEUES = frozenset({Kind.ACTIVITY, Kind.WORKFLOW, Kind.HOST, Kind.PROCESS, Kind.ADMITTED})
-"""Workers take tasks from them."""
+ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
+"""Which queue takes the place of a plain shared one that does not order its tasks by priority."""
+PLAIN = {ordered: plain for plain, ordered in ORDERED.items()}
+ADMITTED = frozenset({Kind.ADMITTED, Kind.ADMITTED_PRIORITY})
+"""Queues of activities that the usher of their task queue has let in."""
+SHARED = ORDERED.keys() | PLAIN.keys() | ADMITTED
+"""Queues whose tasks any worker of the task queue may take."""
+_TWINS = ORDERED | PLAIN
+_OF_TASK_QUEUES = SHARED | {
+    *(Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE, Kind.VERSION, Kind.RAMPING)
+}
+"""Workers take tasks from them; their last part is the task queue."""
 
 
 class Exchange(enum.Enum):
@@ -249,6 +275,28 @@ class QueueName:
         return cls(namespace, kind, tuple(map(decode_part, parts)))
 
 
+def set_part(capabilities: Iterable[str]) -> str:
+    """A set of capabilities as a part of a name.
+
+    It begins with a character that is encoded, so that no word of ours, and so no binding of due
+    tasks, can be mistaken for it.
+    """
+    return "".join(f"+{encode_part(name)}" for name in sorted(set(capabilities)))
+
+
+def read_set(part: str) -> tuple[str, ...]:
+    """Undo `set_part`. Raises `InvalidArgument`."""
+    head, *names = part.split("+")
+    if head or not names:
+        raise InvalidArgument(f"{part!r} is not a set of capabilities")
+    return tuple(map(decode_part, names))
+
+
+def requirements(queue: QueueName) -> tuple[str, ...]:
+    """The capabilities that all tasks of the shared ``queue`` require."""
+    return read_set(queue.parts[0]) if queue.kind is Kind.CAPABLE else ()
+
+
 def sticky_key(queue: QueueName, shard: int) -> str:
     """The routing key of a task from ``shard`` to a sticky queue."""
     return f"{queue.key}.{shard}"
@@ -282,6 +330,35 @@ class Names:
     def workflow(self, task_queue: str) -> QueueName:
         """The shared queue of a workflow task queue."""
         return self.queue(Kind.WORKFLOW, task_queue)
+
+    def priority(self, plain: QueueName) -> QueueName:
+        """The priority queue of a task queue; ``plain`` is its `activity` or `workflow`."""
+        return self.queue(ORDERED[plain.kind], *plain.parts)
+
+    def plain(self, queue: QueueName) -> QueueName:
+        """The plain queue of the task queue of ``queue``, which takes the place of it, or is it."""
+        kind = Kind.ACTIVITY if queue.kind in ADMITTED else PLAIN.get(queue.kind, queue.kind)
+        return self.queue(kind, *queue.parts)
+
+    def twin(self, queue: QueueName) -> QueueName:
+        """Of the plain and the priority queue of a task queue the one that is not ``queue``."""
+        return self.queue(_TWINS[queue.kind], *queue.parts)
+
+    def capable(self, task_queue: str, capabilities: Sequence[str]) -> QueueName:
+        """The shared queue of a task queue's tasks that require just these ``capabilities``."""
+        return self.queue(Kind.CAPABLE, set_part(capabilities), task_queue)
+
+    def shared(self, task_queue: str, capabilities: Sequence[str] = ()) -> QueueName:
+        """The shared queue of an activity task queue's tasks that require ``capabilities``."""
+        return self.capable(task_queue, capabilities) if capabilities else self.activity(task_queue)
+
+    def version(self, side: str, version: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that are pinned to ``version``."""
+        return self.queue(Kind.VERSION, side, version, task_queue)
+
+    def ramping(self, side: str, task_queue: str) -> QueueName:
+        """The queue of one side of a task queue for tasks that the ramp takes."""
+        return self.queue(Kind.RAMPING, side, task_queue)
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

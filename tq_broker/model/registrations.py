@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tq_broker.model.control import WorkerInfo
+from tq_broker.model.names import QueueName, requirements
+from tq_broker.model.sessions import session_task_queue
 from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE
 
 
@@ -27,12 +29,25 @@ class Comparison:
 
 
 def serving(workers: Iterable[WorkerInfo], task_queue: str, side: str) -> tuple[WorkerInfo, ...]:
-    """Those that take tasks of one side of ``task_queue``."""
+    """Those that take tasks of one side of ``task_queue``, which may be one of sessions."""
     return tuple(
         worker
         for worker in workers
-        if task_queue in worker.task_queues and (types(worker, side) or _any(worker, side))
+        if (task_queue in worker.task_queues and (types(worker, side) or _any(worker, side)))
+        or (side == ACTIVITY_SIDE and _holds_sessions(worker, task_queue))
     )
+
+
+def _holds_sessions(worker: WorkerInfo, task_queue: str) -> bool:
+    """Whether ``task_queue`` is one on which sessions of ``worker`` are created."""
+    return worker.session_slots > 0 and task_queue in map(session_task_queue, worker.task_queues)
+
+
+def capable_of(workers: Iterable[WorkerInfo], queue: QueueName) -> tuple[WorkerInfo, ...]:
+    """Those that take the tasks of ``queue``, which all require the same capabilities."""
+    needed = set(requirements(queue))
+    found = serving(workers, queue.parts[-1], ACTIVITY_SIDE)
+    return tuple(worker for worker in found if needed <= set(worker.capabilities))
 
 
 def types(worker: WorkerInfo, side: str) -> tuple[str, ...]:

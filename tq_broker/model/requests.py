@@ -76,7 +76,8 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     ``id_reuse_policy`` and ``id_conflict_policy`` are the numbers of `tq_broker.common`. With
     ``signal`` or ``update`` a running workflow is used as it is (signal-with-start). ``parent`` is
     set for a child; then the answer is a `ChildStarted` or `ChildRefused` to the parent's shard.
-    ``want_result`` asks for a `Closed` as well, as `AwaitResult` does.
+    ``want_result`` asks for a `Closed` as well, as `AwaitResult` does. ``versioning_override`` and
+    ``inherited_version`` as in `tq_broker.model.events.WorkflowExecutionStarted`.
     """
 
     workflow_id: str
@@ -102,6 +103,8 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     update_wait: int = 2
     parent: ParentInfo | None = None
     want_result: bool = False
+    versioning_override: str = ""
+    inherited_version: str = ""
 
 
 class SignalWorkflow(Base, frozen=True, tag="signal"):
@@ -353,7 +356,8 @@ class Closed(Base, frozen=True, tag="closed"):
 
 
 class RunInfo(Base, frozen=True):
-    """A run in a list. ``close_ms`` is 0 while it runs."""
+    """A run in a list. ``close_ms`` is 0 while it runs; ``deployment_version`` is the one that it
+    is pinned to, if it is."""
 
     workflow_id: str
     run_id: str
@@ -371,11 +375,13 @@ class RunInfo(Base, frozen=True):
     memo: dict[str, Payload] = {}
     cron_schedule: str = ""
     static_summary: str = ""
+    deployment_version: str = ""
 
 
 class PendingActivity(Base, frozen=True):
     """``state``: ``scheduled`` (also while it waits for a retry, until ``next_ms``), ``started``,
-    ``cancel_requested``."""
+    ``cancel_requested``. ``route``, ``requires`` and ``headers`` are those of its tasks,
+    whose id is ``task_id``."""
 
     activity_id: str
     activity_type: str
@@ -392,6 +398,10 @@ class PendingActivity(Base, frozen=True):
     identity: str = ""
     host: str = ""
     worker_id: str = ""
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] = {}
+    task_id: str = ""
 
 
 class PendingChild(Base, frozen=True):
@@ -414,7 +424,7 @@ class PendingTask(Base, frozen=True):
 
 
 class Description(Base, frozen=True, tag="description"):
-    """All about one run."""
+    """All about one run. ``version`` has completed its last workflow task."""
 
     info: RunInfo
     current_details: str = ""
@@ -430,6 +440,9 @@ class Description(Base, frozen=True, tag="description"):
     pending_updates: list[str] = []
     cancel_requested: bool = False
     identity: str = ""
+    version: str = ""
+    versioning_behavior: int = 0
+    versioning_override: str = ""
 
 
 class Listing(Base, frozen=True, tag="listing"):

@@ -15,9 +15,9 @@ from itertools import chain
 
 import msgspec
 
+from tq_broker.common import PRIORITY_DEFAULT
 from tq_broker.model.rules import TaskKind, TrafficRule
 
-PRIORITY_DEFAULT = 3
 REMEMBERED = 4_096
 """Combinations of kind, type and task queue whose rules are kept at hand."""
 
@@ -36,6 +36,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         id: The activity's id, or the workflow's: the hash of it decides about percentages.
         memo: Payloads of the workflow's memo; what codecs hide matches nothing.
         once: It must not run twice, so nobody may take it back from a target.
+        capabilities: What it requires of its worker; those who get it from a rule have them, too.
+        fairness_key: The key under which it gets its share; "" if it has none.
     """
 
     kind: TaskKind
@@ -46,6 +48,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     memo: Mapping[str, bytes] = NO_MEMO
     once: bool = False
+    capabilities: tuple[str, ...] = ()
+    fairness_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class _Line:
         priority = self.rule.priority
         if priority is not None and priority != (facts.priority or PRIORITY_DEFAULT):
             return False
+        if self.rule.fairness_key not in ("", facts.fairness_key):
+            return False
         for name, values in self._memo:
             if facts.memo.get(name) not in values:
                 return False
@@ -142,6 +148,9 @@ class _Line:
                 return f"header {name!r} is {has}, not {value!r}"
         if rule.priority not in (None, priority := facts.priority or PRIORITY_DEFAULT):
             return f"the priority is {priority}, not {rule.priority}"
+        if rule.fairness_key not in ("", facts.fairness_key):
+            has = repr(facts.fairness_key) if facts.fairness_key else "missing"
+            return f"the fairness key is {has}, not {rule.fairness_key!r}"
         for name, values in self._memo:
             if name not in facts.memo:
                 return f"memo {name!r} is missing"

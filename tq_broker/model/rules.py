@@ -19,6 +19,7 @@ from tq_broker.model.names import TARGET_BYTES_MAX, check_task_queue, check_text
 RULE_ID_BYTES_MAX = 100
 TYPE_CHARS_MAX = 200
 REASON_CHARS_MAX = 1_000
+FAIRNESS_KEY_BYTES_MAX = 200
 ORDER_MAX = 1_000_000
 TAKE_WITHIN_MS = 10_000
 TAKE_WITHIN_MS_MIN, TAKE_WITHIN_MS_MAX = 1_000, 3_600_000
@@ -46,6 +47,7 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         headers: Only tasks that have all these headers.
         memo: Only workflows (and their activities) whose memo has these texts.
         priority: Only tasks of this priority.
+        fairness_key: Only tasks with this fairness key; "": with any, or none.
         percent: As many of what matches otherwise, by a stable hash of the id: a greater percentage
             takes those of a smaller one, and more.
         to_task_queue: Its workers get the task; "": those of the task's own task queue.
@@ -68,6 +70,7 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     headers: dict[str, str] = {}
     memo: dict[str, str] = {}
     priority: int | None = None
+    fairness_key: str = ""
     percent: float = 100.0
     to_task_queue: str = ""
     to_host: str = ""
@@ -89,6 +92,8 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             check_text("to_host", self.to_host, bytes_max=TARGET_BYTES_MAX)
         check_headers("headers", self.headers)
         check_headers("memo", self.memo)
+        if self.fairness_key:
+            check_text("fairness_key", self.fairness_key, bytes_max=FAIRNESS_KEY_BYTES_MAX)
         if len(self.reason) > REASON_CHARS_MAX:
             raise InvalidArgument(f"reason is longer than {REASON_CHARS_MAX} characters")
         self._check_numbers()

@@ -5,7 +5,7 @@ in log order into a state, and every process that has read as far has the same s
 that cannot be read is skipped and reported, and the last good state stays.
 
 The log tells which task queues exist, which are paused, which limits they have, which activities
-are cancelled, and which traffic rules are in force. Versions are further records of the same log.
+are cancelled, which traffic rules are in force, and which deployment versions there are.
 
 Two who change the same limits at a time: each record says which revision its author had seen, and
 the one that comes first in the log is in force. The other one changes nothing, everywhere, and its
@@ -19,9 +19,17 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_broker.common import to_ms
+from tq_broker.common import Requires, to_ms
 from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import check_capabilities, check_requires
+from tq_broker.model.deployments import (
+    NO_DEPLOYMENTS,
+    Deployments,
+    RoutingSet,
+    VersionDeleted,
+    VersionServes,
+)
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -40,6 +48,8 @@ RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
 
+CAPABILITIES_MAX = 1_000
+"""Capabilities remembered of one task queue."""
 
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
 SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
@@ -47,23 +57,55 @@ SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
 
 
 class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-declared"):
-    """Somebody declared the shared queue of a task queue."""
+    """Somebody declared the shared queue of a task queue, or, with ``requires``, the one of its
+    tasks that require just these capabilities."""
 
     task_queue: str
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+    requires: tuple[str, ...] = ()
 
 
 class TaskQueueReclaimed(
     msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-reclaimed"
 ):
-    """The shared queue of a task queue was idle and empty, and was removed."""
+    """The shared queue of a task queue was idle and empty, and was removed.
+
+    ``priority``: it was its priority queue; the plain one may still be there.
+    """
 
     task_queue: str
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+    priority: bool = False
+    requires: tuple[str, ...] = ()
+
+
+class TaskQueuePrioritized(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-prioritized"
+):
+    """The tasks of one side of a task queue wait in its priority queue from now on.
+
+    Appended, and confirmed, before the first task is put there.
+    """
+
+    task_queue: str
+    at_ms: int
+    by: str = ""
+    side: str = ACTIVITY_SIDE
+
+
+class CapabilitiesDeclared(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="capabilities-declared"
+):
+    """A worker of the task queue has these capabilities, or had them once."""
+
+    task_queue: str
+    capabilities: tuple[str, ...]
+    at_ms: int
+    by: str = ""
 
 
 class TaskQueuePaused(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-paused"):
@@ -185,6 +227,8 @@ LimitKey = tuple[Side, str, Part]
 Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
+    | TaskQueuePrioritized
+    | CapabilitiesDeclared
     | TaskQueuePaused
     | TaskQueueResumed
     | BackedOff
@@ -192,6 +236,9 @@ Record = (
     | TrafficRuleSet
     | TrafficRuleRemoved
     | LimitsSet
+    | VersionServes
+    | RoutingSet
+    | VersionDeleted
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -217,15 +264,24 @@ def read_record(message: Message) -> Record:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidArgument
     ) as error:  # fmt: skip
         raise Malformed(f"setting: {error}") from error
-    if isinstance(record, LimitsSet) and record.limits is not None:
-        try:
-            check_limits(record.limits)
-            check_part(record.part)
-        except InvalidArgument as error:
-            raise Malformed(f"setting: {error}") from error
-    if isinstance(record, BackedOff) and not 0 < record.until_ms - record.at_ms <= BACK_OFF_MAX_MS:
-        raise Malformed(f"setting: a back-off of {record.until_ms - record.at_ms} ms")
+    try:
+        _check(record)
+    except InvalidArgument as error:
+        raise Malformed(f"setting: {error}") from error
     return record
+
+
+def _check(record: Record) -> None:
+    match record:
+        case LimitsSet(limits=Limits() as limits):
+            check_limits(limits)
+            check_part(record.part)
+        case BackedOff() if not 0 < record.until_ms - record.at_ms <= BACK_OFF_MAX_MS:
+            raise InvalidArgument(f"a back-off of {record.until_ms - record.at_ms} ms")
+        case TaskQueueDeclared(requires=requires) if requires:
+            check_requires(Requires(requires))
+        case CapabilitiesDeclared():
+            check_capabilities("capabilities", record.capabilities)
 
 
 class Settings:
@@ -236,6 +292,13 @@ class Settings:
         """Activity task queues that exist, with the time (epoch ms) of their last declaration."""
         self.workflow_task_queues: dict[str, int] = {}
         """The same of workflow task queues."""
+        self.prioritized: set[tuple[str, str]] = set()
+        """Sides and task queues whose tasks wait in their priority queues."""
+        self.capable: dict[str, dict[tuple[str, ...], int]] = {}
+        """The sets of capabilities that tasks of an activity task queue require, with the time of
+        the last declaration of their queue."""
+        self.capabilities: dict[str, set[str]] = {}
+        """What the workers of a task queue have, or had once."""
         self.paused: dict[tuple[str, str], TaskQueuePaused] = {}
         """What is paused, by side and task queue."""
         self.back_offs: dict[tuple[str, str], BackedOff] = {}
@@ -244,6 +307,7 @@ class Settings:
         self.rules: dict[str, TrafficRule] = {}
         """Traffic rules by id; some may have run out meanwhile."""
         self.rule_changes: deque[RuleChange] = deque(maxlen=RULE_CHANGES_MAX)
+        self.deployments: Deployments = NO_DEPLOYMENTS
         self.limits: dict[LimitKey, LimitState] = {}
         self.part_tables: dict[str, PartTable] = {}
         """Activity task queues whose parts somebody has spoken of. It stays when all is taken back:
@@ -255,8 +319,18 @@ class Settings:
     def apply(self, record: Record) -> None:
         """Take one record into account."""
         match record:
+            case TaskQueueDeclared(requires=requires) if requires:
+                self.capable.setdefault(record.task_queue, {})[requires] = record.at_ms
+            case TaskQueueReclaimed(requires=requires) if requires:
+                self.capable.get(record.task_queue, {}).pop(requires, None)
+            case CapabilitiesDeclared():
+                self._has_capabilities(record)
             case TaskQueueDeclared():
                 self.existing(record.side)[record.task_queue] = record.at_ms
+            case TaskQueueReclaimed(priority=True):
+                self.prioritized.discard((record.side, record.task_queue))
+            case TaskQueuePrioritized():
+                self.prioritized.add((record.side, record.task_queue))
             case TaskQueueReclaimed():
                 self.existing(record.side).pop(record.task_queue, None)
             case TaskQueuePaused():
@@ -283,6 +357,13 @@ class Settings:
                     self.rule_changes.append(record)
             case LimitsSet():
                 self._set_limits(record)
+            case VersionServes() | RoutingSet() | VersionDeleted():
+                self.deployments = self.deployments.apply(record)
+
+    def _has_capabilities(self, record: CapabilitiesDeclared) -> None:
+        known = self.capabilities.setdefault(record.task_queue, set())
+        if len(known) < CAPABILITIES_MAX:
+            known.update(record.capabilities)
 
     def _set_limits(self, record: LimitsSet) -> None:
         key = (record.side, record.task_queue, record.part)
@@ -368,4 +449,7 @@ def sides_of(side: str) -> tuple[str, ...]:
 
 def side_of(queue: QueueName) -> str:
     """The side of a task queue that ``queue`` belongs to."""
-    return WORKFLOW_SIDE if queue.kind is Kind.WORKFLOW else ACTIVITY_SIDE
+    if queue.kind in (Kind.VERSION, Kind.RAMPING):
+        return queue.parts[0]
+    is_workflow = queue.kind in (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY)
+    return WORKFLOW_SIDE if is_workflow else ACTIVITY_SIDE

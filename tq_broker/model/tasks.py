@@ -17,6 +17,7 @@ from tq_broker.common import (
     ActivityIDConflictPolicy,
     ActivityOptions,
     OnGone,
+    Requires,
     RetryPolicy,
     Route,
     TargetKind,
@@ -24,6 +25,7 @@ from tq_broker.common import (
     to_ms,
 )
 from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.model.capabilities import check_requires
 from tq_broker.model.failure import Failure
 
 DEFAULT_RETRY_POLICY = RetryPolicy()
@@ -87,6 +89,7 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
     reply_to: str | None = None
     route: Route | None = None
+    requires: Requires | None = None
     priority: int | None = None
     id_retention_ms: int = 0
     id_conflict: ActivityIDConflictPolicy = ActivityIDConflictPolicy.USE_EXISTING
@@ -131,6 +134,7 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
         "schedule_to_start_ms": to_ms(start) if start else 0,
         "heartbeat_ms": min(to_ms(heartbeat), start_to_close_ms) if heartbeat else 0,
         "route": options.route,
+        "requires": requires_of(options),
         "priority": options.priority,
         "headers": dict(options.headers) if options.headers else {},
         "rate_limit_key": options.rate_limit_key or "",
@@ -138,6 +142,12 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
     if options.retry_policy is not None:
         fields["retry_policy"] = options.retry_policy
     return fields
+
+
+def requires_of(options: ActivityOptions) -> Requires | None:
+    """What options require of a worker. Raises `InvalidArgument`."""
+    requires = Requires.of(options.requires)
+    return None if requires is None else check_requires(requires)
 
 
 class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
@@ -222,6 +232,37 @@ def load_route(text: str) -> Route:
         return Route(wire.kind, wire.target, wire.on_gone, wait)
     except (msgspec.DecodeError, InvalidArgument, OverflowError) as error:
         raise Malformed(f"header tq-route: {error}") from error
+
+
+class WireRequires(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
+    """What a task requires, as it travels in the ``tq-requires`` header."""
+
+    capabilities: list[str]
+    on_gone: OnGone = OnGone.WAIT
+    wait_ms: int | None = None
+
+
+_decode_requires = msgspec.json.Decoder(WireRequires).decode
+
+
+def dump_requires(requires: Requires) -> str:
+    """The header value for ``requires``."""
+    wire = WireRequires(
+        capabilities=list(requires.names),
+        on_gone=requires.on_gone,
+        wait_ms=None if requires.wait is None else to_ms(requires.wait),
+    )
+    return msgspec.json.encode(wire).decode()
+
+
+def load_requires(text: str) -> Requires:
+    """What a header value requires. Raises `Malformed`."""
+    try:
+        wire = _decode_requires(text)
+        wait = None if wire.wait_ms is None else timedelta(milliseconds=wire.wait_ms)
+        return check_requires(Requires(tuple(wire.capabilities), wire.on_gone, wait))
+    except (msgspec.DecodeError, InvalidArgument, OverflowError) as error:
+        raise Malformed(f"header tq-requires: {error}") from error
 
 
 _decode_origin = msgspec.json.Decoder(WorkflowOrigin).decode

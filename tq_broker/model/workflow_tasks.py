@@ -85,6 +85,7 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         sticky: The worker id whose sticky queue it was put on; "" on a workflow task queue.
         shard: Where answers go.
         history_bytes: Size of the history so far.
+        version: The deployment version that the run is pinned to; "" for whoever takes it.
     """
 
     run: RunKey
@@ -103,6 +104,7 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     sticky: str = ""
     updates: list[UpdateRequest] = []
     queries: list[QueryRequest] = []
+    version: str = ""
 
 
 # --- answers: from a worker to the run's shard ----------------------------------------------------
@@ -120,13 +122,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class WorkflowTaskCompleted(Answer, frozen=True, tag="task-completed"):
     """``sticky``: the run is in the cache of ``worker_id`` now, and further tasks may go there for
-    ``sticky_timeout_ms`` each."""
+    ``sticky_timeout_ms`` each. ``version`` is the worker's, ``versioning_behavior`` the number of
+    the workflow's."""
 
     commands: list[Command] = []
     started_ms: int = 0
     sticky: bool = False
     sticky_timeout_ms: int = 10_000
     current_details: str = ""
+    version: str = ""
+    versioning_behavior: int = 0
 
 
 class WorkflowTaskFailed(Answer, frozen=True, tag="task-failed"):

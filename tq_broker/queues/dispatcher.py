@@ -14,15 +14,17 @@ else to go meanwhile, and should not pay for it with questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
 from tq_broker.clock import Clock, epoch_ms
-from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError, UnknownCapability
 from tq_broker.model import control, envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts
 from tq_broker.model.rules import TaskKind
 from tq_broker.model.tasks import ActivityTask
@@ -36,8 +38,9 @@ ALIVE_FOR_S = 1.0
 GONE_FOR_S = 0.5
 READY_STEP_S = 0.02
 READY_WITHIN_S = 2.0
-"""A rule's target that is there but does not get ready for so long does not take the task."""
-PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR)
+"""A rule's target, or a niche, of which somebody is there but nobody gets ready for so long does
+not take the task."""
+PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR, Kind.NICHE)
 
 
 class Dispatcher:
@@ -75,13 +78,60 @@ class Dispatcher:
             done: Gets `TargetGone` when the target of the task's route is gone and the route
                 says to fail.
         """
+        requires = task.requires
+        if (
+            requires is not None
+            and routing.must_be_known(requires)
+            and self.traffic.unknown(task.task_queue, requires.names)
+        ):
+            # Perhaps the log was not read yet: rare, and worth a wait elsewhere.
+            self.sender.in_background(
+                lambda: self._check(task, message, deadline, done, delay_ms, memo)
+            )
+        else:
+            self._dispatch(task, message, deadline, done, delay_ms, memo)
+
+    def _check(
+        self,
+        task: ActivityTask,
+        message: Message,
+        deadline: float,
+        done: Done,
+        delay_ms: int,
+        memo: Mapping[str, bytes],
+    ) -> None:
+        """Dispatch unless ``task`` requires what no worker has ever had; blocks."""
+        assert task.requires is not None, "only then there is something to check"
+        try:
+            self.traffic.catch_up(deadline)
+        except TqBrokerError as error:
+            done(error)
+            return
+        unknown = self.traffic.unknown(task.task_queue, task.requires.names)
+        known = self.traffic.capabilities(task.task_queue)
+        if why := routing.refused_unknown(task, unknown, known):
+            done(UnknownCapability(why))
+        else:
+            self._dispatch(task, message, deadline, done, delay_ms, memo)
+
+    def _dispatch(
+        self,
+        task: ActivityTask,
+        message: Message,
+        deadline: float,
+        done: Done,
+        delay_ms: int,
+        memo: Mapping[str, bytes],
+    ) -> None:
         to = self.destination(task, memo)
         if to.rule is not None:
             message = envelope.diverted(message, to.rule.id, task.task_queue)
-            home = self._names.activity(task.task_queue)
+            needed = () if task.requires is None else task.requires.names
+            home = self._names.shared(task.task_queue, needed)
             sending = _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
         else:
-            sending = _Sending(message, deadline, done, lambda s: self._gone(to.queue, task, s))
+            gone = partial(self._gone, to.queue, task)
+            sending = _Sending(message, deadline, done, gone, niche=to.niche)
         if delay_ms > 0:
             self._send_later(to.queue, sending, delay_ms)
         else:
@@ -95,7 +145,21 @@ class Dispatcher:
             found = routing.by_rule(self._names, routing.facts(task, memo), rules, now_ms)
             if found is not None:
                 return found
-        return routing.destination(self._names, task)
+        return routing.destination(self._names, task, self.traffic.deployments)
+
+    def in_order(self, queue: QueueName, message: Message) -> tuple[QueueName, Message] | None:
+        """Where ``message`` for ``queue`` waits in the order of priorities, and what it is there;
+        ``None`` if that is not known before something was published."""
+        prioritized, is_ordered = self.traffic.prioritized, self.sender.orders_by_priority
+        to = routing.in_order(self._names, queue, message.priority, prioritized, is_ordered)
+        if to is None:
+            return None
+        return to, envelope.ranked(message) if to.kind in PLAIN else message
+
+    def put(self, queue: QueueName, message: Message, deadline: float, done: Done) -> None:
+        """Put ``message`` on the shared queue ``queue``, or where its tasks wait in their order;
+        returns at once."""
+        self._send(queue, _Sending(message, deadline, done, _nobody_asked))
 
     def by_rule(self, facts: Facts) -> Destination | None:
         """Where a traffic rule sends a task; ``None`` if none does."""
@@ -113,8 +177,13 @@ class Dispatcher:
         self._alive_until.pop(queue, None)
 
     def moves(self, activity_type: str, task_queue: str) -> bool:
-        """Whether there are traffic rules for such activities."""
-        return self.traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
+        """Whether some such activities go elsewhere than to their task queue's own queue, by
+        traffic rules or a ramp."""
+        traffic = self.traffic
+        return (
+            traffic.rules.concerns(TaskKind.ACTIVITY, activity_type, task_queue)
+            or traffic.deployments.line(Kind.ACTIVITY.value, task_queue).ramping is not None
+        )
 
     def divert(
         self, message: Message, home: QueueName, to: Destination, deadline: float, done: Done
@@ -138,16 +207,38 @@ class Dispatcher:
             self._ask(to.queue, sending)
 
     def _send(self, queue: QueueName, sending: _Sending) -> None:
-        publication = self._publication(queue, sending.message)
-        self.sender.send(publication, (queue,), sending.deadline, sending.done)
+        place = self.in_order(queue, sending.message)
+        if place is None:
+            self._learn(sending, lambda: self._send(queue, sending))
+            return
+        publication = self._publication(*place)
+        self.sender.send(publication, (place[0],), sending.deadline, sending.done)
+
+    def _learn(self, sending: _Sending, go_on: Callable[[], None]) -> None:
+        """Learn how this RabbitMQ orders tasks, then go on."""
+
+        def ask() -> None:
+            try:
+                self.sender.ensure((), sending.deadline)
+            except TqBrokerError as error:
+                sending.done(error)
+            else:
+                go_on()
+
+        self.sender.in_background(ask)
 
     def _publication(self, queue: QueueName, message: Message) -> Publication:
         return Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
 
-    def _send_later(self, queue: QueueName, sending: _Sending, delay_ms: int) -> None:
+    def _send_later(self, home: QueueName, sending: _Sending, delay_ms: int) -> None:
+        place = self.in_order(home, sending.message)
+        if place is None:
+            self._learn(sending, lambda: self._send_later(home, sending, delay_ms))
+            return
+        queue, message = place
         # A private queue need not exist: a task for it is looked at again when it is due.
         needs = (LADDER,) if queue.kind in PRIVATE else (queue, LADDER)
-        publication = delayed(self._publication(queue, sending.message), self._names, delay_ms)
+        publication = delayed(self._publication(queue, message), self._names, delay_ms)
         self.sender.send(publication, needs, sending.deadline, sending.done)
 
     def _send_private(self, queue: QueueName, sending: _Sending) -> None:
@@ -191,15 +282,16 @@ class Dispatcher:
             else:
                 sending.done(error)
 
-        key = queue.key if sending.detour is None else sending.detour.ask_key
-        request = control.Serve(str(queue), sending.detour)
+        meant = sending.detour or sending.niche
+        key = queue.key if meant is None else meant.ask_key
+        request = control.Serve(str(queue), sending.detour, sending.niche)
         self._request(key, request, sending.deadline, answered)
 
     def _in_a_moment(self, queue: QueueName, sending: _Sending) -> None:
         """Ask again after a pause, in which who was asked to serve gets ready."""
         now = self._clock.monotonic()
         due = now + READY_STEP_S
-        if queue.kind is Kind.DETOUR:
+        if queue.kind in (Kind.DETOUR, Kind.NICHE):
             sending.asked_at = sending.asked_at or now
             if due >= min(sending.asked_at + READY_WITHIN_S, sending.deadline):
                 self._nobody(queue, sending)
@@ -215,7 +307,7 @@ class Dispatcher:
         self.sender.send(publication, (), deadline, done)
 
     def _nobody(self, queue: QueueName, sending: _Sending) -> None:
-        if queue.kind is Kind.DETOUR:
+        if queue.kind in (Kind.DETOUR, Kind.NICHE):
             self._gone_until[queue] = self._clock.monotonic() + GONE_FOR_S
         sending.gone(sending)
 
@@ -239,6 +331,10 @@ class Dispatcher:
                 self._send_later(queue, sending, delay_ms)
 
 
+def _nobody_asked(sending: _Sending) -> None:
+    raise AssertionError("a shared queue is nobody's: it cannot be gone")
+
+
 class _Sending(msgspec.Struct):
     """A task under way, who waits for it to arrive, and what is done if its target is gone."""
 
@@ -247,4 +343,5 @@ class _Sending(msgspec.Struct):
     done: Done
     gone: Callable[[_Sending], None]
     detour: Detour | None = None
+    niche: Niche | None = None
     asked_at: float = 0.0

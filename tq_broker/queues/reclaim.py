@@ -33,7 +33,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tq_broker.clock import Clock, epoch_ms, remaining
@@ -45,7 +45,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import envelope
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, Receipt, Verdict
@@ -83,23 +83,43 @@ class Reclaimer:
         self._busy = threading.Lock()
 
     def idle(
-        self, candidates: Iterable[str], deadline: float, *, side: str = ACTIVITY_SIDE
+        self,
+        candidates: Iterable[str],
+        deadline: float,
+        *,
+        side: str = ACTIVITY_SIDE,
+        prioritized: Container[tuple[str, str]] = frozenset(),
     ) -> list[str]:
         """Those of the task queues ``candidates`` that are empty and without consumers now.
 
         Queues that do not exist are among them: `reclaim` takes them off the list of those
-        that do.
+        that do. Those of ``prioritized`` have a priority queue, which must be idle as well.
 
         Raises:
             BrokerUnavailable, DeadlineExceeded: there was no answer.
         """
-        kind = Kind(side)
         return [
-            name for name in candidates if self._is_idle(self._names.queue(kind, name), deadline)
+            name
+            for name in candidates
+            if all(
+                self.is_idle(queue, deadline) for queue in self.queues_of(name, side, prioritized)
+            )
         ]
 
+    def queues_of(
+        self, name: str, side: str, prioritized: Container[tuple[str, str]]
+    ) -> list[QueueName]:
+        """The queues of one side of a task queue, in the order in which they are removed."""
+        plain = self._names.queue(Kind(side), name)
+        return [self._names.priority(plain), plain] if (side, name) in prioritized else [plain]
+
     def reclaim(
-        self, task_queues: Sequence[str], *, grace_s: float = 1.0, side: str = ACTIVITY_SIDE
+        self,
+        task_queues: Sequence[str],
+        *,
+        grace_s: float = 1.0,
+        side: str = ACTIVITY_SIDE,
+        prioritized: Container[tuple[str, str]] = frozenset(),
     ) -> list[str]:
         """Remove those of ``task_queues`` that are idle; returns the names of the removed.
 
@@ -114,26 +134,46 @@ class Reclaimer:
             grace_s: How long a message may be on its way from its routing to its queue, inside
                 RabbitMQ; 0 to 60 seconds.
             side: Which queue of the task queues: one of `tq_broker.model.settings.SIDES`.
+            prioritized: The sides and task queues that have a priority queue; it goes first.
 
         Raises:
             InvalidArgument: a name or ``grace_s`` is wrong; nothing was done.
             BrokerUnavailable, AccessRefused: what has been removed is in the settings log.
         """
+        queues = [
+            queue for name in task_queues for queue in self.queues_of(name, side, prioritized)
+        ]
+        removed = self.reclaim_queues(queues, grace_s=grace_s)
+        return [queue.parts[-1] for queue in removed if queue.kind not in PLAIN]
+
+    def reclaim_queues(
+        self, queues: Sequence[QueueName], *, grace_s: float = 1.0
+    ) -> list[QueueName]:
+        """The same for any shared queues of task queues; returns the removed.
+
+        Where a priority queue is among them, it goes first, and the plain one only after it.
+        """
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
-        kind = Kind(side)
-        left = deque(self._names.queue(kind, name) for name in dict.fromkeys(task_queues))
-        removed: list[str] = []
+        if not queues:
+            return []
+        first = dict.fromkeys(queue for queue in queues if queue.kind in PLAIN)
         with self._busy:
-            if left:
-                # Now, because it may need threads that our locks will keep waiting.
-                records = self._names.queue(Kind.SETTINGS)
-                self._sender.ensure((records,), self._clock.monotonic() + STEP_S)
-            while left:
-                removed += self._reclaim_batch(left, grace_s)
+            # Now, because it may need threads that our locks will keep waiting.
+            records = self._names.queue(Kind.SETTINGS)
+            self._sender.ensure((records,), self._clock.monotonic() + STEP_S)
+            removed = self._reclaim_all(first, grace_s)
+            kept = {self._names.twin(queue) for queue in first.keys() - set(removed)}
+            last = [one for one in dict.fromkeys(queues) if one not in first and one not in kept]
+            return removed + self._reclaim_all(last, grace_s)
+
+    def _reclaim_all(self, queues: Iterable[QueueName], grace_s: float) -> list[QueueName]:
+        left, removed = deque(queues), list[QueueName]()
+        while left:
+            removed += self._reclaim_batch(left, grace_s)
         return removed
 
-    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[str]:
+    def _reclaim_batch(self, left: deque[QueueName], grace_s: float) -> list[QueueName]:
         with contextlib.ExitStack() as batch:
             held: list[_Held] = []
             gathered = self._clock.monotonic() + GATHER_S
@@ -147,7 +187,7 @@ class Reclaimer:
             removed = [one for one in held if self._tried(one, self._conclude)]
             # Before the locks are free: who declares the queue again writes its record after.
             self._record(removed)
-        return [one.queue.parts[0] for one in removed]
+        return [one.queue for one in removed]
 
     def _take(self, queue: QueueName, batch: contextlib.ExitStack) -> _Held | None:
         """Lock and unbind ``queue`` if it is idle; ``batch`` frees the lock in the end."""
@@ -178,7 +218,8 @@ class Reclaimer:
         # Nobody but its connection may bind an exclusive queue; nothing is published there.
         return BindQueue(str(lock), self._names.exchange(Exchange.TASKS), lock.key)
 
-    def _is_idle(self, queue: QueueName, deadline: float) -> bool:
+    def is_idle(self, queue: QueueName, deadline: float) -> bool:
+        """Whether ``queue`` is empty and without consumers now; raises as `idle`."""
         stats = self._broker.stats(str(queue), deadline)
         return stats is None or not (stats.ready or stats.consumers)
 
@@ -195,7 +236,7 @@ class Reclaimer:
         return True
 
     def _conclude(self, one: _Held) -> bool:
-        if self._is_idle(one.queue, self._deadline()):
+        if self.is_idle(one.queue, self._deadline()):
             late = self._broker.get(str(one.queue), self._deadline())
             if late is None:
                 delete = Plan((one.fence, DeleteQueue(str(one.queue))))
@@ -226,13 +267,18 @@ class Reclaimer:
         else:
             late.reject(requeue=True)
 
-    def _record(self, removed: Sequence[_Held]) -> None:
-        """Write into the settings log that they are gone."""
+    def _record(self, gone: Sequence[_Held]) -> None:
+        """Write into the settings log that these task queues are gone."""
+        removed = [one for one in gone if one.queue.kind not in (Kind.VERSION, Kind.RAMPING)]
         deadline = self._clock.monotonic() + RECORD_S
         ended = _Ended(len(removed))
         for one in removed:
             record = TaskQueueReclaimed(
-                one.queue.parts[0], epoch_ms(self._clock), side=side_of(one.queue)
+                one.queue.parts[-1],
+                epoch_ms(self._clock),
+                side=side_of(one.queue),
+                priority=one.queue.kind in PLAIN,
+                requires=requirements(one.queue),
             )
             self._sender.append(record, deadline, ended.record)
         if removed and not ended.wait(remaining(self._clock, deadline)):

@@ -9,12 +9,17 @@ its reason, in words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tq_broker.common import OnGone, TargetKind, to_ms
+import msgspec
+
+from tq_broker.common import OnGone, Requires, Route, TargetKind, to_ms
+from tq_broker.model.capabilities import Niche, in_words
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments, Line, shown
 from tq_broker.model.detours import Detour
-from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.envelope import AMQP_PRIORITY_DEFAULT
+from tq_broker.model.names import ORDERED, Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
@@ -24,6 +29,7 @@ from tq_broker.model.workflow_tasks import WorkflowTask
 WAIT_STEP_MS = 500
 """Pause between two looks for a target that is gone and waited for."""
 
+ACTIVITY_SIDE = TaskKind.ACTIVITY.value
 _KINDS = {TargetKind.HOST: Kind.HOST, TargetKind.PROCESS: Kind.PROCESS}
 
 
@@ -33,7 +39,7 @@ class Destination:
 
     ``private`` queues exist only while their target lives: it must be asked to serve the queue
     before anything is put there. ``rule`` is the traffic rule that decided, if one did, and
-    ``detour`` what its queue is for.
+    ``detour`` what its queue is for; ``niche`` is who is meant by a private queue of that kind.
     """
 
     queue: QueueName
@@ -41,6 +47,7 @@ class Destination:
     private: bool = False
     rule: TrafficRule | None = None
     detour: Detour | None = None
+    niche: Niche | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,11 @@ def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` at all."""
     if task.activity_type == SESSION_TYPE:
         return False  # nobody else has slots for sessions of its task queue
-    return task.route is None and not (task.rule or task.fell_back or task.pass_mark)
+    return (
+        task.route is None
+        and not (task.rule or task.fell_back or task.pass_mark)
+        and (task.requires is None or task.requires.is_patient)
+    )
 
 
 def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
@@ -76,6 +87,7 @@ def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
         priority=task.priority,
         memo=memo,
         once=task.retry_policy.maximum_attempts == 1,
+        capabilities=() if task.requires is None else task.requires.names,
     )
 
 
@@ -107,18 +119,101 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
         return None
     why = f"traffic rule {rule.id!r} sends it to {rule.target}"
     if rule.fallback:
-        detour = Detour(of.kind, task_queue, rule.to_host, of.task_queue, rule.take_within_ms)
+        detour = Detour(
+            of.kind, task_queue, rule.to_host, of.task_queue, rule.take_within_ms, of.capabilities
+        )
         return Destination(detour.queue(names), why, private=True, rule=rule, detour=detour)
     is_activity = of.kind is TaskKind.ACTIVITY
-    queue = names.activity(task_queue) if is_activity else names.workflow(task_queue)
+    queue = names.shared(task_queue, of.capabilities) if is_activity else names.workflow(task_queue)
     return Destination(queue, why, rule=rule)
 
 
-def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]:
-    """How the router comes to what `by_rule` says, step by step, for people."""
+def explain_version(of: Facts, task_queue: str, deployments: Deployments) -> list[str]:
+    """Which version of the workers of ``task_queue`` takes a task that is not pinned, for people;
+    of an activity of a workflow ``of.id`` has to be that workflow's."""
+    line = deployments.line(of.kind.value, task_queue)
+    if line == Line():
+        return []
+    ramping = ""
+    if line.ramping is not None:
+        ramping = f", and {shown(line.ramping)!r} takes {line.percent:g} % by the hash of the id"
+    target = deployments.target(of.kind.value, task_queue, of.id)
+    return [
+        f"of the versions there {shown(line.plain)!r} is current{ramping}; so it goes to"
+        f" {shown(target)!r}, unless its run is pinned to another"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a task says itself about where it must run, beside its task queue."""
+
+    route: Route | None = None
+    requires: Requires | None = None
+
+
+NOTHING_ASKED = Asked()
+
+
+def explain(
+    names: Names,
+    of: Facts,
+    rules: RuleTable,
+    now_ms: int,
+    asked: Asked = NOTHING_ASKED,
+    deployments: Deployments = NO_DEPLOYMENTS,
+) -> list[str]:
+    """How the router comes to its answer, step by step, for people."""
     steps = [f"the task queue of {of.kind.value} {of.type!r} is {of.task_queue!r}"]
+    task = ActivityTask(
+        activity_id=of.id,
+        activity_type=of.type,
+        task_queue=of.task_queue,
+        body=b"",
+        route=asked.route,
+        requires=asked.requires,
+    )
+    steps += _asked_steps(asked)
+    if of.kind is TaskKind.ACTIVITY and not may_be_moved(task):
+        to = destination(names, task, deployments)
+        gone = _gone_in_words(when_gone(names, task, now_ms)) if to.private else "it waits"
+        return [
+            *steps,
+            "what says so itself no traffic rule moves",
+            f"it goes to queue {to.queue}: {to.why}",
+            f"if nobody is there: {gone}",
+        ]
+    if asked.requires is not None:
+        of = msgspec.structs.replace(of, capabilities=asked.requires.names)
+        steps.append(f"so its own queue is {destination(names, task, deployments).queue}")
     if not rules:
         return [*steps, "no traffic rules are in force; it goes there"]
+    return [*steps, *_rule_steps(names, of, rules, now_ms)]
+
+
+def _asked_steps(asked: Asked) -> list[str]:
+    steps = []
+    if asked.route is not None:
+        route = asked.route
+        steps.append(f"its route says {route.kind.value} {route.target!r}")
+    if asked.requires is not None:
+        needed = in_words(asked.requires.names)
+        steps.append(f"it requires {needed}: only workers that have all of it get it")
+        if asked.requires.is_patient:
+            steps.append("while no living worker has, it waits")
+    return steps
+
+
+def _gone_in_words(answer: Destination | Fail | LookAgain) -> str:
+    if isinstance(answer, Fail):
+        return "it fails at once"
+    if isinstance(answer, LookAgain):
+        return f"it waits, and is looked at again every {answer.delay_ms / 1000:g} s"
+    return f"it falls back to queue {answer.queue}"
+
+
+def _rule_steps(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]:
+    steps: list[str] = []
     verdicts = rules.explain(of, now_ms)
     steps += [f"rule {one.rule.id!r} (order {one.rule.order}): {one.why}" for one in verdicts]
     to = by_rule(names, of, rules, now_ms)
@@ -139,11 +234,44 @@ def explain(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> list[str]
     return steps
 
 
-def destination(names: Names, task: ActivityTask) -> Destination:
+def in_order(
+    names: Names,
+    queue: QueueName,
+    priority: int | None,
+    prioritized: Container[tuple[str, str]],
+    is_ordered: bool | None,
+) -> QueueName | None:
+    """The queue that a task for ``queue`` waits in, so that tasks begin in their order.
+
+    Args:
+        priority: The AMQP priority of its message.
+        prioritized: The sides and task queues that the settings log says have a priority queue.
+        is_ordered: Whether the plain queues of this RabbitMQ order by priority themselves;
+            ``None``: not known. Then the answer may be ``None``.
+    """
+    if queue.kind not in ORDERED:
+        return queue
+    if prioritized and (queue.kind.value, queue.parts[0]) in prioritized:
+        return names.priority(queue)
+    if priority is None or priority == AMQP_PRIORITY_DEFAULT or is_ordered:
+        return queue
+    return None if is_ordered is None else names.priority(queue)
+
+
+def destination(
+    names: Names, task: ActivityTask, deployments: Deployments = NO_DEPLOYMENTS
+) -> Destination:
     """The queue for ``task``, as if everybody lived."""
-    route = task.route
+    route, requires = task.route, task.requires
+    if requires is not None:
+        return _to_capable(names, task, requires, deployments)
     if route is None:
-        return Destination(names.activity(task.task_queue), f"task queue {task.task_queue!r}")
+        return unpinned(names, task, deployments)
+    if route.kind is TargetKind.VERSION:
+        return Destination(
+            names.version(ACTIVITY_SIDE, route.target, task.task_queue),
+            f"version {route.target!r} of task queue {task.task_queue!r}",
+        )
     return Destination(
         names.queue(_KINDS[route.kind], route.target, task.task_queue),
         f"route to {route.kind.value} {route.target!r} of task queue {task.task_queue!r}",
@@ -151,23 +279,92 @@ def destination(names: Names, task: ActivityTask) -> Destination:
     )
 
 
+def _to_capable(
+    names: Names, task: ActivityTask, requires: Requires, deployments: Deployments
+) -> Destination:
+    if task.route is None and requires.is_patient:
+        queue = names.capable(task.task_queue, requires.names)
+        why = f"task queue {task.task_queue!r}, workers with {in_words(requires.names)}"
+        return Destination(queue, why)
+    niche = niche_of(task, deployments)
+    return Destination(niche.queue(names), str(niche), private=True, niche=niche)
+
+
+def niche_of(task: ActivityTask, deployments: Deployments = NO_DEPLOYMENTS) -> Niche:
+    """The workers that may have ``task``, which requires something."""
+    assert task.requires is not None, "a niche is for those who have something"
+    if task.route is None:
+        version = deployments.target(ACTIVITY_SIDE, task.task_queue, ramp_id(task))
+        return Niche(task.task_queue, task.requires.names, version=version)
+    targets = {task.route.kind: task.route.target}
+    return Niche(
+        task.task_queue,
+        task.requires.names,
+        targets.get(TargetKind.HOST, ""),
+        targets.get(TargetKind.PROCESS, ""),
+        targets.get(TargetKind.VERSION),
+    )
+
+
+def ramp_id(task: ActivityTask) -> str:
+    """The id by which a ramp takes ``task``, or not: activities of a run go where the run goes."""
+    return task.activity_id if task.workflow is None else task.workflow.workflow_id
+
+
+def must_be_known(requires: Requires) -> bool:
+    """Whether a task is refused that requires what no worker has ever had: not if it says what is
+    to become of it otherwise."""
+    return requires.is_patient or requires.on_gone is OnGone.FAIL
+
+
+def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Why a task is not accepted that requires what no worker has ever had; "" if it is."""
+    if task.requires is None or not unknown or not must_be_known(task.requires):
+        return ""
+    return (
+        f"no worker of task queue {task.task_queue!r} has ever had {in_words(unknown)};"
+        f" known there: {in_words(known) or 'none'}. Start a worker with"
+        " capabilities={...} that have it, or require what is known, or say what is to happen:"
+        " Requires(..., on_gone=OnGone.FALL_BACK), or OnGone.WAIT with a wait"
+    )
+
+
+def unpinned(names: Names, task: ActivityTask, deployments: Deployments) -> Destination:
+    """The queue for ``task``, which takes whatever version is current, or ramping."""
+    queue = deployments.queue(names, ACTIVITY_SIDE, task.task_queue, ramp_id(task))
+    is_ramped = queue.kind is Kind.RAMPING
+    what = "the ramping version of task queue" if is_ramped else "task queue"
+    return Destination(queue, f"{what} {task.task_queue!r}")
+
+
 def when_gone(names: Names, task: ActivityTask, now_ms: int) -> Destination | Fail | LookAgain:
-    """What becomes of a routed ``task`` whose target is gone at ``now_ms``.
+    """What becomes of ``task`` at ``now_ms``, whose private queue nobody serves: its route says
+    so, or, without one or with one to a version, what it requires.
 
     With `OnGone.WAIT` the time runs from the start of the activity.
     """
-    route = task.route
-    assert route is not None, "only a routed task has a target that can be gone"
-    gone = (
-        f"no living worker serves task queue {task.task_queue!r}"
-        f" on {route.kind.value} {route.target!r}"
-    )
-    if route.on_gone is OnGone.FALL_BACK:
-        queue = names.activity(task.task_queue)
+    route, requires = task.route, task.requires
+    is_pinned = route is not None and route.kind is TargetKind.VERSION
+    said = requires if is_pinned else route or requires
+    assert said is not None, "only a task with a route or requirements has a target"
+    gone = f"no living worker serves task queue {task.task_queue!r}"
+    if route is not None:
+        gone += f" on {route.kind.value} {route.target!r}"
+    if requires is not None:
+        gone += f" with {in_words(requires.names)}"
+    if is_pinned and said.on_gone is OnGone.FALL_BACK:
+        to = destination(names, msgspec.structs.replace(task, requires=None))
+        return Destination(to.queue, f"{gone}; fell back to the version")
+    if said.on_gone is OnGone.FALL_BACK:
+        # Who falls back from a host still needs what it requires.
+        needed = () if route is None or requires is None else requires.names
+        queue = names.shared(task.task_queue, needed)
         return Destination(queue, f"{gone}; fell back to the task queue")
-    if route.on_gone is OnGone.WAIT and route.wait is not None:
-        left_ms = task.scheduled_ms + to_ms(route.wait) - now_ms
+    if said.on_gone is OnGone.WAIT and said.wait is None:
+        return LookAgain(WAIT_STEP_MS, f"{gone}; waits")
+    if said.on_gone is OnGone.WAIT and said.wait is not None:
+        left_ms = task.scheduled_ms + to_ms(said.wait) - now_ms
         if left_ms > 0:
             return LookAgain(min(WAIT_STEP_MS, left_ms), f"{gone}; waits {left_ms} ms more")
-        return Fail(f"{gone}, and did not within {route.wait}")
+        return Fail(f"{gone}, and did not within {said.wait}")
     return Fail(gone)

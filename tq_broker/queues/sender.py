@@ -10,7 +10,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import (
@@ -22,7 +22,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import settings
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Receipt, Verdict
 from tq_broker.queues.confirms import NACKED
@@ -41,6 +41,11 @@ LADDER = "delay ladder"
 Need = QueueName | str
 """Something a publish relies on: a queue, or one of the two words above."""
 
+LISTED = (Kind.ACTIVITY, Kind.WORKFLOW, Kind.CAPABLE)
+"""Queues that any worker of a task queue may serve, or any capable one; the settings log tells of
+them."""
+ORDERED_SINCE = (4, 3)
+"""Since this RabbitMQ quorum queues keep to priorities strictly, whatever their arguments."""
 ANNOUNCE_WITHIN_S = 30.0
 SLOW_THREADS = 4
 
@@ -84,6 +89,8 @@ class Sender:
     def after_fork(self) -> None:
         """Forget threads and locks that the child does not have."""
         self._present: set[Need] = set()
+        self.orders_by_priority: bool | None = None
+        """Whether the plain shared queues do; ``None`` as long as nothing was published."""
         self.ids = IdSource()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -97,9 +104,11 @@ class Sender:
         if need == LADDER:
             return topology.delay_ladder(names)
         assert isinstance(need, QueueName), need
-        if need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+        if need.kind in (*LISTED, Kind.VERSION, Kind.RAMPING):
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
-        if need.kind in (Kind.HOST, Kind.PROCESS):
+        if need.kind in PLAIN or need.kind is Kind.ADMITTED_PRIORITY:
+            return topology.priority_queue(names, need, lock_name(names, need))
+        if need.kind in (Kind.HOST, Kind.PROCESS, Kind.NICHE):
             return topology.private_queue(names, need)
         if need.kind in (Kind.LEASE, Kind.WILL):
             return topology.held_queue(names, need)
@@ -119,13 +128,36 @@ class Sender:
 
     def ensure(self, needs: Sequence[Need], deadline: float) -> None:
         """Declare what is not known to exist; blocks. Raises as `Broker.apply` does."""
+        if self.orders_by_priority is None:
+            is_ordered = self.broker.server_version(deadline) >= ORDERED_SINCE
+            self.orders_by_priority = is_ordered and self.queue_type is QueueType.QUORUM
         for need in (NAMESPACE, *needs):
             if need in self._present:
                 continue
+            if isinstance(need, QueueName) and need.kind in PLAIN:
+                self._prioritize(need, deadline)
+                continue
             self.broker.apply(self.plan(need), deadline)
             self._present.add(need)
-            if isinstance(need, QueueName) and need.kind in (Kind.ACTIVITY, Kind.WORKFLOW):
+            if isinstance(need, QueueName) and need.kind in LISTED:
                 self._announce(need)
+
+    def _prioritize(self, queue: QueueName, deadline: float) -> None:
+        """Declare a priority queue, and wait until the log says that it is to be consumed."""
+        task_queue = queue.parts[0]
+        # It stands for the task queue beside it, and takes what those bring who do not know yet.
+        self.ensure((self.names.queue(PLAIN[queue.kind], task_queue),), deadline)
+        self.broker.apply(self.plan(queue), deadline)
+        now_ms = epoch_ms(self.clock)
+        side = settings.side_of(queue)
+        record = settings.TaskQueuePrioritized(task_queue, now_ms, self._identity, side)
+        kept: Future[TqBrokerError | None] = Future()
+        self.ensure((self.names.queue(Kind.SETTINGS),), deadline)
+        self.append(record, deadline, kept.set_result)
+        error = kept.result()
+        if error is not None:
+            raise error
+        self._present.add(queue)
 
     def declared(self, need: Need) -> None:
         """``need`` was declared by somebody else in this process."""
@@ -138,7 +170,8 @@ class Sender:
     def _announce(self, queue: QueueName) -> None:
         side = settings.side_of(queue)
         at_ms = epoch_ms(self.clock)
-        record = settings.TaskQueueDeclared(queue.parts[0], at_ms, self._identity, side)
+        requires = requirements(queue)
+        record = settings.TaskQueueDeclared(queue.parts[-1], at_ms, self._identity, side, requires)
         self.append(record, self.clock.monotonic() + ANNOUNCE_WITHIN_S, _ignore)
 
     def append(self, record: settings.Record, deadline: float, done: Done) -> None:

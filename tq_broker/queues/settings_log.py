@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tq_broker.clock import Clock, epoch_ms, remaining
 from tq_broker.exceptions import Malformed
+from tq_broker.model.deployments import Deployments
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.parts import ALL, Part, PartTable
@@ -25,6 +26,8 @@ from tq_broker.model.settings import (
     RuleChange,
     Settings,
     TaskQueuePaused,
+    TaskQueuePrioritized,
+    TaskQueueReclaimed,
     TrafficRuleRemoved,
     TrafficRuleSet,
     read_record,
@@ -64,6 +67,8 @@ class SettingsLog:
         self._settings = Settings()
         self.rules: RuleTable = NO_RULES
         """The traffic rules in force; replaced as a whole, so any thread may read it."""
+        self.prioritized: frozenset[tuple[str, str]] = frozenset()
+        """Sides and task queues whose tasks wait in priority queues; replaced as a whole, too."""
         self._subscription: Subscription | None = None
 
     def follow(self) -> Subscription:
@@ -137,6 +142,31 @@ class SettingsLog:
         with self._lock:
             return dict(self._settings.existing(side))
 
+    def capable(self, task_queue: str) -> list[tuple[str, ...]]:
+        """The sets of capabilities for which the task queue has queues of their own."""
+        with self._lock:
+            return sorted(self._settings.capable.get(task_queue, ()))
+
+    def capable_queues(self) -> list[QueueName]:
+        """All such queues of the namespace."""
+        with self._lock:
+            return [
+                self._names.capable(task_queue, one)
+                for task_queue, sets in self._settings.capable.items()
+                for one in sets
+            ]
+
+    def capabilities(self, task_queue: str) -> set[str]:
+        """What the workers of the task queue have, or had once."""
+        with self._lock:
+            return set(self._settings.capabilities.get(task_queue, ()))
+
+    def unknown(self, task_queue: str, capabilities: Iterable[str]) -> list[str]:
+        """Those of ``capabilities`` that no worker of the task queue has ever had."""
+        # One look-up in a dict that only the reading thread changes: atomic without the lock.
+        known = self._settings.capabilities.get(task_queue, ())
+        return [name for name in capabilities if name not in known]
+
     def pause_of(self, queue: QueueName) -> TaskQueuePaused | BackedOff | None:
         """Who stopped the task queue of ``queue``, when and why: an operator's pause, or a back-off
         that is not over; ``None`` if nobody has."""
@@ -169,6 +199,18 @@ class SettingsLog:
         with self._lock:
             held = [one for one in found.values() if one.key and one.task_queue == task_queue]
         return {one.key: one.until_ms for one in held}
+
+    @property
+    def deployments(self) -> Deployments:
+        """Deployment versions; replaced as a whole, so any thread may read it."""
+        return self._settings.deployments
+
+    def wait_until(self, is_so: Callable[[Deployments], bool], deadline: float) -> bool:
+        """Wait until this holds of the deployments; False if the deadline came first."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: is_so(self._settings.deployments), remaining(self._clock, deadline)
+            )
 
     def rule_changes(self) -> list[RuleChange]:
         """Who has set and removed traffic rules, oldest first, as far as it is remembered."""
@@ -233,6 +275,8 @@ class SettingsLog:
                 with self._lock:
                     self._settings.apply(record)
                 rules_changed |= isinstance(record, TrafficRuleSet | TrafficRuleRemoved)
+                if isinstance(record, TaskQueuePrioritized | TaskQueueReclaimed):
+                    self.prioritized = frozenset(self._settings.prioritized)
                 if self._on_record is not None:
                     self._on_record(record)
             delivery.ack()

@@ -6,7 +6,8 @@ Rules of this file:
   and dead-lettering of private queues): what an operator may want to tune belongs in a policy;
 * ``x-queue-type`` is always sent, because a vhost can have another default;
 * names that churn (host, process, lease, reply, claim, lock) are classic: a quorum queue leaves
-  an Erlang atom behind for every name ever used;
+  an Erlang atom behind for every name ever used. Queues of deployment versions are quorum queues
+  all the same: tasks may wait there for as long as in a task queue, and there are few a day;
 * a private queue's ``x-expires`` is at least twice its time-to-live and a minute: a queue that
   expires drops its messages, confirmed or not, so they must have been dead-lettered long before.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tq_broker.model.detours import Detour
+from tq_broker.model.envelope import AMQP_PRIORITY_MAX
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
 
 DELIVERY_LIMIT = 20
@@ -183,6 +185,21 @@ def task_queue(
     return Plan(
         (
             DeclareQueue(str(queue), _shared_arguments(names, queue_type)),
+            *_task_bindings(names, queue),
+        ),
+        lock=str(lock),
+    )
+
+
+def priority_queue(names: Names, queue: QueueName, lock: QueueName) -> Plan:
+    """What takes the place of a shared task queue that does not order its tasks by priority.
+
+    Classic on every version: there the order is exact.
+    """
+    arguments = _shared_arguments(names, QueueType.CLASSIC)
+    return Plan(
+        (
+            DeclareQueue(str(queue), arguments | {"x-max-priority": AMQP_PRIORITY_MAX}),
             *_task_bindings(names, queue),
         ),
         lock=str(lock),

@@ -1,4 +1,4 @@
-"""The traffic rules in force, as one connection knows them.
+"""The traffic rules and deployment versions in force, as one connection knows them.
 
 Workers and history follow the settings log anyway, and share what they read by `Traffic.attach`.
 A client begins to follow it with the first task that it starts: on the connection that it has, in
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from tq_broker.clock import Clock
-from tq_broker.exceptions import TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
+from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.names import Names
 from tq_broker.model.rule_table import NO_RULES, RuleTable
-from tq_broker.queues.broker import Broker
+from tq_broker.queues.broker import Broker, Subscription
 from tq_broker.queues.settings_log import SettingsLog
 
 log = logging.getLogger(__name__)
+
+NONE_PRIORITIZED: frozenset[tuple[str, str]] = frozenset()
 
 
 class Traffic:
@@ -35,6 +39,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._logs: list[SettingsLog] = []
         self._own: SettingsLog | None = None
+        self._subscription: Subscription | None = None
 
     def attach(self, settings: SettingsLog) -> None:
         """Somebody follows the log with ``settings`` from now on, until `detach`."""
@@ -52,6 +57,43 @@ class Traffic:
         logs = self._logs
         return logs[0].rules if logs else NO_RULES
 
+    @property
+    def deployments(self) -> Deployments:
+        """The deployment versions, as far as they were read."""
+        logs = self._logs
+        return logs[0].deployments if logs else NO_DEPLOYMENTS
+
+    @property
+    def prioritized(self) -> frozenset[tuple[str, str]]:
+        """Sides and task queues whose tasks wait in their priority queues, as far as is known."""
+        logs = self._logs
+        return logs[0].prioritized if logs else NONE_PRIORITIZED
+
+    def unknown(self, task_queue: str, capabilities: Sequence[str]) -> list[str]:
+        """Those of ``capabilities`` that no worker of the task queue has ever had, as far as the
+        log was read."""
+        logs = self._logs
+        return logs[0].unknown(task_queue, capabilities) if logs else list(capabilities)
+
+    def capabilities(self, task_queue: str) -> set[str]:
+        """What the workers of the task queue have, or had once, as far as the log was read."""
+        logs = self._logs
+        return logs[0].capabilities(task_queue) if logs else set()
+
+    def catch_up(self, deadline: float) -> None:
+        """Follow the log, and wait until what is in it now has been read; blocks.
+
+        Raises:
+            DeadlineExceeded: it was not read by then.
+            BrokerUnavailable, AccessRefused: nor can it be.
+        """
+        self.follow()
+        log_, subscription = self._logs[0], self._subscription
+        if log_ is self._own and subscription is not None:
+            self._broker.wait_subscribed([subscription], deadline)
+        if not log_.catch_up(deadline):
+            raise DeadlineExceeded("the settings log was not read to its end")
+
     def follow(self) -> None:
         """Follow the log from now on, if nobody does; returns at once."""
         if self._logs:
@@ -63,6 +105,6 @@ class Traffic:
             self._own = SettingsLog(self._broker, self._names, self._clock)
             self._logs = [self._own]
         try:
-            self._own.follow()
+            self._subscription = self._own.follow()
         except TqBrokerError as error:
             log.debug("the settings log is not followed: %s", error)

@@ -55,6 +55,11 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE tq_outbox (ns BIGINT NOT NULL, shard BIGINT NOT NULL, seq BIGINT NOT NULL,"
         " data {bytes} NOT NULL, PRIMARY KEY (ns, shard, seq)) {without_rowid}",
     ),
+    (
+        "ALTER TABLE tq_runs ADD COLUMN deployment_version {text} NOT NULL DEFAULT ''",
+        "CREATE INDEX tq_runs_pinned ON tq_runs (ns, deployment_version)"
+        " WHERE close_ms = 0 AND deployment_version <> ''",
+    ),
 )
 
 VERSION = len(_STEPS)

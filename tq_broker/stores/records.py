@@ -79,6 +79,7 @@ def changes_of_run(run: RunRow) -> Record:
         run.history_bytes,
         _encoder.encode(details),
         run.state,
+        run.deployment_version,
     )
 
 
@@ -100,6 +101,7 @@ def run_of(record: Any) -> RunRow:
         close_ms=record.close_ms,
         history_length=record.history_length,
         history_bytes=record.history_bytes,
+        deployment_version=record.deployment_version,
         **msgspec.structs.asdict(details),
     )
 

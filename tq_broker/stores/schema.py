@@ -82,6 +82,7 @@ runs = Table(
     _value("history_bytes"),
     _value("details", _BYTES),
     _value("state", _BYTES),
+    _value("deployment_version", _TEXT),
 )
 """``details`` is MessagePack of what is only shown. What changes begins with ``version``."""
 

@@ -67,6 +67,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
         is_current: Of all runs with its workflow id at most one is; it is the last started.
         next_ms: When its state machine wants to be woken; ``None`` for not at all.
         state: The state machine; closed runs keep what is asked of them later.
+        deployment_version: The one that it is pinned to; "" if to none.
     """
 
     run_id: str
@@ -89,6 +90,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     memo: dict[str, Payload] = {}
     cron_schedule: str = ""
     static_summary: str = ""
+    deployment_version: str = ""
 
 
 class EventRow(msgspec.Struct, frozen=True):

@@ -3,8 +3,9 @@
 Rules of this file:
 
 * pure: ``now`` (seconds, on whatever clock) comes in as a value;
-* tasks of one type and key stand in one *line*, in order of arrival. A line waits at one bucket at
-  a time, the first that has no room for it; lines at one bucket take turns;
+* tasks of one type, key and priority stand in one *line*, in order of arrival. A line waits at one
+  bucket at a time, the first that has no room for it; of the lines at one bucket those of the best
+  priority go first, and take turns;
 * whoever is let in takes from all its buckets at once, or from none;
 * a bucket that says no more than a new one would is forgotten, so memory does not grow with the
   keys seen: a new bucket is one that nothing was taken from since the room was opened, or since
@@ -28,12 +29,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Line(Generic[T]):
-    """Tasks of one type and key."""
+    """Tasks of one type, key and priority."""
 
-    type: str
-    key: str
+    name: tuple[str, str, int]
     parts: tuple[Part, ...]
     waiting: deque[T] = field(default_factory=deque)
+
+
+_Turns = list[tuple[int, int, _Line[T]]]
+"""A heap: lines by their priority, and then by who waits longest for a turn."""
 
 
 @dataclass(slots=True)
@@ -63,10 +67,10 @@ class Anteroom(Generic[T]):
         self._table = table
         self._since = since
         self._holds: Mapping[str, float] = {}
-        self._lines: dict[tuple[str, str], _Line[T]] = {}
-        self._ready: deque[_Line[T]] = deque()
+        self._lines: dict[tuple[str, str, int], _Line[T]] = {}
+        self._ready: _Turns[T] = []
         self._buckets: dict[Part, Bucket] = {}
-        self._at: dict[Part, deque[_Line[T]]] = {}
+        self._at: dict[Part, _Turns[T]] = {}
         """The lines that wait at a bucket."""
         self._alarms: list[tuple[float, int, Part]] = []
         self._alarm_at: dict[Part, float] = {}
@@ -90,13 +94,13 @@ class Anteroom(Generic[T]):
 
     # --- what happens ---------------------------------------------------------------------------
 
-    def arrive(self, item: T, activity_type: str, key: str) -> None:
-        """A task comes; ``key`` may be empty."""
-        line = self._lines.get((activity_type, key))
+    def arrive(self, item: T, activity_type: str, key: str, priority: int = 0) -> None:
+        """A task comes; ``key`` may be empty. The least ``priority`` is the best."""
+        name = activity_type, key, priority
+        line = self._lines.get(name)
         if line is None:
-            parts = self._table.parts(activity_type, key)
-            line = self._lines[activity_type, key] = _Line(activity_type, key, parts)
-            self._ready.append(line)
+            line = self._lines[name] = _Line(name, self._table.parts(activity_type, key))
+            self._queue_up(self._ready, line)
         line.waiting.append(item)
         self._count += 1
 
@@ -109,7 +113,7 @@ class Anteroom(Generic[T]):
                 self._look(part, now)
         admitted = []
         while self._ready:
-            line = self._ready.popleft()
+            _, _, line = heapq.heappop(self._ready)
             admission = self._try(line, now)
             if admission is not None:
                 admitted.append(admission)
@@ -172,7 +176,9 @@ class Anteroom(Generic[T]):
         self._at.clear()
         self._alarms.clear()
         self._alarm_at.clear()
-        self._ready = deque(self._lines.values())
+        self._ready.clear()
+        for line in self._lines.values():
+            self._queue_up(self._ready, line)
 
     # --- what is done ---------------------------------------------------------------------------
 
@@ -207,6 +213,9 @@ class Anteroom(Generic[T]):
 
     # --------------------------------------------------------------------------------------------
 
+    def _queue_up(self, turns: _Turns[T], line: _Line[T]) -> None:
+        heapq.heappush(turns, (line.name[-1], next(self._order), line))
+
     def _held_until(self, part: Part) -> float:
         if part.kind is not PartKind.KEY:
             return float("-inf")
@@ -226,7 +235,7 @@ class Anteroom(Generic[T]):
         )
         admission = None
         if full is not None:
-            self._at.setdefault(full, deque()).append(line)
+            self._queue_up(self._at.setdefault(full, []), line)
             self._set_alarm(full, now)
         else:
             for bucket in buckets:
@@ -234,9 +243,9 @@ class Anteroom(Generic[T]):
             admission = Admission(line.waiting.popleft(), line.parts)
             self._count -= 1
             if line.waiting:
-                self._ready.append(line)
+                self._queue_up(self._ready, line)
             else:
-                del self._lines[line.type, line.key]
+                del self._lines[line.name]
         # What this line leaves is for the next one.
         self._look_at(line.parts, now)
         return admission
@@ -252,7 +261,7 @@ class Anteroom(Generic[T]):
         if lines is None:
             return
         if self._bucket(part, now).has_room(now):
-            self._ready.append(lines.popleft())
+            heapq.heappush(self._ready, heapq.heappop(lines))
             if not lines:
                 del self._at[part]
         else:

@@ -41,7 +41,8 @@ class Colleagues:
         other = who.info
         if other.worker_id == me.worker_id or not set(other.task_queues) & set(me.task_queues):
             return
-        self._compare(me, other)
+        if other.deployment_version == me.deployment_version:  # versions differ on purpose
+            self._compare(me, other)
         if isinstance(who, control.Hello):
             deadline = self._clock.monotonic() + ANSWER_WITHIN_S
             self._send(control.worker_key(other.worker_id), control.Present(me), deadline)

@@ -60,4 +60,5 @@ def _continue(following: Continuation, conversion: Conversion) -> ContinueAsNew:
         backoff_ms=to_ms(following.backoff) if following.backoff else 0,
         retry_policy=None if policy is None else wire_retry_policy(policy),
         memo=None if memo is None else {key: conversion.dump(memo[key]) for key in memo},
+        initial_versioning_behavior=int(following.initial_versioning_behavior),
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.limits import UNLIMITED, Limits, Side
-from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.names import PLAIN, Kind, QueueName
 from tq_broker.model.permits import Flavor, place_of
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
@@ -40,7 +40,7 @@ class Scope:
     """The one side of a worker that these limits are for.
 
     Attributes:
-        queue_of: The shared queue of a task queue.
+        queue_of: The shared queue in which the tasks of a task queue wait now.
         limits_of: What the settings log says of a task queue.
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
@@ -48,6 +48,7 @@ class Scope:
         is_ushered: Whether an usher keeps the limits of a task queue, because parts of it have
             some of their own.
         make_usher: Makes the one of a task queue, which calls what is given when it has to do.
+        takes: Whether a queue is for workers of this one's deployment version now.
     """
 
     side: Side
@@ -58,6 +59,7 @@ class Scope:
     cover: Callable[[str, Callable[[], Passage]], None]
     is_ushered: Callable[[str], bool] = lambda task_queue: False
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
+    takes: Callable[[QueueName], bool] = lambda queue: True
 
 
 class Gates:
@@ -131,9 +133,13 @@ class Gates:
     def _tick(self, task_queues: Sequence[str]) -> None:
         for task_queue in task_queues:
             queue = self._scope.queue_of(task_queue)
+            twin = self._sender.names.twin(queue)
+            if twin in self._turnstiles:
+                self._leave(twin)  # its tasks wait elsewhere now
             if self._scope.is_ushered(task_queue):
-                self._put_in_force(queue, UNLIMITED)
-                self._put_in_force(self._open_usher(task_queue), UNLIMITED)
+                self._open_usher(task_queue)
+                for one in (queue, *self._admitted(queue)):
+                    self._put_in_force(one, UNLIMITED)
             else:
                 self._put_in_force(queue, self._scope.limits_of(task_queue))
         with self._lock:
@@ -152,9 +158,19 @@ class Gates:
         else:
             self._change(turnstile, limits)
 
-    def _open_usher(self, task_queue: str) -> QueueName:
-        """Stand for the usher's election, and serve whom it lets in: the queue of these."""
-        queue = self._sender.names.queue(Kind.ADMITTED, task_queue)
+    def _admitted(self, queue: QueueName) -> list[QueueName]:
+        """Serve whom the usher lets in; ``queue`` is where tasks wait before. Gives the queues."""
+        names, task_queue = self._sender.names, queue.parts[-1]
+        queues = [names.queue(Kind.ADMITTED, task_queue)]
+        if queue.kind in PLAIN:
+            queues.append(names.queue(Kind.ADMITTED_PRIORITY, task_queue))
+        for one in queues:
+            if not self._poller.serves(one):
+                self._poller.serve(one)
+        return queues
+
+    def _open_usher(self, task_queue: str) -> None:
+        """Stand for the usher's election."""
         make = self._scope.make_usher
         if task_queue not in self._ushers and make is not None:
             usher = make(task_queue, self._ushers_turn.wake)
@@ -162,15 +178,16 @@ class Gates:
             with self._lock:
                 self._ushers[task_queue] = usher
             self._ushers_turn.start()
-            self._poller.serve(queue)
-        return queue
 
     def _change(self, turnstile: Turnstile, limits: Limits) -> None:
-        paused = bool(self._scope.is_paused(turnstile.queue))
+        scope = self._scope
+        paused = bool(scope.is_paused(turnstile.queue))
+        elsewhere = not scope.takes(turnstile.queue)
         if turnstile.limits != limits:
             self._run_banks(turnstile.task_queue, limits)
-        if turnstile.limits != limits or turnstile.is_paused != paused:
-            turnstile.limit(limits, paused=paused)
+        now = turnstile.limits, turnstile.is_paused, turnstile.is_elsewhere
+        if now != (limits, paused, elsewhere):
+            turnstile.limit(limits, paused=paused, elsewhere=elsewhere)
 
     def _enter(self, queue: QueueName, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
@@ -187,7 +204,8 @@ class Gates:
             on_deliveries=self._on_deliveries,
             wake=self._gates_turn.wake,
         )
-        turnstile.limit(limits, paused=bool(scope.is_paused(queue)))
+        paused = bool(scope.is_paused(queue))
+        turnstile.limit(limits, paused=paused, elsewhere=not scope.takes(queue))
         self._poller.hand_over(queue, turnstile)
         if limits.concurrency is not None:
             scope.cover(task_queue, turnstile.cover)

@@ -23,8 +23,9 @@ from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import Kind, Names
+from tq_broker.model.names import SHARED, Kind, Names, QueueName
 from tq_broker.model.requests import shard_of
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask, Status
 from tq_broker.model.workflow_tasks import ClaimStart, RunKey, StartGranted
 from tq_broker.queues import routing, topology
@@ -72,6 +73,8 @@ class Handler:
     inquiries: Inquiries
     settings: SettingsLog
     executors: Mapping[str, Executor]
+    home_of: Callable[[QueueName, str], QueueName | None] = staticmethod(lambda queue, id: None)
+    """Where a task of a queue is to go instead, by the id that ramps go by."""
 
     def __init__(
         self,
@@ -271,7 +274,7 @@ class Handler:
                 answerable=self._is_answerable(task),
                 closing=self._closing,
                 free_slots=self._slots_for(task),
-                moved=self._is_moved(task, now_ms),
+                moved=self._is_moved(early, now_ms),
                 apart=self._is_apart(early),
             ),
         )
@@ -284,10 +287,11 @@ class Handler:
     def _is_apart(self, early: _Early) -> bool:
         """Whether a limit of its type or key holds it back, or one that is kept together with such.
 
-        What a detour brings has none: it is another task queue's."""
+        What a detour brings has none: it is another task queue's. Sessions have their slots, and no
+        usher."""
         task, task_queue = early.task, early.window.task_queue
         table = self.settings.part_table(task_queue)
-        if table is None or task.pass_mark:
+        if table is None or task.pass_mark or task.activity_type == SESSION_TYPE:
             return False
         key = task.rate_limit_key
         return table.is_limited(task.activity_type, key) or (
@@ -302,8 +306,12 @@ class Handler:
             return msgspec.structs.replace(task, rule="", fell_back=task.rule)
         return task
 
-    def _is_moved(self, task: ActivityTask, now_ms: int) -> bool:
-        """Whether a traffic rule wants ``task`` elsewhere. History knows the rules itself."""
+    def _is_moved(self, early: _Early, now_ms: int) -> bool:
+        """Whether another version or a rule's target is to have the task. History knows the rules
+        itself."""
+        task, queue = early.task, early.window.queue
+        if task.route is None and self.home_of(queue, routing.ramp_id(task)) is not None:
+            return True
         rules = self.settings.rules
         if not rules or task.workflow is not None or not routing.may_be_moved(task):
             return False
@@ -346,7 +354,7 @@ class Handler:
             task.task_queue,
             Side.ACTIVITY,
             since_ms=task.attempt_scheduled_ms or task.scheduled_ms,
-            shared=early.window.queue.kind is Kind.ACTIVITY,
+            shared=early.window.queue.kind in SHARED,
             priority=task.priority,
         )
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked

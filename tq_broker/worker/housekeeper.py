@@ -1,4 +1,5 @@
-"""Removing task queues that nobody has used for long: one worker of a namespace does it for all.
+"""Removing task queues that nobody has used for long, and a look for tasks that wait for a
+deployment version without workers: one worker of a namespace does it for all.
 
 The workers elect the one by a lock on the broker, which is free again when its holder is gone.
 """
@@ -10,8 +11,8 @@ import threading
 from collections.abc import Iterable
 
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
-from tq_broker.model.names import Kind
-from tq_broker.model.settings import SIDES
+from tq_broker.model.names import Kind, requirements
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
@@ -23,8 +24,8 @@ ELECT_WITHIN_S = 1.0
 LOOK_WITHIN_S = 60.0
 
 
-TaskQueue = tuple[str, str]
-"""A side, and the name of a task queue."""
+TaskQueue = tuple[str, ...]
+"""A side, the name of a task queue, and the capabilities that its tasks require, if any."""
 
 
 class Idleness:
@@ -48,6 +49,7 @@ class Housekeeper:
         self._clock = connection.clock
         self._settings = settings
         self._after_s = after_s
+        self._names = connection.names
         self._lock_name = str(connection.names.queue(Kind.LOCK, "housekeeping"))
         self._reclaimer = connection.reclaimer
         self._stop = threading.Event()
@@ -76,6 +78,7 @@ class Housekeeper:
         idleness = Idleness(self._after_s)
         while True:
             self.look(idleness)
+            self.warn()
             if self._stop.wait(self._after_s / ROUNDS):
                 return
 
@@ -85,20 +88,51 @@ class Housekeeper:
         What is paused has no consumers although somebody serves it, so it stays.
         """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
-        paused = self._settings.pauses()
-        idle = [
+        paused, prioritized = self._settings.pauses(), self._settings.prioritized
+        idle: list[TaskQueue] = [
             (side, name)
             for side in SIDES
-            for name in self._reclaimer.idle(self._settings.task_queues(side), deadline, side=side)
+            for name in self._reclaimer.idle(
+                self._settings.task_queues(side), deadline, side=side, prioritized=prioritized
+            )
             if (side, name) not in paused
         ]
+        capable = {
+            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue)): queue
+            for queue in self._settings.capable_queues()
+            if self._settings.pause_of(queue) is None
+        }
+        idle += [key for key, queue in capable.items() if self._reclaimer.is_idle(queue, deadline)]
         due = idleness.observe(idle, self._clock.monotonic())
-        removed = [
+        removed: list[TaskQueue] = [
             (side, name)
             for side in SIDES
-            if (names := [name for of, name in due if of == side])
-            for name in self._reclaimer.reclaim(names, side=side)
+            if (names := [name for of, name, *needs in due if of == side and not needs])
+            for name in self._reclaimer.reclaim(names, side=side, prioritized=prioritized)
+        ]
+        queues = [capable[key] for key in due if key in capable]
+        removed += [
+            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue))
+            for queue in (self._reclaimer.reclaim_queues(queues) if queues else ())
         ]
         if due:
             log.info("removed %d idle task queues", len(removed))
         return removed
+
+    def warn(self) -> None:
+        """Log where tasks wait for a version, and nobody consumes them."""
+        deadline = self._clock.monotonic() + LOOK_WITHIN_S
+        prioritized = self._settings.prioritized
+        for version, queue in self._settings.deployments.queues(self._names):
+            if (queue.kind.value, queue.parts[0]) in prioritized:
+                queue = self._names.priority(queue)
+            stats = self._broker.stats(str(queue), deadline)
+            if stats is None or not stats.ready or stats.consumers:
+                continue
+            if self._settings.pause_of(queue) is None:
+                log.warning(
+                    "%d tasks wait in %s for version %s, and no worker consumes it now",
+                    stats.ready,
+                    queue,
+                    version,
+                )

@@ -85,7 +85,7 @@ class Situation:
     closing: bool
     free_slots: int
     moved: bool = False
-    """A traffic rule sends the task elsewhere."""
+    """Another version is to have the task, or the target of a traffic rule."""
     apart: bool = False
     """It needs a pass, and has none."""
 

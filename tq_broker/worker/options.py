@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from tq_broker import chain
-from tq_broker.common import check_duration
+from tq_broker.common import VersioningBehavior, WorkerDeploymentVersion, check_duration
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.capabilities import check_capabilities
+from tq_broker.model.deployments import NO_VERSION, check_version
 from tq_broker.model.limits import check_rate
 from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 from tq_broker.worker.interceptors import Interceptor
@@ -71,10 +73,18 @@ class WorkerOptions:
             RabbitMQ's acknowledgement timeout (30 minutes by default) never ends the channel.
         reclaim_after: Task queues that were empty and unserved for so long are removed;
             ``None`` leaves that to ``tq-broker task-queue reclaim``.
+        capabilities: What this worker has: it also gets tasks that require some of these, and they
+            only go to such workers. At most 64 names.
         host: The name that `Route.host` knows this machine by.
         worker_id: The name that `Route.process` knows this worker by; made up if ``None``.
         identity: How the worker signs; ``pid@host`` if ``None``.
         on_fatal_error: Called when the worker cannot go on.
+        deployment: What its code is a version of, such as ``shop``; with ``build_id``. It then
+            takes the tasks that are pinned to its version, and others only while that is current
+            or ramping (``tq-broker deployment``).
+        build_id: Names the version: a number, a commit.
+        default_versioning_behavior: That of workflows whose decorator says none; with a
+            deployment each must have one.
     """
 
     interceptors: Sequence[Interceptor] = ()
@@ -100,10 +110,14 @@ class WorkerOptions:
     default_heartbeat_throttle_interval: timedelta = timedelta(seconds=30)
     lease_after: timedelta = timedelta(minutes=10)
     reclaim_after: timedelta | None = timedelta(minutes=10)
+    capabilities: Collection[str] = ()
     host: str = field(default_factory=socket.gethostname)
     worker_id: str | None = None
     identity: str | None = None
     on_fatal_error: Callable[[BaseException], None] | None = None
+    deployment: str | None = None
+    build_id: str | None = None
+    default_versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED
 
     def __post_init__(self) -> None:
         self._check_slots()
@@ -141,10 +155,24 @@ class WorkerOptions:
         if self.activity_executor is not None and not isinstance(self.activity_executor, Executor):
             raise InvalidArgument("activity_executor must be a concurrent.futures.Executor")
         check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
+        check_capabilities("capabilities", self.capabilities)
         if self.worker_id is not None:
             check_text("worker_id", self.worker_id, bytes_max=TARGET_BYTES_MAX)
         if self.identity is not None:
             check_text("identity", self.identity)
+        if (self.deployment is None) != (self.build_id is None):
+            raise InvalidArgument("deployment and build_id must be given together")
+        if not isinstance(self.default_versioning_behavior, VersioningBehavior):
+            raise InvalidArgument("default_versioning_behavior must be a VersioningBehavior")
+        if self.version:
+            check_version(self.version)
+
+    @property
+    def version(self) -> str:
+        """``<deployment>.<build id>``; "" without a deployment."""
+        if self.deployment is None or self.build_id is None:
+            return NO_VERSION
+        return WorkerDeploymentVersion(self.deployment, self.build_id).to_canonical_string()
 
     def _check_slots(self) -> None:
         for name in _SLOTS:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.names import ADMITTED, SHARED, Kind, QueueName
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import Plan
@@ -79,7 +79,7 @@ class Consumer:
 
     @property
     def waits(self) -> bool:
-        return self.queue.kind not in (Kind.ACTIVITY, Kind.WORKFLOW, Kind.ADMITTED)
+        return self.queue.kind not in SHARED
 
     def admit(self, resume: Callable[[Passage], None] | None = None) -> Passage | None:
         gates = self._poller.gates
@@ -102,12 +102,15 @@ class Poller:
         slots: int,
         on_deliveries: OnDeliveries,
         is_paused: Callable[[QueueName], object] = lambda queue: None,
+        is_superseded: Callable[[QueueName], bool] = lambda queue: False,
     ) -> None:
-        """``is_paused`` is asked at each `adjust`: nothing is consumed of what is."""
+        """``is_paused`` and ``is_superseded`` are asked at each `adjust`: nothing is consumed of
+        what is; a pause also counts for the queues that `serve` was told belong to it."""
         self._broker = broker
         self._sender = sender
         self._on_deliveries = on_deliveries
         self._is_paused = is_paused
+        self._is_superseded = is_superseded
         self._lock = threading.Lock()
         self._windows = Windows(slots)
         self._queues: dict[str, QueueName] = {}
@@ -142,7 +145,7 @@ class Poller:
     def hand_over(self, queue: QueueName, gate: Gate) -> None:
         """Consume the shared queue ``queue`` no more: ``gate`` takes its tasks from now on."""
         with self._lock:
-            if queue.kind is not Kind.ADMITTED:
+            if queue.kind not in ADMITTED:
                 self.gates[queue.parts[-1]] = gate
             for change in self._windows.bar(str(queue)):
                 self._end_soon(self._close(change))
@@ -150,7 +153,7 @@ class Poller:
     def take_back(self, queue: QueueName) -> None:
         """``queue`` has no limit any more."""
         with self._lock:
-            if queue.kind is not Kind.ADMITTED:
+            if queue.kind not in ADMITTED:
                 self.gates.pop(queue.parts[-1], None)
             self._windows.unbar(str(queue))
 
@@ -179,7 +182,8 @@ class Poller:
                 self._close(change)
 
     def _pause(self, name: str, queue: QueueName) -> Sequence[Close]:
-        return self._windows.pause(name, bool(self._is_paused(self._pausing.get(name, queue))))
+        is_paused = self._is_paused(self._pausing.get(name, queue))
+        return self._windows.pause(name, bool(is_paused) or self._is_superseded(queue))
 
     def _open(self, queue: str, prefetch: int) -> None:
         consumer = Consumer(self._queues[queue], self)

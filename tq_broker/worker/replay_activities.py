@@ -17,7 +17,8 @@ from tq_broker.model import events
 from tq_broker.model.affinity import affinity_of, dump_affinity
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
 from tq_broker.model.failure import retry_state
-from tq_broker.model.tasks import dump_route, task_fields, wire_retry_policy
+from tq_broker.model.precedence import settle
+from tq_broker.model.tasks import dump_requires, dump_route, task_fields, wire_retry_policy
 from tq_broker.worker.ledger import Entry
 from tq_broker.worker.loop import WorkflowLoop
 from tq_broker.worker.situation import Situation
@@ -71,20 +72,21 @@ class ReplayActivities:
     def _command(self, call: ActivityCall, activity_id: str) -> ScheduleActivity:
         run, options = self._situation.started, call.options
         fields = task_fields(options)
-        policy, route = options.retry_policy, options.route
+        policy, route, requires = options.retry_policy, options.route, fields["requires"]
         affinity = affinity_of(options)
         return ScheduleActivity(
             activity_id=activity_id,
             activity_type=call.activity_type,
-            task_queue=options.task_queue or run.task_queue,
+            task_queue=settle("task_queue", options.task_queue, None, run.task_queue),
             input=self._situation.conversion.activity_input(call.args),
             schedule_to_close_ms=fields["schedule_to_close_ms"],
             schedule_to_start_ms=fields["schedule_to_start_ms"],
             start_to_close_ms=fields["start_to_close_ms"],
             heartbeat_ms=fields["heartbeat_ms"],
             retry_policy=None if policy is None else wire_retry_policy(policy),
-            priority=run.priority if options.priority is None else options.priority,
+            priority=settle("priority", options.priority, None, run.priority),
             route=None if route is None else dump_route(route),
+            requires=None if requires is None else dump_requires(requires),
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
             rate_limit_key=fields["rate_limit_key"],

@@ -20,6 +20,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import events, payload
 from tq_broker.model.commands import RequestCancelExternalWorkflow, StartChildWorkflow
 from tq_broker.model.failure import retry_state
+from tq_broker.model.precedence import settle
 from tq_broker.model.tasks import wire_retry_policy
 from tq_broker.worker.ledger import Entry
 from tq_broker.worker.loop import WorkflowLoop
@@ -97,7 +98,9 @@ class ReplayChildren:
         return StartChildWorkflow(
             workflow_id=call.id,
             workflow_type=call.workflow_type,
-            task_queue=call.task_queue or run.task_queue,
+            task_queue=settle(
+                "task_queue", call.task_queue, call.defaults.get("task_queue"), run.task_queue
+            ),
             input=payload.dump_args(call.args, conversion.converter),
             execution_timeout_ms=to_ms(call.execution_timeout) if call.execution_timeout else 0,
             run_timeout_ms=to_ms(call.run_timeout) if call.run_timeout else 0,
@@ -108,7 +111,7 @@ class ReplayChildren:
             cron_schedule=call.cron_schedule,
             memo={key: conversion.dump(value) for key, value in call.memo.items()},
             headers=inherited_headers(run.headers, call.headers),
-            priority=run.priority if call.priority is None else call.priority,
+            priority=settle("priority", call.priority, call.defaults.get("priority"), run.priority),
             static_summary=call.static_summary,
             static_details=call.static_details,
         )

@@ -18,13 +18,12 @@ from tq_broker.exceptions import (
     Malformed,
     PayloadTooLarge,
     RetryState,
-    TargetGone,
     TqBrokerError,
 )
 from tq_broker.model import envelope, failure
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName
+from tq_broker.model.names import ADMITTED, Exchange, Kind, Names, QueueName
 from tq_broker.model.passes import What
 from tq_broker.model.requests import SHARDS
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
@@ -133,7 +132,7 @@ class Reporter:
             )
 
         def refused(error: TqBrokerError) -> None:
-            kind = "TargetGone" if isinstance(error, TargetGone) else type(error).__name__
+            kind = type(error).__name__
             outcome = self._outcome(
                 task,
                 Status.FAILED,
@@ -273,8 +272,8 @@ class Reporter:
     def give_back(self, message: Message, queue: QueueName, done: Then) -> None:
         """Put ``message`` on ``queue`` again as a fresh copy, which no attempt is used up by."""
         fresh = envelope.without_pass(envelope.forwarded(message))
-        if queue.kind is Kind.ADMITTED:
-            queue = self._names.activity(queue.parts[0])
+        if queue.kind in ADMITTED:
+            queue = self._names.plain(queue)
         publication = Publication(self._names.exchange(Exchange.TASKS), queue.key, fresh)
         self._insistence.insist(
             lambda ended: self._send(publication, (queue,), ended),
@@ -289,7 +288,11 @@ class Reporter:
         if not home:
             raise Malformed(f"header {envelope.RULE} is missing")
         is_workflow = message.kind == WORKFLOW_TASK
-        queue = self._names.workflow(home) if is_workflow else self._names.activity(home)
+        queue = (
+            self._names.workflow(home)
+            if is_workflow
+            else self._names.shared(home, envelope.required(message))
+        )
         rule_id = str(message.headers[envelope.RULE])
         self.give_back(envelope.brought_back(message, rule_id), queue, done)
 

@@ -40,7 +40,7 @@ from tq_broker.worker.reporter import Reporter
 log = logging.getLogger(__name__)
 
 PREFETCH = 50
-PRIVATE = (Kind.HOST, Kind.PROCESS)
+PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.NICHE)
 INHERITED = (*PRIVATE, Kind.DETOUR, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
@@ -67,7 +67,8 @@ def fate(kind: Kind, task: ActivityTask) -> Fate:
     """
     if kind is Kind.LEASE:
         return Fate.LOST
-    if kind in PRIVATE and task.retry_policy.maximum_attempts == 1 and task.route is not None:
+    is_meant = task.route is not None or task.requires is not None
+    if kind in PRIVATE and task.retry_policy.maximum_attempts == 1 and is_meant:
         return Fate.LOST
     return Fate.DISPATCH
 
@@ -132,7 +133,10 @@ class Rerouter:
         if not task_queue:
             raise Malformed(f"strayed from {key!r:.80}, which is no task queue")
         task = envelope.read_task(delivery.message, task_queue)
-        self._settle(delivery.message, task, fate(queue.kind, task), delivery.ack)
+        # What a timer has released nobody can have begun.
+        is_due = delivery.routing_key != key
+        what = Fate.DISPATCH if is_due else fate(queue.kind, task)
+        self._settle(delivery.message, task, what, delivery.ack)
 
     def _settle(self, message: Message, task: ActivityTask, what: Fate, done: Then) -> None:
         now_ms = epoch_ms(self._place.clock)
@@ -154,11 +158,12 @@ class Rerouter:
         if queue.namespace != self._names.namespace or queue.kind not in INHERITED:
             raise Malformed(f"a will about {str(queue)!r:.80}, which is no private queue")
         empty = self._settle_sticky if queue.kind is Kind.STICKY else self._empty
-        # Nobody but its publishers can ask for a detour to be served: what is left goes home.
-        is_detour = queue.kind is Kind.DETOUR
-        request = control.Probe() if found or is_detour else control.Serve(str(queue))
+        # Nobody but its publishers can ask for a detour or a niche to be served: what is left is
+        # brought home, or routed anew.
+        is_digest = queue.kind in (Kind.DETOUR, Kind.NICHE)
+        request = control.Probe() if found or is_digest else control.Serve(str(queue))
         message = control.message(request, self._sender.ids.next())
-        key = control.ready_key(queue.key) if is_detour else queue.key
+        key = control.ready_key(queue.key) if is_digest else queue.key
         publication = Publication(self._names.exchange(Exchange.CONTROL), key, message)
 
         def asked(error: TqBrokerError | None) -> None:

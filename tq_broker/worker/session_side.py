@@ -16,10 +16,12 @@ from tq_broker import activity
 from tq_broker.exceptions import Bug
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.sessions import SESSION_TYPE, session_task_queue
+from tq_broker.model.settings import ACTIVITY_SIDE
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker import watch
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.inquiries import Inquiries
@@ -31,6 +33,7 @@ from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.session_slots import SessionSlots
 from tq_broker.worker.slots import FixedSlots
+from tq_broker.worker.sorter import Sorter
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 
@@ -60,6 +63,7 @@ class SessionSide:
         reporter: Reporter,
         inquiries: Inquiries,
         settings: SettingsLog,
+        allegiance: Allegiance,
     ) -> None:
         broker, sender, names = connection.broker, connection.sender, connection.names
         slots = FixedSlots(options.max_concurrent_sessions)
@@ -70,7 +74,7 @@ class SessionSide:
             for queue in (names.queue(Kind.PROCESS, place.worker_id, name),)
         }
         self._clock = connection.clock
-        self._shared = [names.activity(name) for name in self.task_queues]
+        self._allegiance = allegiance
         self._table = Table()
         registry = Registry([_session], connection.converter.payload_converter)
         self._handler = handler = Handler(registry, self._table, reporter, sender, place, slots)
@@ -90,9 +94,16 @@ class SessionSide:
         handler.notices = Notices(reporter, place, throttle)
         handler.inquiries = inquiries
         handler.settings = settings
+        handler.home_of = allegiance.home_of
         handler.executors = {"async": SessionSlots(handler, self._keeper)}
+        self._sorter = Sorter(sender, reporter, settings, names.activity, handler.on_deliveries)
         self._poller = Poller(
-            broker, sender, slots.capacity, handler.on_deliveries, settings.pause_of
+            broker,
+            sender,
+            slots.capacity,
+            self._sorter.on_deliveries,
+            allegiance.is_closed,
+            self._sorter.is_superseded,
         )
 
     @property
@@ -102,10 +113,13 @@ class SessionSide:
 
     def start(self) -> Sequence[Subscription]:
         """Begin to take sessions; returns at once, with what is being subscribed to."""
-        for queue in self._shared:
-            self._poller.serve(queue)
+        self._stand()
         self._poller.adjust(0)
         return self._poller.subscriptions()
+
+    def _stand(self) -> None:
+        self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
+        self._sorter.tick(self.task_queues, self._poller)
 
     def serve(self, queue: str) -> None:
         """Take what comes to ``queue`` as well, which is one of `private`."""
@@ -127,12 +141,14 @@ class SessionSide:
             self._handler.time_out(attempt, timeout)
         self._handler.give_back_waiting()
         self._keeper.tick(attempts, now)
+        self._stand()
         self._poller.adjust(self._table.occupied())
 
     def close_intake(self, deadline: float) -> None:
         """Take no more sessions; blocks."""
         try:
             self._poller.stop(deadline)
+            self._sorter.close_intake(deadline)
         finally:
             self._handler.close_intake()
 
@@ -142,8 +158,8 @@ class SessionSide:
 
     @property
     def unreported(self) -> int:
-        """Ends and leases that the broker has not confirmed yet."""
-        return self._handler.unreported + self._keeper.under_way
+        """Ends, leases and moves that the broker has not confirmed yet."""
+        return self._handler.unreported + self._keeper.under_way + self._sorter.under_way
 
     def close(self) -> None:
         """Hold nothing any more."""

@@ -144,6 +144,10 @@ class Turnstile:
         self._lock = threading.Lock()
         self.limits = Limits()
         self.is_paused = False
+        self.is_elsewhere = False
+        """Its queue is another version's now; what is pinned to ours is limited all the same."""
+        self._is_asked = False
+        self._asked_at = float("-inf")
         self._closed = False
         self._in_hand = 0
         self._batch: _Batch | None = None
@@ -204,6 +208,8 @@ class Turnstile:
             passage = self._admit(spared=left)
             if passage is None and resume is not None:
                 self._waiting.append(resume)
+            if passage is None:
+                self._is_asked = True
         if passage is None:
             self._wake()
         return passage
@@ -310,9 +316,11 @@ class Turnstile:
 
     # --- on the turnstiles' thread ----------------------------------------------------------------
 
-    def limit(self, limits: Limits, *, paused: bool = False) -> None:
-        """These are the limits from now on; ``paused``: nothing begins."""
+    def limit(self, limits: Limits, *, paused: bool = False, elsewhere: bool = False) -> None:
+        """These are the limits from now on; ``paused``: nothing begins; ``elsewhere``: nothing that
+        comes through here."""
         self.is_paused = paused
+        self.is_elsewhere = elsewhere
         with self._lock:
             before, self.limits = self.limits, limits
             if before.concurrency is None and limits.concurrency is not None:
@@ -344,10 +352,18 @@ class Turnstile:
             self._full_since = None
         elif self._full_since is None:
             self._full_since = now
-        if self.is_paused or (self._full_since is not None and not self._waiting):
+        if self._is_asked:
+            self._is_asked, self._asked_at = False, now
+        is_idle = self._full_since is not None or (
+            self.is_elsewhere and now >= self._asked_at + FULL_S
+        )
+        if self.is_paused or (is_idle and not self._waiting):
             return self._step_back(now)
         self._take_permits(max(1, free_slots))
         self._let_wait_go_on()
+        if self.is_elsewhere:
+            self._give_up()
+            return None if self._waiting else now + FULL_S
         batch = self._batch
         if batch is not None:
             if batch.size == 1:

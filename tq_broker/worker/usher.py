@@ -6,8 +6,9 @@ Three queues, see `tq_broker.queues.topology.anteroom`:
   *anteroom*, and asks nothing. So no worker sits on what it may not start;
 * all workers of the task queue subscribe to the *roster*, which has a single active consumer:
   RabbitMQ elects the usher, and the next one within milliseconds of its death. The usher takes what
-  is in the anteroom, lets each go as soon as it may, to the queue of those that are *admitted*
-  (or, if it has a route, there), and hears from the roster how it began and ended;
+  is in the anteroom, lets each go as soon as it may, those of the best priority first, to the queue
+  of those that are *admitted* (or to the host, version or capable workers that it is for), and
+  hears from the roster how it began and ended;
 * a pass is in the roster before its task goes on, and stays there, unacknowledged, until its task
   has ended. So the next usher knows what is out. What has saved up in the buckets it does not know,
   and begins with empty ones: a death costs a key what it had saved.
@@ -31,9 +32,10 @@ from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError, Unavailable
 from tq_broker.model import envelope, passes
 from tq_broker.model.message import Message
-from tq_broker.model.names import Kind
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.parts import Part, PartTable
 from tq_broker.model.passes import News, Pass, What
+from tq_broker.model.settings import ACTIVITY_SIDE
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.dispatcher import Dispatcher
@@ -91,7 +93,6 @@ class Usher:
         names = sender.names
         self._anteroom_queue = names.queue(Kind.ANTEROOM, task_queue)
         self._roster_queue = names.queue(Kind.ROSTER, task_queue)
-        self._admitted_queue = names.queue(Kind.ADMITTED, task_queue)
         self._inbox: deque[Callable[[], None]] = deque()
         self._roster: Subscription | None = None
         self._anteroom: Subscription | None = None
@@ -319,11 +320,12 @@ class Usher:
                 self._reporter.park(delivery.message, queue, error.reason, delivery.ack)
                 continue
             one = _Task(task, delivery)
+            rank = envelope.priority_of(delivery.message)
             inherited = self._inherited.pop((task.activity_id, task.attempt), None)
             if inherited is not None and delivery.redelivered and room.knows(inherited):
                 self._send_on(one, inherited, self._epoch)
             else:
-                room.arrive(one, task.activity_type, task.rate_limit_key)
+                room.arrive(one, task.activity_type, task.rate_limit_key, rank)
 
     def _admit(self, one: _Task, parts: tuple[Part, ...]) -> None:
         assert self._room is not None, "only the usher admits"
@@ -342,20 +344,29 @@ class Usher:
         """Its pass is in the roster, so it may go; on any thread."""
         task = msgspec.structs.replace(one.task, pass_mark=passes.mark(pass_id, self.task_queue))
         message = envelope.with_pass(one.delivery.message, task.pass_mark)
-        if task.route is None:
+        to = self._dispatcher.destination(task).queue
+        if to == self._sender.names.activity(self.task_queue):
             self._reporter.roster.put(
-                self._admitted_queue,
-                message,
+                *self._in_order(message),
                 one.delivery.ack,
                 is_wanted=lambda: self._epoch == epoch,
             )
         else:
             self._dispatch(task, message, one.delivery, epoch)
 
+    def _in_order(self, message: Message) -> tuple[QueueName, Message]:
+        """Where tasks wait that were let in, and what ``message`` is there: in the order of their
+        priorities, if those of the task queue do."""
+        names, prioritized = self._sender.names, self._dispatcher.traffic.prioritized
+        if (ACTIVITY_SIDE, self.task_queue) in prioritized:
+            queue = names.queue(Kind.ADMITTED_PRIORITY, self.task_queue)
+            return queue, envelope.ranked(message)
+        return names.queue(Kind.ADMITTED, self.task_queue), message
+
     def _dispatch(
         self, task: ActivityTask, message: Message, delivery: Delivery, epoch: int
     ) -> None:
-        """Send a task to the host or process that it is for."""
+        """Send a task to the host, process, version or capable workers that it is for."""
         deadline = self._clock.monotonic() + SEND_WITHIN_S
 
         def ended(error: TqBrokerError | None) -> None:

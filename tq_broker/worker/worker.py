@@ -15,6 +15,7 @@ from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.exceptions import InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model import control
+from tq_broker.model.capabilities import Niche, check_capabilities
 from tq_broker.model.detours import Detour
 from tq_broker.model.limits import Limits, Side, default_burst
 from tq_broker.model.names import Kind, QueueName, check_task_queue
@@ -22,6 +23,7 @@ from tq_broker.model.parts import NO_PARTS
 from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
+    SIDES,
     WORKFLOW_SIDE,
     ActivityCanceled,
     LimitsSet,
@@ -37,6 +39,7 @@ from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
 from tq_broker.worker import watch
 from tq_broker.worker.activity_chain import of_activities
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
 from tq_broker.worker.desk import Desk, private_queues
@@ -48,6 +51,7 @@ from tq_broker.worker.housekeeper import Housekeeper
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.keeper import Keeper
+from tq_broker.worker.niches import Niches
 from tq_broker.worker.notices import Notices
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.pace import Pace
@@ -59,6 +63,7 @@ from tq_broker.worker.rerouting import Rerouter
 from tq_broker.worker.session_side import SessionSide
 from tq_broker.worker.slot_supply import SlotSupply
 from tq_broker.worker.slots import FixedSlots
+from tq_broker.worker.sorter import Sorter
 from tq_broker.worker.table import Table
 from tq_broker.worker.throttle import Throttle
 from tq_broker.worker.usher import Usher
@@ -123,6 +128,8 @@ class Worker:
         self._workflows = WorkflowRegistry(workflows)
         if not len(self._registry) and not len(self._workflows):
             raise InvalidArgument("At least one activity or workflow must be specified")
+        if self.options.version:
+            self._workflows.check_behaviors(self.options.default_versioning_behavior)
         self._place = Place(
             namespace=connection.names.namespace,
             host=self.options.host,
@@ -136,6 +143,7 @@ class Worker:
         self._build()
         self._started_ms = 0
         self._keep_at = 0.0
+        self._is_serving = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._halted = threading.Event()
@@ -164,8 +172,29 @@ class Worker:
             supply.activity,
             options.max_concurrent_activities_by_type,
         )
-        self._poller = Poller(broker, sender, 0, handler.on_deliveries, self._settings.pause_of)
+        self._allegiance = Allegiance(options.version, self._settings, names)
+        handler.home_of = self._allegiance.home_of
+        self._sorter = Sorter(
+            sender, self._reporter, self._settings, names.activity, handler.on_deliveries
+        )
+        self._poller = Poller(
+            broker,
+            sender,
+            0,
+            self._sorter.on_deliveries,
+            self._allegiance.is_closed,
+            self._sorter.is_superseded,
+        )
         self._gates = self._make_gates(handler)
+        self._niches = Niches(
+            sender,
+            self._settings,
+            self._poller,
+            place,
+            check_capabilities("capabilities", options.capabilities),
+            self.task_queues if self._runs_activities else (),
+            options.version,
+        )
         lease_after_s = options.lease_after.total_seconds()
         self._keeper = handler.keeper = Keeper(
             broker, sender, names, place, table, throttle, lease_after_s
@@ -197,12 +226,21 @@ class Worker:
                 self._settings,
                 handler.recent,
                 supply,
+                self._allegiance,
             )
             self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
         self._detours: dict[QueueName, Plan] = {}
         self._detour_keys = self._make_detour_keys()
-        self._desk = Desk(broker, sender, names, place, own, self._on_request, self._detour_keys)
+        self._desk = Desk(
+            broker,
+            sender,
+            names,
+            place,
+            own,
+            self._on_request,
+            [*self._detour_keys, *self._niches.keys],
+        )
         self._colleagues = Colleagues(sender, self._clock)
         self._rerouter = Rerouter(sender, place, self._reporter)
         self._wills = Wills(sender, place, self._on_will)
@@ -228,23 +266,25 @@ class Worker:
             self._reporter,
             self._inquiries,
             self._settings,
+            self._allegiance,
         )
 
     def _make_gates(self, handler: Handler) -> Gates:
         connection, rate = self._connection, self.options.max_activities_per_second
         scope = Scope(
             side=Side.ACTIVITY,
-            queue_of=connection.names.activity,
+            queue_of=self._sorter.queue_of,
             limits_of=lambda task_queue: self._settings.limits(Side.ACTIVITY, task_queue).limits,
             is_paused=self._settings.pause_of,
             free_slots=lambda: handler.free_slots,
             cover=handler.cover,
             is_ushered=lambda task_queue: self._settings.part_table(task_queue) is not None,
             make_usher=self._make_usher,
+            takes=self._allegiance.takes,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
-            scope, connection.sender, self._clock, self._poller, handler.on_deliveries, pace
+            scope, connection.sender, self._clock, self._poller, self._sorter.on_deliveries, pace
         )
 
     def _make_usher(self, task_queue: str, wake: Callable[[], None]) -> Usher:
@@ -355,6 +395,9 @@ class Worker:
             local_running=0 if side is None else side.local.running,
             sessions=0 if self._sessions is None else self._sessions.open,
             session_slots=self.options.max_concurrent_sessions,
+            capabilities=list(self._niches.capabilities),
+            unserved=self._niches.unserved,
+            deployment_version=self.options.version,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
             settings_fault=self._settings.fault,
@@ -373,10 +416,12 @@ class Worker:
         deadline = self._clock.monotonic() + START_WITHIN_S
         self._start_support(deadline)
         if self._runs_activities:
-            for task_queue in self.task_queues:
-                self._poller.serve(self._connection.names.activity(task_queue))
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
+            self._sorter.tick(self.task_queues, self._poller)
+        self._is_serving = True
+        self._niches.tick(self._clock.monotonic())
         self._adjust()
         try:
             subscriptions = [
@@ -396,7 +441,7 @@ class Worker:
 
         The program's connection delivers and acknowledges the tasks of the task queues. What
         else a worker needs goes over the client's own connection, and is started by the first
-        call. The program calls `stop` at its end.
+        call. The program calls `stop` at its end. A worker with a deployment cannot be hosted.
 
         Args:
             consumer_class: Kombu's; our consumers have a channel of their own beside it.
@@ -407,10 +452,16 @@ class Worker:
         """
         if not isinstance(self._supply.activity, FixedSlots):
             raise InvalidArgument("a worker that a program hosts needs fixed activity slots")
+        if self._allegiance.version:
+            raise InvalidArgument(
+                "a worker with a deployment cannot be hosted: its queues change with the current"
+                " version; start it by itself, or leave deployment and build_id out"
+            )
         if self._supervisor is None:
             self._start_support(self._clock.monotonic() + START_WITHIN_S)
             self._start_sessions()
             self._start_workflows()
+            self._is_serving = True
             self._announce()
         if not self._runs_activities:
             return []
@@ -419,8 +470,8 @@ class Worker:
             [self._connection.names.activity(task_queue) for task_queue in self.task_queues],
             self._connection.sender,
             self._supply.activity.most,
-            self._handler.on_deliveries,
-            self._settings.pause_of,
+            self._sorter.on_deliveries,
+            self._allegiance.is_closed,
         )
 
     @property
@@ -445,6 +496,11 @@ class Worker:
             self._read_settings()
             self._connection.traffic.attach(self._settings)
             self._tell_defaults(deadline)
+            self._niches.tell(deadline)
+            by = self._place.identity
+            self._allegiance.register(
+                self._connection.sender, self._places, self._clock, by, deadline
+            )
         except TqBrokerError:
             self._close_supporting()
             raise
@@ -486,24 +542,25 @@ class Worker:
         """Tell the settings log of task queues that it does not know."""
         names, sender = self._connection.names, self._connection.sender
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
-        for side in self._sides:
-            known = self._settings.task_queues(side)
-            further = () if self._sessions is None else self._sessions.task_queues
-            for task_queue in (*self.task_queues, *(further if side == ACTIVITY_SIDE else ())):
-                sender.declared(names.queue(Kind(side), task_queue))
-                if task_queue not in known:
-                    now_ms = epoch_ms(self._clock)
-                    record = TaskQueueDeclared(task_queue, now_ms, self.identity, side)
-                    sender.append(record, deadline, _ignore)
+        known = {side: self._settings.task_queues(side) for side in SIDES}
+        for side, task_queue in self._places:
+            sender.declared(names.queue(Kind(side), task_queue))
+            if task_queue not in known[side]:
+                now_ms = epoch_ms(self._clock)
+                record = TaskQueueDeclared(task_queue, now_ms, self.identity, side)
+                sender.append(record, deadline, _ignore)
         self._colleagues.greet(self.info(), deadline)
 
     @property
-    def _sides(self) -> tuple[str, ...]:
-        """The sides of its task queues that it serves."""
-        return (
-            *((ACTIVITY_SIDE,) if self._runs_activities else ()),
-            *(() if self._side is None else (WORKFLOW_SIDE,)),
-        )
+    def _places(self) -> list[tuple[str, str]]:
+        """The sides of task queues that it serves; sessions are created on some of their own."""
+        activities = self.task_queues if self._runs_activities else ()
+        sessions = () if self._sessions is None else self._sessions.task_queues
+        workflows = () if self._side is None else self.task_queues
+        return [
+            *((ACTIVITY_SIDE, name) for name in (*activities, *sessions)),
+            *((WORKFLOW_SIDE, name) for name in workflows),
+        ]
 
     def stop(self, *, cold: bool = False) -> None:
         """Shut down: take nothing more, let running activities end, report, close.
@@ -541,6 +598,7 @@ class Worker:
             if self._sessions is not None:
                 self._sessions.close_intake(deadline)
             self._poller.stop(deadline)
+            self._sorter.close_intake(deadline)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
         handler.close_intake()
@@ -561,7 +619,9 @@ class Worker:
         if self._side is not None:
             self._side.leave_behind()
             self._until(lambda: self._side is None or not self._side.busy, REPORT_WITHIN_S)
-        if not self._until(lambda: not handler.unreported, REPORT_WITHIN_S):
+        if not self._until(
+            lambda: not (handler.unreported or self._sorter.under_way), REPORT_WITHIN_S
+        ):
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
         # A lease that nobody takes would count as a lost attempt, also of what has ended well.
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
@@ -645,6 +705,8 @@ class Worker:
             case control.Serve(queue):
                 if request.detour is not None:
                     self._serve_detour(queue, request.detour)
+                elif request.niche is not None:
+                    self._serve_niche(queue, request.niche)
                 elif queue in self._private and not self._stopping.is_set():
                     self._serve(queue)
                     self._wills.make(queue)
@@ -676,7 +738,11 @@ class Worker:
         except InvalidArgument as error:
             log.warning("asked to serve a detour that no rule makes: %s", error)
             return
-        is_ours = detour.ask_key in self._detour_keys and str(detour.queue(names)) == queue
+        is_ours = (
+            detour.ask_key in self._detour_keys
+            and str(detour.queue(names)) == queue
+            and set(detour.capabilities) <= set(self._niches.capabilities)
+        )
         if not is_ours or self._stopping.is_set():
             return
         if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
@@ -689,6 +755,19 @@ class Worker:
             self._adjust()
         elif self._side is not None:
             self._side.serve(name, plan, detour.target_queue(names))
+        self._wills.make(queue)
+
+    def _serve_niche(self, queue: str, niche: Niche) -> None:
+        """Take what is for workers like this one, if it is one of them."""
+        name = niche.queue(self._connection.names)
+        if not self._niches.belongs_to(niche) or str(name) != queue or self._stopping.is_set():
+            return
+        if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
+            log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
+            return
+        self._private[queue] = name
+        self._poller.serve(name)
+        self._adjust()
         self._wills.make(queue)
 
     def _make_detour_keys(self) -> list[str]:
@@ -755,6 +834,7 @@ class Worker:
         return control.Answer(found=False)
 
     def _on_record(self, record: Record) -> None:
+        self._niches.on_record(record)
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
             if self._sessions is not None:
@@ -796,6 +876,10 @@ class Worker:
         self._notices.tick(attempts, now)
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
+            self._sorter.tick(self.task_queues, self._poller)
+            self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
+            if self._is_serving:
+                self._niches.tick(now)
         self._supply.tick()
         self._adjust()
         if now >= self._keep_at:

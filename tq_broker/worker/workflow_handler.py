@@ -28,7 +28,7 @@ from tq_broker.model import workflow_tasks as answers
 from tq_broker.model.events import Event, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import Kind
+from tq_broker.model.names import SHARED, Kind, QueueName
 from tq_broker.model.requests import SHARDS, Reply
 from tq_broker.model.tasks import WorkflowOrigin
 from tq_broker.model.workflow_tasks import (
@@ -77,9 +77,11 @@ class WorkflowHandler:
 
     Attributes:
         is_paused: Whether a task queue is paused.
+        home_of: Where a task of a queue is to go instead, by its workflow's id.
     """
 
     is_paused: Callable[[str], bool] = staticmethod(lambda task_queue: False)
+    home_of: Callable[[QueueName, str], QueueName | None] = staticmethod(lambda queue, id: None)
 
     def __init__(
         self,
@@ -114,6 +116,8 @@ class WorkflowHandler:
             None if options.debug_mode else options.workflow_deadlock_timeout.total_seconds()
         )
         self._failure_types = options.workflow_failure_exception_types
+        self._version = options.version
+        self._default_behavior = options.default_versioning_behavior
         self._interception = WorkflowInterception.of(options.interceptors)
         self.cache: StickyCache[Kept] = StickyCache(options.max_cached_workflows)
         self._lock = threading.Lock()
@@ -171,7 +175,10 @@ class WorkflowHandler:
 
     def _begin(self, held: InHand, seat: Seat) -> None:
         """No other task of its run is at work."""
-        if self._closing or self._must_wait(held) or not self._is_admitted(held):
+        home = self.home_of(held.source.queue, held.run.workflow_id)
+        if home is not None:
+            self._give_back(held, home)
+        elif self._closing or self._must_wait(held) or not self._is_admitted(held):
             self._give_back(held)
         else:
             self._step(held, self._find, seat)
@@ -203,7 +210,7 @@ class WorkflowHandler:
             return False
         held.passage = passage
         passage.begun()
-        is_shared = held.source.queue.kind is Kind.WORKFLOW
+        is_shared = held.source.queue.kind in SHARED
         self.begins.begun(
             task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, shared=is_shared
         )
@@ -482,10 +489,19 @@ class WorkflowHandler:
             sticky=held.admitted and not self._closing,
             sticky_timeout_ms=self._sticky_ms,
             current_details=turn.current_details,
+            version=self._version,
+            versioning_behavior=self._behavior(task.workflow_type),
         )
         if not held.admitted:
             self._close(kept)
         self._reporter.answer(task.shard, answer, partial(self._finish, held))
+
+    def _behavior(self, workflow_type: str) -> int:
+        """What a new version means for runs of ``workflow_type``, of a worker that has one."""
+        definition = self._workflows.find(workflow_type)
+        if not self._version or definition is None:
+            return 0
+        return int(definition.versioning_behavior or self._default_behavior)
 
     def _answer_queries(self, held: InHand, seat: Seat) -> None:
         """End a task that is only about queries."""
@@ -631,8 +647,8 @@ class WorkflowHandler:
 
         self._runner.submit(close)
 
-    def _give_back(self, held: InHand) -> None:
-        """Let somebody else do it."""
+    def _give_back(self, held: InHand, to: QueueName | None = None) -> None:
+        """Let somebody else do it; ``to``: not where it came from, but there."""
         if not self._end(held):
             return
         self._throw_away(held)
@@ -643,7 +659,7 @@ class WorkflowHandler:
         elif queue.kind is Kind.DETOUR:
             self._returns.bring_back(held.delivery.message, done)
         else:
-            self._returns.give_back(held.delivery.message, queue, done)
+            self._returns.give_back(held.delivery.message, to or queue, done)
 
     # --- life -----------------------------------------------------------------------------------
 

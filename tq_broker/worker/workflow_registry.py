@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tq_broker.common import VersioningBehavior
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.workflow.definition import WorkflowDefinition, definition_of
 
@@ -31,6 +32,19 @@ class WorkflowRegistry:
     def find(self, workflow_type: str) -> WorkflowDefinition | None:
         """The workflow that serves ``workflow_type``, if one does."""
         return self._by_type.get(workflow_type, self._dynamic)
+
+    def check_behaviors(self, default: VersioningBehavior) -> None:
+        """Raises `InvalidArgument` if one says not what a new version means, nor ``default``."""
+        if default is not VersioningBehavior.UNSPECIFIED:
+            return
+        every = (*self._by_type.values(), *filter(None, (self._dynamic,)))
+        for one in every:
+            if one.versioning_behavior is VersioningBehavior.UNSPECIFIED:
+                raise InvalidArgument(
+                    f"workflow {one.name or one.cls.__name__} has no versioning_behavior, which a"
+                    " worker with a deployment needs: say it at @workflow.defn, or as the"
+                    " default_versioning_behavior of the worker"
+                )
 
     def __len__(self) -> int:
         return len(self._by_type) + (self._dynamic is not None)

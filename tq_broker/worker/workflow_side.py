@@ -9,12 +9,14 @@ from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.control import Begins
 from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
+from tq_broker.model.settings import WORKFLOW_SIDE
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import Plan
+from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.gates import Gates, Scope
@@ -26,6 +28,7 @@ from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registry
 from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.slot_supply import SlotSupply
+from tq_broker.worker.sorter import Sorter
 from tq_broker.worker.wills import Wills
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
@@ -57,6 +60,7 @@ class WorkflowSide:
         settings: SettingsLog,
         recent: RecentTasks,
         supply: SlotSupply,
+        allegiance: Allegiance,
     ) -> None:
         sender, clock = connection.sender, connection.clock
         self._slots = slots = supply.workflow
@@ -85,19 +89,30 @@ class WorkflowSide:
         self._handler.is_paused = lambda task_queue: bool(
             settings.pause_of(connection.names.workflow(task_queue))
         )
+        self._allegiance = allegiance
+        self._handler.home_of = allegiance.home_of
+        self._sorter = Sorter(
+            sender, returns, settings, connection.names.workflow, self._handler.on_deliveries
+        )
         self._poller = Poller(
-            connection.broker, sender, 0, self._handler.on_deliveries, settings.pause_of
+            connection.broker,
+            sender,
+            0,
+            self._sorter.on_deliveries,
+            allegiance.is_closed,
+            self._sorter.is_superseded,
         )
         self._handler.gates = self._poller.gates
         scope = Scope(
             side=Side.WORKFLOW,
-            queue_of=connection.names.workflow,
+            queue_of=self._sorter.queue_of,
             limits_of=lambda task_queue: settings.limits(Side.WORKFLOW, task_queue).limits,
             is_paused=settings.pause_of,
             free_slots=lambda: slots.capacity - self._handler.running,
             cover=self._handler.cover,
+            takes=allegiance.takes,
         )
-        self._gates = Gates(scope, sender, clock, self._poller, self._handler.on_deliveries)
+        self._gates = Gates(scope, sender, clock, self._poller, self._sorter.on_deliveries)
         self._task_queues: Sequence[str] = ()
 
     # --- facts ------------------------------------------------------------------------------------
@@ -105,7 +120,7 @@ class WorkflowSide:
     @property
     def busy(self) -> bool:
         """Whether a workflow task is in hand."""
-        return self._handler.busy
+        return self._handler.busy or bool(self._sorter.under_way)
 
     @property
     def running(self) -> int:
@@ -140,10 +155,10 @@ class WorkflowSide:
         """Begin to take tasks; returns at once, with what is being subscribed to."""
         names = self._connection.names
         self.local.executors = executors
-        for task_queue in task_queues:
-            self._poller.serve(names.workflow(task_queue))
         self._task_queues = task_queues
+        self._allegiance.stand(self._poller, WORKFLOW_SIDE, task_queues)
         self._gates.tick(task_queues)
+        self._sorter.tick(task_queues, self._poller)
         if self.sticky is not None:
             wait = self._options.sticky_queue_schedule_to_start_timeout
             ttl_ms = round(wait.total_seconds() * 1000)
@@ -165,6 +180,8 @@ class WorkflowSide:
         """Look at what takes long, and at windows; done often."""
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
+        self._sorter.tick(self._task_queues, self._poller)
+        self._allegiance.stand(self._poller, WORKFLOW_SIDE, self._task_queues)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:
@@ -172,6 +189,7 @@ class WorkflowSide:
         try:
             self._gates.close_intake(deadline)
             self._poller.stop(deadline)
+            self._sorter.close_intake(deadline)
         finally:
             self._handler.close_intake()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tq_broker.common import (
     ActivityOptions,
+    ContinueAsNewVersioningBehavior,
     ParentClosePolicy,
     RetryPolicy,
     WorkflowIDReusePolicy,
@@ -105,6 +106,8 @@ class ChildCall:
     priority: int | None = None
     static_summary: str = ""
     static_details: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the decorator of the child says."""
 
     def __post_init__(self) -> None:
         check_text("id", self.id, bytes_max=ID_BYTES_MAX)
@@ -130,8 +133,15 @@ class Continuation:
     backoff: timedelta | None = None
     retry_policy: RetryPolicy | None = None
     memo: Mapping[str, Any] | None = None
+    initial_versioning_behavior: ContinueAsNewVersioningBehavior = (
+        ContinueAsNewVersioningBehavior.UNSPECIFIED
+    )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.initial_versioning_behavior, ContinueAsNewVersioningBehavior):
+            raise InvalidArgument(
+                "initial_versioning_behavior must be a ContinueAsNewVersioningBehavior"
+            )
         if self.task_queue is not None:
             check_task_queue(self.task_queue)
         for name in ("run_timeout", "task_timeout", "backoff"):

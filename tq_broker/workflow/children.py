@@ -90,6 +90,7 @@ async def start_child_workflow(
         InvalidArgument: names the argument.
     """
     workflow_type, hint = workflow_about(workflow)
+    defaults = {} if isinstance(workflow, str) else definition_of(workflow).defaults
     said = {name: value for name, value in options.items() if value is not None}
     unknown = sorted(set(said) - ChildCallDict.__annotations__.keys())
     if unknown:
@@ -99,6 +100,7 @@ async def start_child_workflow(
         args=arguments(arg, args),
         id=str(uuid4()) if id is None else id,
         result_type=hint if result_type is None else result_type,
+        defaults=defaults,
         **said,
     )
     return await current().start_child(call)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
-from tq_broker.common import RetryPolicy
+from tq_broker.common import ContinueAsNewVersioningBehavior, RetryPolicy
 from tq_broker.workflow.calls import UNSET, Continuation, arguments
 from tq_broker.workflow.children import workflow_about
 from tq_broker.workflow.runtime import current
@@ -23,6 +23,7 @@ class ContinuationDict(TypedDict, total=False):
     task_timeout: timedelta | None
     retry_policy: RetryPolicy | None
     memo: Mapping[str, Any] | None
+    initial_versioning_behavior: ContinueAsNewVersioningBehavior
 
 
 def continue_as_new(
@@ -40,7 +41,8 @@ def continue_as_new(
         workflow: Another workflow type.
         backoff_start_interval: Pause before it begins.
         **options: ``task_queue``, ``run_timeout``, ``task_timeout``, ``retry_policy`` and ``memo``:
-            as this run has them when not given.
+            as this run has them when not given; ``initial_versioning_behavior``: a pinned run hands
+            on its deployment version unless this says to upgrade.
 
     Raises:
         ContinueAsNewError: always; let it pass.

@@ -6,6 +6,7 @@ workflow that hangs.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
 import typing
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from tq_broker.common import ActivityOptions, VersioningBehavior
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.model.names import check_text
+from tq_broker.model.names import check_task_queue, check_text
 
 NAME_BYTES_MAX = 200
 _WORKFLOW = "__tq_broker_workflow__"
@@ -102,6 +104,9 @@ class WorkflowDefinition:
             workflow of its own.
         init_takes_input: ``__init__`` gets the arguments of the run method.
         failure_exception_types: Exceptions that fail the workflow, beside `FailureError`.
+        defaults: Its options for those who start it and say nothing else: see
+            `tq_broker.model.precedence`.
+        versioning_behavior: What a new deployment version means for open runs.
     """
 
     name: str
@@ -114,6 +119,8 @@ class WorkflowDefinition:
     sandboxed: bool = True
     dynamic: bool = False
     failure_exception_types: tuple[type[BaseException], ...] = field(default=())
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED
 
     @property
     def arg_types(self) -> tuple[Any, ...]:
@@ -138,6 +145,9 @@ def defn(
     sandboxed: bool = True,
     dynamic: bool = False,
     failure_exception_types: Sequence[type[BaseException]] = (),
+    task_queue: str | None = None,
+    priority: int | None = None,
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Callable[[C], C]: ...
 
 
@@ -149,6 +159,9 @@ def defn(
     sandboxed: bool = True,
     dynamic: bool = False,
     failure_exception_types: Sequence[type[BaseException]] = (),
+    task_queue: str | None = None,
+    priority: int | None = None,
+    versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Any:
     """Make a class a workflow.
 
@@ -159,18 +172,38 @@ def defn(
             argument, a ``Sequence[RawValue]``.
         failure_exception_types: Exceptions that fail the workflow. Others, unless they are
             `FailureError`, fail only the workflow task, which is tried again.
+        task_queue: Where it goes, when who starts it does not say.
+        priority: 1 (first) to 5 of its activities that say none, as ``task_queue``.
+        versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
+            with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
     """
 
+    defaults = _defaults(task_queue, priority)
+
     def decorate(target: Any) -> Any:
-        definition = _define(target, name, sandboxed, dynamic, tuple(failure_exception_types))
+        if not isinstance(versioning_behavior, VersioningBehavior):
+            raise InvalidArgument("versioning_behavior must be a VersioningBehavior")
+        definition = dataclasses.replace(
+            _define(target, name, sandboxed, dynamic, tuple(failure_exception_types)),
+            defaults=defaults,
+            versioning_behavior=versioning_behavior,
+        )
         setattr(target, _WORKFLOW, definition)
         setattr(definition.run.fn, _WORKFLOW, definition)
         return target
 
     return decorate if cls is None else decorate(cls)
+
+
+def _defaults(task_queue: str | None, priority: int | None) -> dict[str, Any]:
+    checked = ActivityOptions(task_queue=task_queue, priority=priority)
+    if task_queue is not None:
+        check_task_queue(task_queue)
+    said = {"task_queue": checked.task_queue, "priority": checked.priority}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def run(fn: F) -> F:

@@ -1,0 +1,197 @@
+"""To which deployment version a run belongs, and where its tasks go because of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.history.stage import BEGIN_MS, CLIENT, Stage, a_start, an_activity
+from tests.model.test_deployments import NAMES, routed, serves
+from tq_broker.common import Route, VersioningBehavior
+from tq_broker.history import activities, admission, mailing, versions
+from tq_broker.history.effects import Reply
+from tq_broker.model import commands as c
+from tq_broker.model import events as e
+from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployments
+from tq_broker.model.requests import Refused, StartWorkflow
+from tq_broker.model.workflow_tasks import TaskFailedCause
+
+PINNED, FOLLOWS = int(VersioningBehavior.PINNED), int(VersioningBehavior.AUTO_UPGRADE)
+V1, V2 = "shop.v1", "shop.v2"
+
+
+def deployments(current: str = "v1", **ramp: Any) -> Deployments:
+    found = NO_DEPLOYMENTS
+    for build_id in ("v1", "v2"):
+        found = found.apply(serves(build_id, "orders"))
+    found = found.apply(serves("v1", "payments", side="activity"))
+    return found.apply(routed(0, current, **ramp))
+
+
+def a_run(behavior: int = PINNED, *commands: Any, **start: Any) -> Stage:
+    """It has completed its first task on version 1, which has it in its cache."""
+    stage = Stage(deployments=deployments(), **start)
+    stage.answer(*commands, sticky=True, version=V1, versioning_behavior=behavior)
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("start", "done", "expected"),
+    [
+        ({}, None, ""),
+        ({"inherited_version": V2}, None, V2),
+        ({}, (V1, PINNED), V1),
+        ({}, (V1, FOLLOWS), ""),
+        ({}, ("", 0), ""),
+        ({"inherited_version": V2}, (V2, FOLLOWS), ""),
+        ({"versioning_override": V2}, (V1, FOLLOWS), V2),
+        ({"versioning_override": AUTO_UPGRADE}, (V1, PINNED), ""),
+        ({"versioning_override": AUTO_UPGRADE, "inherited_version": V2}, None, ""),
+    ],
+)
+def test_a_run_is_pinned_by_its_start_its_workflow_or_who_started_it(
+    start: dict[str, str], done: tuple[str, int] | None, expected: str
+) -> None:
+    stage = Stage(**start)
+    if done is not None:
+        stage.answer(version=done[0], versioning_behavior=done[1])
+    assert versions.pin(stage.run) == expected
+
+
+def test_a_completed_task_tells_the_history_which_version_it_was() -> None:
+    event = a_run().the(e.WorkflowTaskCompleted)
+    assert (event.version, event.versioning_behavior) == (V1, PINNED)
+
+
+def test_a_pinned_run_stays_with_its_worker_whatever_is_current() -> None:
+    stage = a_run(PINNED)
+    stage.deployments = deployments("v2")
+    stage.tell_signal()
+    task = stage.dispatched()
+    assert (task.sticky, task.version) == ("worker-1", V1)
+
+
+def test_a_run_that_follows_leaves_the_cache_of_what_is_not_current_any_more() -> None:
+    stage = a_run(FOLLOWS)
+    stage.tell_signal()
+    assert stage.dispatched().sticky == "worker-1"
+    stage.answer(sticky=True, version=V1, versioning_behavior=FOLLOWS)
+    stage.deployments = deployments("v2")
+    stage.tell_signal()
+    task = stage.dispatched()
+    assert (task.sticky, task.version, task.first_event_id) == ("", "", 1)
+
+
+def test_it_leaves_it_for_the_ramp_as_well() -> None:
+    stage = a_run(FOLLOWS)
+    stage.deployments = deployments("v1", ramping="v2", percent=100.0)
+    stage.tell_signal()
+    assert stage.dispatched().sticky == ""
+
+
+def test_a_failed_attempt_of_a_pinned_run_goes_to_its_version() -> None:
+    stage = a_run(PINNED)
+    stage.tell_signal()
+    stage.fail_task(TaskFailedCause.UNHANDLED_FAILURE.value)
+    stage.wake()
+    task = stage.dispatched()
+    assert (task.sticky, task.version) == ("", V1)
+
+
+@pytest.mark.parametrize(
+    ("version", "ramp", "queue"),
+    [
+        (V1, {}, NAMES.version("workflow", V1, "orders")),
+        ("", {}, NAMES.workflow("orders")),
+        ("", {"ramping": "v2", "percent": 100.0}, NAMES.ramping("workflow", "orders")),
+        ("", {"ramping": "v2", "percent": 0.0}, NAMES.workflow("orders")),
+    ],
+)
+def test_a_task_is_put_on_the_queue_of_its_version(
+    version: str, ramp: dict[str, Any], queue: Any
+) -> None:
+    stage = a_run(PINNED if version else FOLLOWS)
+    stage.deployments = deployments("v1", **ramp)
+    stage.run.sticky_worker = ""
+    stage.tell_signal()
+    publication, needs = mailing.workflow_task(
+        NAMES, stage.dispatched(), [], "id", deployments=stage.deployments
+    )
+    assert (publication.routing_key, needs) == (queue.key, (queue,))
+
+
+@pytest.mark.parametrize(
+    ("behavior", "task_queue", "route", "expected"),
+    [
+        (PINNED, "payments", None, Route.version(V1)),
+        (PINNED, "elsewhere", None, None),
+        (FOLLOWS, "payments", None, None),
+        (PINNED, "payments", '{"kind":"host","target":"h"}', Route.host("h")),
+    ],
+)
+def test_an_activity_follows_a_pinned_run_where_its_version_serves(
+    behavior: int, task_queue: str, route: str | None, expected: Route | None
+) -> None:
+    stage = a_run(behavior, an_activity(task_queue=task_queue, route=route))
+    [effect] = stage.attempts()
+    scheduled = stage.the(e.ActivityTaskScheduled)
+    task, _ = activities.task(stage.run, scheduled, effect, stage.deployments)
+    assert task.route == expected
+
+
+@pytest.mark.parametrize(
+    ("behavior", "task_queue", "inherited"),
+    [(PINNED, "orders", V1), (PINNED, "elsewhere", ""), (FOLLOWS, "orders", "")],
+)
+def test_a_child_inherits_the_pin_where_the_version_serves(
+    behavior: int, task_queue: str, inherited: str
+) -> None:
+    child = c.StartChildWorkflow(workflow_id="child", workflow_type="Child", task_queue=task_queue)
+    [request] = a_run(behavior, child).sent()
+    assert isinstance(request, StartWorkflow)
+    assert request.inherited_version == inherited
+    assert request.versioning_override == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "inherited"),
+    [
+        (c.ContinueAsNew(), V1),
+        (c.ContinueAsNew(initial_versioning_behavior=1), ""),
+        (c.ContinueAsNew(task_queue="elsewhere"), ""),
+    ],
+)
+def test_what_continues_a_pinned_run_inherits_it_unless_it_upgrades(
+    command: c.ContinueAsNew, inherited: str
+) -> None:
+    stage = a_run(PINNED, command)
+    assert stage.last.next_run is not None
+    assert stage.last.next_run.run.started.inherited_version == inherited
+
+
+def test_a_cron_schedule_begins_with_the_current_version() -> None:
+    stage = Stage(deployments=deployments(), cron_schedule="@every 5m", inherited_version=V1)
+    stage.wake()
+    stage.answer(c.CompleteWorkflow(), version=V1, versioning_behavior=PINNED)
+    assert stage.last.next_run is not None
+    assert stage.last.next_run.run.started.inherited_version == ""
+
+
+def test_a_start_that_is_pinned_to_what_nobody_knows_is_refused() -> None:
+    start = a_start(versioning_override="shop.v9")
+    admitted = admission.admit(None, start, BEGIN_MS, CLIENT, deployments())
+    assert not admitted.begin
+    [effect] = admitted.step.effects
+    assert isinstance(effect, Reply)
+    assert isinstance(effect.answer, Refused)
+    assert "'shop.v9', which is not known; start a worker of it first" in effect.answer.message
+    for override in (V2, AUTO_UPGRADE, ""):
+        start = a_start(versioning_override=override)
+        assert admission.admit(None, start, BEGIN_MS, CLIENT, deployments()).begin
+
+
+def test_without_versions_a_run_sticks() -> None:
+    stage = Stage()
+    stage.answer(sticky=True)
+    assert versions.may_stick(stage.run, NO_DEPLOYMENTS)
