@@ -9,6 +9,7 @@ TEST = [
     *POSTGRESQL,
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "trustme>=1.1",
     "hypothesis>=6.100",
     "coverage>=7.5",

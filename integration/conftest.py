@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -43,6 +43,29 @@ def pytest_terminal_summary(
     for label, why in config.stash[_missing].items():
         line = f"RabbitMQ {label}: NOT TESTED: {why}"
         terminalreporter.write_line(line, red=True, bold=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n`` all tests of one version go to one process, which has that node; the others go
+    to whichever process is free."""
+    for item in items:
+        values = getattr(item, "callspec", None) and item.callspec.params.values()
+        for label in rabbitmq_nodes.SUITES.keys() & {v for v in values or () if isinstance(v, str)}:
+            item.add_marker(pytest.mark.xdist_group(label))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["tested"] = session.config.stash[_tested]
+        output["missing"] = session.config.stash[_missing]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What a process of ``-n`` tested, for the summary; one that crashed tells nothing."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_tested].update(output.get("tested", {}))
+    node.config.stash[_missing].update(output.get("missing", {}))
 
 
 @pytest.fixture(scope="session", params=rabbitmq_nodes.chosen_versions())
