@@ -112,14 +112,14 @@ def test_a_move_that_is_killed_and_done_again_loses_nothing(site: Site) -> None:
     wait_until(lambda: waiting(site, "r") >= 300, "it moves")
     mover.kill()
     mover.wait()
-    wait_until(
-        lambda: not consumers(site, "q") and at_rest(site, "q", "r") >= 3000,
-        "what it held came back: copies of some are there already",
-    )
-    # And it is done again
-    told = json.loads(subprocess.check_output(command, cwd=ROOT, text=True))
-    assert told["done"] == told["waiting"] > 0
-    assert waiting(site, "q") == 0
+    wait_until(lambda: at_rest(site, "q", "r") >= 3000, "what it held comes back")
+    # And it is done again, and again for what was given back only now: copies of it may be in the
+    # target, so that no number tells that all is back
+    rest = waiting(site, "q")
+    while rest:
+        told = json.loads(subprocess.check_output(command, cwd=ROOT, text=True))
+        assert told["done"] == told["waiting"] >= rest
+        rest = waiting(site, "q")
     # Then every task runs, and who waits gets its outcome
     site.worker("r", max_concurrent_activities=50).ready()
     assert not any(site.collect(handles).values())
