@@ -122,8 +122,8 @@ def test_tasks_of_a_frozen_worker_go_to_others_and_its_late_outcomes_count_for_n
     site: Site,
 ) -> None:
     frozen = site.worker(heartbeat_s=1.0, max_concurrent_activities=5).ready()
-    handles = site.load(linger_once, keys("k", 5), 2.0, retry_policy=SOON)
-    once = site.load(linger_once, keys("once", 3), 2.0, retry_policy=ONCE, task_queue="q")
+    handles = site.load(linger_once, keys("k", 5), 6.0, retry_policy=SOON)
+    once = site.load(linger_once, keys("once", 3), 6.0, retry_policy=ONCE, task_queue="q")
     wait_until(lambda: site.ledger.count("start") == 5, "its slots are full")
     site.worker(heartbeat_s=1.0).ready()
     wait_until(lambda: site.ledger.count("start") == 8, "the other has the rest")
@@ -135,7 +135,7 @@ def test_tasks_of_a_frozen_worker_go_to_others_and_its_late_outcomes_count_for_n
     wait_s = min(seconds) - frozen_at
     measured("s from SIGSTOP to the next attempt's start, heartbeat 1 s", wait_s)
     frozen.thaw()
-    # It wakes with five attempts done, whose outcomes are late, and serves on.
+    # It wakes with five attempts nearly done, whose outcomes are late, and serves on.
     more = {}
 
     def serves_again() -> bool:
@@ -144,6 +144,6 @@ def test_tasks_of_a_frozen_worker_go_to_others_and_its_late_outcomes_count_for_n
         begun = [event.key for event in site.ledger.events("start", worker=frozen.worker_id)]
         return not more.keys().isdisjoint(begun)
 
-    wait_until(serves_again, "the frozen one serves again", 20)
+    wait_until(serves_again, "the frozen one serves again", 30)
     site.collect(handles | once | more)
     assert not site.check(once=list(once)).faults
