@@ -141,7 +141,13 @@ def test_a_method_is_an_activity_of_its_instance() -> None:
     assert (definition.name, definition.is_async) == ("send", True)
     assert definition.arg_types == (str, int)
     assert asyncio.run(definition.fn("you", 1)) == "me to you"
-    assert definition_of(Mailer.send).arg_types[1:] == (str, int)
+    unbound = definition_of(Mailer.send)
+    assert (unbound.arg_types, unbound.least_arguments, unbound.needs_instance) == (
+        (str, int),
+        2,
+        True,
+    )
+    assert not definition.needs_instance
 
 
 def test_an_instance_of_a_callable_class_is_an_activity() -> None:
@@ -156,6 +162,9 @@ def test_an_instance_of_a_callable_class_is_an_activity() -> None:
     definition = definition_of(Adder(2))
     assert (definition.name, definition.arg_types, definition.result_type) == ("Adder", (int,), int)
     assert definition.fn(3) == 5
+    by_class = definition_of(Adder)
+    assert (by_class.arg_types, by_class.result_type) == ((int,), int)
+    assert (by_class.needs_instance, definition.needs_instance) == (True, False)
 
 
 def test_a_class_that_cannot_be_called_is_refused() -> None:

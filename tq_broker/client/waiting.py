@@ -40,6 +40,8 @@ async def awaited(future: Future[T], timeout: Timeout = None) -> T:
     """What ``future`` ends with. Raises `DeadlineExceeded` if it has not within ``timeout``."""
     seconds = to_seconds(timeout)
     wrapped = asyncio.wrap_future(future)
+    # So that asyncio does not complain when it fails after the caller has stopped waiting.
+    wrapped.add_done_callback(_heard)
     try:
         # Shielded: a caller that stops waiting must not cancel what others may wait for.
         return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
@@ -47,6 +49,11 @@ async def awaited(future: Future[T], timeout: Timeout = None) -> T:
         if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
             raise
         raise DeadlineExceeded(f"not ended within {seconds} s") from None
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def waited(future: Future[T], timeout: Timeout = None) -> T:

@@ -320,7 +320,8 @@ class Status(str, enum.Enum):
 class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an activity ended, or a notice about it, as told to its caller.
 
-    ``result`` is JSON, before codecs.
+    ``result`` is JSON, before codecs. ``start_token`` is that of the start which it answers, if
+    its id was named.
     """
 
     activity_id: str
@@ -335,6 +336,7 @@ class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str = ""
     started_ms: int = 0
     finished_ms: int = 0
+    start_token: str = ""
 
 
 NO_RESULT = msgspec.Raw(b"null")

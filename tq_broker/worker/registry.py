@@ -67,6 +67,11 @@ class Registry:
             raise InvalidArgument(
                 f"activity {definition.name} is a class; register an instance of it"
             )
+        if definition.needs_instance:
+            raise InvalidArgument(
+                f"activity {definition.name} is {definition.fn.__qualname__}, which has no self yet;"
+                " register the method of an instance"
+            )
         if definition.dynamic:
             if self._dynamic is not None:
                 raise InvalidArgument("More than one dynamic activity")
