@@ -95,7 +95,10 @@ class ActivityDefinition:
         """
         if isinstance(self.fn, type):
             return True
-        return inspect.isfunction(self.fn) and next(iter(inspect.signature(self.fn).parameters), "") == "self"
+        return (
+            inspect.isfunction(self.fn)
+            and next(iter(inspect.signature(self.fn).parameters), "") == "self"
+        )
 
     @cached_property
     def _parameters(self) -> tuple[inspect.Parameter, ...]:

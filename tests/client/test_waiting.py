@@ -52,15 +52,16 @@ def test_an_answer_is_read_by_who_waits_and_then_dropped(wait: Wait) -> None:
 
 def test_what_fails_after_nobody_waits_any_more_is_no_error_of_asyncio() -> None:
     """Found: "Future exception was never retrieved" when the client was closed later."""
-    future: Future[int] = Future()
     complaints: list[Any] = []
 
     async def give_up() -> None:
+        future: Future[int] = Future()
         asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
         with pytest.raises(DeadlineExceeded):
             await awaited(future, 0)
         future.set_exception(Unavailable("the client was closed"))
         await asyncio.sleep(0)
+        del future
         gc.collect()
 
     asyncio.run(give_up())

@@ -69,8 +69,8 @@ class Registry:
             )
         if definition.needs_instance:
             raise InvalidArgument(
-                f"activity {definition.name} is {definition.fn.__qualname__}, which has no self yet;"
-                " register the method of an instance"
+                f"activity {definition.name} is {definition.fn.__qualname__}, a method without its"
+                " instance; register that of an instance"
             )
         if definition.dynamic:
             if self._dynamic is not None:

@@ -104,7 +104,7 @@ class Reporter:
                     logging.DEBUG if benign else logging.WARNING,
                     "%s %s ended: %s (%s)%s",
                     task.activity_type, task.activity_id, told.message, state.name,
-                    failed.stack_trace and f"\n{failed.stack_trace}",
+                    f"\n{failed.stack_trace}".rstrip(),
                 )  # fmt: skip
                 outcome = self._outcome(
                     task, status, started_ms, failure=told, retry_state=int(state)

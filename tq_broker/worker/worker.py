@@ -146,6 +146,7 @@ class Worker:
         self._is_serving = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._halted = threading.Event()
         self._stopped = threading.Event()
         self._supervisor: threading.Thread | None = None
@@ -572,6 +573,8 @@ class Worker:
 
         Args:
             cold: Cancel at once. A cold call hurries a warm one that is under way.
+
+        Code in threads that heeds nothing is left behind: `running` counts it.
         """
         with self._lock:
             first = not self._stopping.is_set()
@@ -583,7 +586,7 @@ class Worker:
                 self._finish()
         else:
             if cold:
-                self._handler.interrupt_all()
+                self._hurried.set()
             self._stopped.wait()
 
     def _drain(self, cold: bool) -> None:
@@ -607,10 +610,11 @@ class Worker:
         if self._side is not None:
             self._side.bequeath(self._wills)
         if not cold:
-            self._idle_within(options.graceful_shutdown_timeout.total_seconds())
+            graceful_s = options.graceful_shutdown_timeout.total_seconds()
+            self._until(lambda: not self._busy or self._hurried.is_set(), graceful_s)
         if self._busy:
             handler.interrupt_all()
-            self._idle_within(options.cancel_grace.total_seconds())
+            self._until(lambda: not self._busy, options.cancel_grace.total_seconds())
         handler.leave_behind()
         if self._sessions is not None:
             # Not sooner: their activities have had the time to end.
@@ -629,9 +633,6 @@ class Worker:
     @property
     def _session_ends(self) -> int:
         return 0 if self._sessions is None else self._sessions.unreported
-
-    def _idle_within(self, seconds: float) -> None:
-        self._until(lambda: not self._busy, seconds)
 
     @property
     def _busy(self) -> bool:
