@@ -16,7 +16,7 @@ import pytest
 
 from tq_broker import activity
 from tq_broker.activity import Signal, definition_of
-from tq_broker.common import RetryPolicy
+from tq_broker.common import RetryPolicy, Route
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.testing import ActivityEnvironment
 
@@ -72,6 +72,8 @@ def test_options_of_the_decorator_are_kept() -> None:
         ({"priority": True}, "priority is True"),
         ({"retry_policy": 3}, "retry_policy must be a RetryPolicy"),
         ({"route": "host"}, "route must be a Route"),
+        ({"route": Route.host("a\nb")}, r"route.host has the control .* U\+000A"),
+        ({"route": Route.process("x" * 65)}, "route.process is 65 bytes long .* bound is 64"),
         ({"task_queue": ""}, "task_queue must not be empty"),
         ({"task_queue": "a\nb"}, r"task_queue has the control .* U\+000A"),
         ({"task_queue": "x" * 101}, "task_queue is 101 bytes long .* the bound is 100"),

@@ -28,7 +28,7 @@ from tq_broker.common import ActivityOptions, ActivityOptionsDict, RetryPolicy, 
 from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.names import check_task_queue, check_text
-from tq_broker.model.tasks import requires_of
+from tq_broker.model.tasks import check_route, requires_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -235,6 +235,7 @@ def _define(
     if options.task_queue is not None:
         check_task_queue(options.task_queue)
     requires_of(options)
+    check_route(options)
     type_name = (
         ""
         if dynamic

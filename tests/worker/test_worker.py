@@ -1123,6 +1123,8 @@ def test_details_of_a_killed_worker_reach_the_next_attempt(world: World) -> None
         ({"task_queue": "q", "slots": 3}, "unknown worker option 'slots'"),
         ({"task_queue": "q", "max_concurrent_activities": 0}, "max_concurrent_activities is 0"),
         ({"task_queue": "q", "activities": []}, "At least one activity"),
+        ({"task_queue": "q", "activities": in_a_thread}, "activities is .*must be a sequence"),
+        ({"task_queue": "q", "workflows": int}, "workflows is .*must be a sequence"),
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(

@@ -33,7 +33,20 @@ def one_or_many(arg: Any, args: Sequence[Any]) -> Sequence[Any]:
     """The arguments of a call that may be given as one or as several."""
     if arg is not UNSET and args:
         raise InvalidArgument("give either arg or args, not both")
-    return args if arg is UNSET else (arg,)
+    return _check_args("args", args) if arg is UNSET else (arg,)
+
+
+def checked_calls(calls: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """The arguments of many calls. Raises `InvalidArgument`."""
+    for position, args in enumerate(calls):
+        _check_args(f"calls[{position}]", args)
+    return calls
+
+
+def _check_args(name: str, args: Any) -> Sequence[Any]:
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        raise InvalidArgument(f"{name} is {args!r:.40}; it must be a sequence of arguments")
+    return args
 
 
 async def awaited(future: Future[T], timeout: Timeout = None) -> T:

@@ -27,6 +27,7 @@ from tq_broker.common import (
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model.capabilities import check_requires
 from tq_broker.model.failure import Failure
+from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 
 DEFAULT_RETRY_POLICY = RetryPolicy()
 
@@ -148,6 +149,13 @@ def requires_of(options: ActivityOptions) -> Requires | None:
     """What options require of a worker. Raises `InvalidArgument`."""
     requires = Requires.of(options.requires)
     return None if requires is None else check_requires(requires)
+
+
+def check_route(options: ActivityOptions) -> None:
+    """Raise `InvalidArgument` if no host or worker can have the name that the route says."""
+    route = options.route
+    if route is not None and route.kind is not TargetKind.VERSION:
+        check_text(f"route.{route.kind.value}", route.target, bytes_max=TARGET_BYTES_MAX)
 
 
 class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):

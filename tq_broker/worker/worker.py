@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,8 @@ class Worker:
         **options: Any,
     ) -> None:
         said = _options(options)
+        _check_several("activities", activities)
+        _check_several("workflows", workflows)
         of_client = [one for one in client.interceptors if isinstance(one, Interceptor)]
         self.options = replace(said, interceptors=(*of_client, *said.interceptors))
         self.task_queues = _task_queues(task_queue, task_queues)
@@ -909,6 +911,11 @@ def _options(keywords: dict[str, Any]) -> WorkerOptions:
             f"unknown worker option {unknown[0]!r}; known are: {', '.join(sorted(known))}"
         )
     return WorkerOptions(**keywords)
+
+
+def _check_several(name: str, given: object) -> None:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidArgument(f"{name} is {given!r}; it must be a sequence")
 
 
 def _task_queues(one: str | None, several: Sequence[str]) -> tuple[str, ...]:
