@@ -28,6 +28,7 @@ SECRET = "hunter2"
 SOURCE = """
 import asyncio
 import os
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,6 +48,12 @@ async def nap(seconds: float, note: str = "") -> str:
         Path(note).touch()
     await asyncio.sleep(seconds)
     return "rested"
+
+
+@activity.defn(task_queue="jobs", start_to_close_timeout=SECONDS)
+def deaf(seconds: float, note: str) -> None:
+    Path(note).touch()
+    time.sleep(seconds)
 
 
 @activity.defn(task_queue="jobs", start_to_close_timeout=SECONDS)
@@ -241,6 +248,20 @@ def test_a_cold_shutdown_hands_the_activity_on(shell: Shell, numbers: tuple[int,
     assert worker.ended() == 1
     assert CLOCK.monotonic() - began < 15
     assert "cold shutdown" in worker.err
+    until(lambda: sum(shell.backlog()) == 1, "the task waits for another worker")
+
+
+def test_code_that_heeds_nothing_does_not_keep_a_cold_worker(shell: Shell) -> None:
+    """Found: the process stayed until the code returned."""
+    worker = shell.worker()
+    start = ("-A", "app", "activity", "start", "deaf", "--args", '[120, "began"]')
+    assert shell.run(*start).returncode == 0
+    until((shell.directory / "began").exists, "the activity runs")
+    for _ in range(2):
+        worker.signal(signal.SIGTERM)
+        CLOCK.sleep(0.3)
+    assert worker.ended() == 1
+    assert "leaving 1 activities behind" in worker.err
     until(lambda: sum(shell.backlog()) == 1, "the task waits for another worker")
 
 

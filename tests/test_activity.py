@@ -16,7 +16,7 @@ import pytest
 
 from tq_broker import activity
 from tq_broker.activity import Signal, definition_of
-from tq_broker.common import RetryPolicy
+from tq_broker.common import RetryPolicy, Route
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.testing import ActivityEnvironment
 
@@ -72,6 +72,8 @@ def test_options_of_the_decorator_are_kept() -> None:
         ({"priority": True}, "priority is True"),
         ({"retry_policy": 3}, "retry_policy must be a RetryPolicy"),
         ({"route": "host"}, "route must be a Route"),
+        ({"route": Route.host("a\nb")}, r"route.host has the control .* U\+000A"),
+        ({"route": Route.process("x" * 65)}, "route.process is 65 bytes long .* bound is 64"),
         ({"task_queue": ""}, "task_queue must not be empty"),
         ({"task_queue": "a\nb"}, r"task_queue has the control .* U\+000A"),
         ({"task_queue": "x" * 101}, "task_queue is 101 bytes long .* the bound is 100"),
@@ -141,7 +143,13 @@ def test_a_method_is_an_activity_of_its_instance() -> None:
     assert (definition.name, definition.is_async) == ("send", True)
     assert definition.arg_types == (str, int)
     assert asyncio.run(definition.fn("you", 1)) == "me to you"
-    assert definition_of(Mailer.send).arg_types[1:] == (str, int)
+    unbound = definition_of(Mailer.send)
+    assert (unbound.arg_types, unbound.least_arguments, unbound.needs_instance) == (
+        (str, int),
+        2,
+        True,
+    )
+    assert not definition.needs_instance
 
 
 def test_an_instance_of_a_callable_class_is_an_activity() -> None:
@@ -156,6 +164,9 @@ def test_an_instance_of_a_callable_class_is_an_activity() -> None:
     definition = definition_of(Adder(2))
     assert (definition.name, definition.arg_types, definition.result_type) == ("Adder", (int,), int)
     assert definition.fn(3) == 5
+    by_class = definition_of(Adder)
+    assert (by_class.arg_types, by_class.result_type) == ((int,), int)
+    assert (by_class.needs_instance, definition.needs_instance) == (True, False)
 
 
 def test_a_class_that_cannot_be_called_is_refused() -> None:

@@ -28,7 +28,7 @@ from tq_broker.common import ActivityOptions, ActivityOptionsDict, RetryPolicy, 
 from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.names import check_task_queue, check_text
-from tq_broker.model.tasks import requires_of
+from tq_broker.model.tasks import check_route, requires_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,19 +89,38 @@ class ActivityDefinition:
     no_thread_cancel_exception: bool = False
 
     @cached_property
+    def needs_instance(self) -> bool:
+        """Whether ``fn`` is a class, or a method of one that is not bound: good for starting it,
+        but what runs needs an instance.
+        """
+        if isinstance(self.fn, type):
+            return True
+        return (
+            inspect.isfunction(self.fn)
+            and next(iter(inspect.signature(self.fn).parameters), "") == "self"
+        )
+
+    @cached_property
     def _parameters(self) -> tuple[inspect.Parameter, ...]:
-        return tuple(inspect.signature(self.fn).parameters.values())
+        called = self.fn.__call__ if isinstance(self.fn, type) else self.fn
+        found = tuple(inspect.signature(called).parameters.values())
+        return found[1:] if self.needs_instance else found
+
+    @cached_property
+    def _hints(self) -> Mapping[str, Any]:
+        target = self.fn
+        if not inspect.isroutine(target):
+            target = (target if isinstance(target, type) else type(target)).__call__
+        try:
+            return typing.get_type_hints(target)
+        except Exception:  # a hint that cannot be resolved is as good as none
+            return {}
 
     @cached_property
     def arg_types(self) -> tuple[Any, ...]:
         """The type hint of each positional parameter; `typing.Any` where there is none."""
-        target = self.fn if inspect.isroutine(self.fn) else type(self.fn).__call__
-        try:
-            hints = typing.get_type_hints(target)
-        except Exception:  # a hint that cannot be resolved is as good as none
-            hints = {}
         return tuple(
-            hints.get(p.name, Any) for p in self._parameters if p.kind is not p.VAR_POSITIONAL
+            self._hints.get(p.name, Any) for p in self._parameters if p.kind is not p.VAR_POSITIONAL
         )
 
     @cached_property
@@ -118,11 +137,7 @@ class ActivityDefinition:
     @cached_property
     def result_type(self) -> Any:
         """The return type hint; `typing.Any` without one."""
-        target = self.fn if inspect.isroutine(self.fn) else type(self.fn).__call__
-        try:
-            return typing.get_type_hints(target).get("return", Any)
-        except Exception:  # as above
-            return Any
+        return self._hints.get("return", Any)
 
     def bound_to(self, fn: Callable[..., Any]) -> ActivityDefinition:
         """The same definition for a bound method or an instance of a callable class."""
@@ -220,6 +235,7 @@ def _define(
     if options.task_queue is not None:
         check_task_queue(options.task_queue)
     requires_of(options)
+    check_route(options)
     type_name = (
         ""
         if dynamic

@@ -35,7 +35,8 @@ def test_what_follows_from_the_version() -> None:
     assert "128 MiB" in facts(3, 13, 7)["message size"].text
     assert "16 MiB" in facts(4, 0, 5)["message size"].text
     levels = [facts(*v)["priorities"].level for v in ((3, 13), (4, 2), (4, 3))]
-    assert levels == [Level.WARNING, Level.NOTE, Level.OK]
+    assert levels == [Level.NOTE, Level.NOTE, Level.OK]
+    assert "classic queue beside" in facts(3, 13)["priorities"].text, "found: not honoured"
     assert "policy" in facts(3, 12)["acknowledgement timeout"].text
     assert "policy" not in facts(3, 10)["acknowledgement timeout"].text
     assert "delivery limit" not in facts(3, 10)

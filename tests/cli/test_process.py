@@ -230,6 +230,19 @@ def test_hup_starts_the_program_anew(
     assert arguments[1:] == ["-m", "tq_broker", "-b", url, "-A", app, "worker", "-Q", "a"]
 
 
+def test_threads_that_do_not_end_do_not_keep_the_process(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: the interpreter waited for them, for as long as their code ran."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    assert run("-Q", "a", number=QUIT).exit_code == 1
+    assert left == []
+    monkeypatch.setattr(process.Worker, "running", 2)
+    assert "leaving 2 activities behind" in run("-Q", "a", number=QUIT).stderr
+    assert left == [1]
+
+
 def test_a_worker_needs_an_application_and_task_queues(
     invoke: Invoke, app: str, tmp_path: Path
 ) -> None:

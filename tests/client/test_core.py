@@ -290,6 +290,39 @@ def test_only_the_start_that_asked_for_it_is_refused(world: World) -> None:
     assert world.value(first) == 1
 
 
+def test_who_wants_to_be_refused_does_not_get_the_outcome_of_another_start(world: World) -> None:
+    """Found: a refusal that came after the first one's outcome came too late."""
+    first, second = world.start(id="x"), world.start(id="x", id_conflict_policy=FAIL)
+    third = world.start(id="x")
+    tasks = [world.take() for _ in range(3)]
+    world.answer(tasks[0], start_token=tasks[0].start_token, result=b"1")
+    assert (world.value(first), world.value(third)) == (1, 1)
+    world.settle()
+    assert not second.outcome.done()
+    world.answer(tasks[1], Status.REFUSED, start_token=tasks[1].start_token)
+    with pytest.raises(ActivityAlreadyStarted):
+        world.value(second)
+
+
+def test_the_kept_outcome_is_not_for_who_wants_to_be_refused(world: World) -> None:
+    """Found: it was given to all that waited for the id."""
+    joins, refused = world.start(id="x"), world.start(id="x", id_conflict_policy=FAIL)
+    claim = NAMES.queue(Kind.CLAIM, "d")
+    world.hand.apply(topology.claim_queue(NAMES, claim, "t", 60_000), world.soon())
+    kept = ActivityOutcome(
+        activity_id="x",
+        activity_type="t",
+        status=Status.COMPLETED,
+        result=b"5",
+        start_token="that of another client",
+    )
+    world.tell(str(claim), envelope.outcome_message(kept, DEFAULT))
+    world.answer(world.take(), Status.JOINED, result=msgspec.json.encode(str(claim)))
+    assert world.value(joins) == 5
+    world.settle()
+    assert not refused.outcome.done()
+
+
 def test_a_second_start_that_fails_does_not_take_the_first_one_along(world: World) -> None:
     """Found: the outcome of the first was not waited for any more."""
     first = world.start(id="x")

@@ -110,6 +110,7 @@ def worker(client: Any) -> Iterator[Worker]:
         ({"namespace": "x" * 41}, "namespace .* 40"),
         ({"namespace": "a\r"}, "namespace has the control"),
         ({"queue_type": "stream"}, "queue_type must be 'quorum' or 'classic'"),
+        ({"data_converter": 3}, "data_converter is 3"),
         ({"timeout": 0}, "timeout must be positive"),
         ({"timeout": None}, "timeout must be positive"),
         ({"timeout": -1}, "timeout is -1"),
@@ -184,6 +185,12 @@ def test_a_wrong_option_is_refused_by_its_name(face: Face, client: Any) -> None:
         face.do(client.start_activity(double, 1, nonsense=9))
     with pytest.raises(InvalidArgument, match="at most 1 arguments"):
         face.do(client.start_activity(double, args=[1, 2]))
+    with pytest.raises(InvalidArgument, match="args is 'x'; it must be a sequence of arguments"):
+        face.do(client.start_activity(double, args="x"))
+    with pytest.raises(InvalidArgument, match=r"calls\[1\] is 2; it must be a sequence"):
+        face.do(client.start_activities(double, [(1,), 2]))
+    with pytest.raises(InvalidArgument, match=r"route\.host is 65 bytes long"):
+        face.do(client.start_activity(double, 1, route=Route.host("h" * 65)))
 
 
 def test_waiting_too_long_leaves_the_activity_alone(face: Face, client: Any) -> None:

@@ -173,6 +173,14 @@ def test_a_bound_method_is_called_without_its_self() -> None:
         start.check_args(["you", "me"])
 
 
+def test_who_has_no_instance_names_the_method_of_the_class() -> None:
+    """Found: ``self`` was counted as an argument."""
+    start = make_start(NAMES, Greeter.greet, {})
+    start.check_args(["you"])
+    with pytest.raises(InvalidArgument, match="at most 1"):
+        start.check_args(["you", "me"])
+
+
 def test_the_same_call_is_checked_once() -> None:
     first = make_start(NAMES, "t", {"task_queue": "q", "start_to_close_timeout": MINUTE})
     second = make_start(NAMES, "t", {"task_queue": "q", "start_to_close_timeout": MINUTE})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tq_broker.client.waiting import UNSET, Asked, one_or_many, to_seconds
+from tq_broker.client.waiting import UNSET, Asked, awaited, one_or_many, to_seconds
 from tq_broker.exceptions import DeadlineExceeded, InvalidArgument, Unavailable
 
 Wait = Callable[..., Any]
@@ -47,6 +48,24 @@ def test_an_answer_is_read_by_who_waits_and_then_dropped(wait: Wait) -> None:
     asked = Asked(future, lambda number: number + 1, lambda: dropped.append(True))
     assert wait(asked) == 21
     assert dropped == [True]
+
+
+def test_what_fails_after_nobody_waits_any_more_is_no_error_of_asyncio() -> None:
+    """Found: "Future exception was never retrieved" when the client was closed later."""
+    complaints: list[Any] = []
+
+    async def give_up() -> None:
+        future: Future[int] = Future()
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
+        with pytest.raises(DeadlineExceeded):
+            await awaited(future, 0)
+        future.set_exception(Unavailable("the client was closed"))
+        await asyncio.sleep(0)
+        del future
+        gc.collect()
+
+    asyncio.run(give_up())
+    assert complaints == []
 
 
 @pytest.mark.parametrize("wait", [awaiting, blocking])

@@ -363,6 +363,7 @@ outcomes = st.builds(
     worker_id=texts,
     started_ms=numbers,
     finished_ms=numbers,
+    start_token=texts,
 )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from tq_broker.clock import SystemClock
 from tq_broker.model.message import Message, Publication
 from tq_broker.queues.address import parse_addresses
 from tq_broker.queues.broker import Receipt, Verdict
-from tq_broker.queues.publisher import Publisher, cause_of, explain, is_refusal
+from tq_broker.queues.publisher import Publisher, _hush, cause_of, explain, is_refusal
 
 
 def publication(name: str = "m", exchange: str = "e", key: str = "k") -> Publication:
@@ -50,6 +51,27 @@ class Answers:
 
     def verdicts(self) -> list[Verdict]:
         return [receipt.verdict for _, receipt in sorted(self.wait().items())]
+
+
+def test_what_pika_logs_on_our_threads_is_dropped_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Found: of two publishers in a process only the newer was quiet when the broker left."""
+    log = logging.getLogger("pika.adapters.base_connection")
+    both = threading.Barrier(2)
+
+    def publishes() -> None:
+        _hush(threading.current_thread())
+        both.wait(PATIENCE_S)
+        log.error("noise")
+
+    threads = [threading.Thread(target=publishes) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    log.error("of another user of pika")
+    assert caplog.messages == ["of another user of pika"]
 
 
 def test_nothing_is_opened_before_the_first_publish(publisher: Publisher) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -236,6 +237,18 @@ def test_closing_waits_for_the_slow_path_and_then_work_is_done_at_once(sender: S
     assert len(done) == 1
     sender.in_background(lambda: done.append(threading.current_thread()))
     assert done[1] is threading.current_thread()
+
+
+def test_what_comes_when_the_interpreter_ends_is_dropped(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: a traceback in the publisher's thread at the end of a program that closed nothing."""
+
+    def submit(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    sender.in_background(lambda: pytest.fail("it is not done"))
 
 
 def test_a_defect_in_the_background_is_logged(

@@ -102,6 +102,22 @@ def test_a_cancel_by_rabbitmq_leads_to_a_new_consumer(
     inbox.wait()
 
 
+def test_a_cancel_by_rabbitmq_of_what_nobody_wants_is_no_news(
+    server: AmqpServer,
+    broker: AmqpBroker,
+    soon: Callable[[], float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Found: each worker that stopped warned of its control queue, which it had deleted itself."""
+    wish = broker.subscribe("q", Inbox(), SubscribeOptions(prefetch=7))
+    session, channel, consume = server.wait_for(spec.Basic.Consume)
+    broker.wait_subscribed([wish], soon())
+    wish.cancel_nowait()
+    session.send(channel, spec.Basic.Cancel(consume.consumer_tag, nowait=True))
+    server.wait_for(spec.Channel.Close)
+    assert "subscribing again" not in caplog.text
+
+
 def test_it_comes_back_after_the_connection_broke(
     server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
 ) -> None:

@@ -38,6 +38,11 @@ class Adder:
         return number
 
 
+class Mailer:
+    @activity.defn
+    def send(self, to: str) -> None: ...
+
+
 def registry(*activities: Any) -> Registry:
     return Registry(activities, JSONPayloadConverter())
 
@@ -93,6 +98,8 @@ def test_two_dynamic_ones_are_refused() -> None:
 
 
 def test_a_class_is_refused_where_an_instance_is_meant() -> None:
+    with pytest.raises(InvalidArgument, match=r"send is .*Mailer\.send, a method without"):
+        registry(Mailer.send)
     with pytest.raises(InvalidArgument, match="Adder is a class; register an instance of it"):
         registry(Adder)
 

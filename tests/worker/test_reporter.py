@@ -121,6 +121,11 @@ def test_a_result_is_told_to_the_caller(bench: Bench) -> None:
     assert bench.done_count == 1
 
 
+def test_an_outcome_says_which_start_it_answers(bench: Bench) -> None:
+    bench.reporter.completed(task(start_token="s-1"), b"1", 5, bench.done)
+    assert [outcome.start_token for outcome in bench.outcomes()] == ["s-1"]
+
+
 def test_a_result_with_an_id_is_kept_for_those_who_join(bench: Bench) -> None:
     bench.reporter.completed(task(id_retention_ms=1000), b"1", 5, bench.done)
     claim = str(claim_queue_name(NAMES, "q", "a"))
@@ -216,6 +221,7 @@ def test_an_end_for_good_is_logged_as_loudly_as_it_deserves(
     with caplog.at_level(logging.DEBUG):
         bench.fail(task(retry_policy=ONCE), msgspec.structs.replace(BAD, category=category))
     assert [record.levelno for record in caplog.records] == [level]
+    assert caplog.messages[0].endswith("(MAXIMUM_ATTEMPTS_REACHED)"), "no line without a trace"
     (outcome,) = bench.outcomes()
     assert outcome.failure.message == "bad"
 

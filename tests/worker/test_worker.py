@@ -918,6 +918,29 @@ def test_code_that_heeds_nothing_does_not_keep_the_worker(world: World) -> None:
     assert handle.result(SOON_S) == "attempt 2"
 
 
+def test_a_cold_call_hurries_a_warm_one_also_when_the_code_heeds_nothing(world: World) -> None:
+    """Found: it went on waiting for the end of ``graceful_shutdown_timeout``."""
+    gate = Gate()
+    worker = world.worker(
+        gate.activity,
+        cancel_grace=timedelta(milliseconds=20),
+        graceful_shutdown_timeout=timedelta(hours=1),
+    )
+    world.start(gate.activity, retry_policy=FAST)
+    gate.next()
+    warm, cold = (
+        threading.Thread(target=worker.stop, kwargs={"cold": cold}, daemon=True)
+        for cold in (False, True)
+    )
+    warm.start()
+    world.eventually(worker._place.shutdown.is_set)
+    cold.start()
+    cold.join(SOON_S)
+    assert worker.is_shutdown
+    assert worker.running == 1, "the code runs on, and that can be seen"
+    gate.opened.set()
+
+
 def test_a_worker_that_stops_waits_for_its_leases(world: World) -> None:
     """Found: a lease sent just before the end came to nobody, and an activity that had ended
     well counted as lost, and was run again.
@@ -1100,6 +1123,8 @@ def test_details_of_a_killed_worker_reach_the_next_attempt(world: World) -> None
         ({"task_queue": "q", "slots": 3}, "unknown worker option 'slots'"),
         ({"task_queue": "q", "max_concurrent_activities": 0}, "max_concurrent_activities is 0"),
         ({"task_queue": "q", "activities": []}, "At least one activity"),
+        ({"task_queue": "q", "activities": in_a_thread}, "activities is .*must be a sequence"),
+        ({"task_queue": "q", "workflows": int}, "workflows is .*must be a sequence"),
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(

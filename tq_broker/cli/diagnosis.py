@@ -118,14 +118,11 @@ def _message_size(version: tuple[int, ...]) -> Finding:
 def _priorities(version: tuple[int, ...]) -> Finding:
     if version >= (4, 3):
         return Finding(Level.OK, "priorities", "honoured strictly by quorum queues")
-    if version >= (4,):
-        text = "quorum queues tell two levels apart (1-2 and 3-5)"
-        return Finding(Level.NOTE, "priorities", text)
     return Finding(
-        Level.WARNING,
+        Level.NOTE,
         "priorities",
-        "not honoured by quorum queues before RabbitMQ 4.0",
-        "use task queues of their own for what is urgent",
+        "quorum queues do not keep to them before RabbitMQ 4.3: task queues that use them get a"
+        " classic queue beside, which is durable and not replicated",
     )
 
 

@@ -154,6 +154,11 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
         events.unlisten()
     if restart:
         _start_anew(session.arguments)
+    if left := worker.running:
+        # The interpreter would wait for their threads, and nobody waits for what they return.
+        _say(f"leaving {left} activities behind that do not end")
+        sys.stdout.flush()
+        os._exit(code)
     return code
 
 

@@ -52,16 +52,33 @@ A = TypeVar("A", control.WorkerInfo, control.Recent)
 
 
 class Pending:
-    """An activity that was started, and the future of its outcome."""
+    """An activity that was started, and the future of its outcome.
 
-    __slots__ = ("activity_id", "outcome", "start", "started", "timers")
+    ``token`` tells it from other starts of its id, if that was named.
+    """
 
-    def __init__(self, activity_id: str, start: Start) -> None:
+    __slots__ = ("activity_id", "outcome", "start", "started", "timers", "token")
+
+    def __init__(self, activity_id: str, start: Start, token: str = "") -> None:
         self.activity_id = activity_id
         self.start = start
+        self.token = token
         self.outcome: Future[ActivityOutcome] = Future()
         self.started = False
         self.timers: list[Timer] = []
+
+    def may_get(self, outcome: ActivityOutcome) -> bool:
+        """Whether ``outcome`` is its own, or that of another start that it agreed to join.
+
+        Workers that know nothing of ids repeat no token: what they tell is for all.
+        """
+        own = not outcome.start_token or outcome.start_token == self.token
+        return own or self.joins
+
+    @property
+    def joins(self) -> bool:
+        """Whether it takes the outcome of an earlier start of its id."""
+        return self.start.options.id_conflict_policy is ActivityIDConflictPolicy.USE_EXISTING
 
 
 class ClientCore:
@@ -232,7 +249,7 @@ class ClientCore:
     def _prepare(self, start: Start, body: bytes) -> tuple[Pending, ActivityTask]:
         activity_id = start.options.id or self._ids.next()
         task = self._task(start, activity_id, body, epoch_ms(self.clock))
-        pending = Pending(activity_id, start)
+        pending = Pending(activity_id, start, task.start_token)
         self._expect(pending)
         return pending, task
 
@@ -376,9 +393,7 @@ class ClientCore:
         elif outcome.status is Status.REFUSED:
             self._refuse(outcome)
         else:
-            # None if this is a second outcome: the first one counted.
-            for pending in self._waiting(outcome.activity_id):
-                self._resolve(pending, outcome)
+            self._resolve_all(outcome)
 
     def _waiting(self, activity_id: str) -> list[Pending]:
         with self._lock:
@@ -387,9 +402,15 @@ class ClientCore:
     def _refuse(self, outcome: ActivityOutcome) -> None:
         """Only the start that asked for it is refused; others of the id get its outcome."""
         for pending in reversed(self._waiting(outcome.activity_id)):
-            if pending.start.options.id_conflict_policy is ActivityIDConflictPolicy.FAIL:
+            if not pending.joins and pending.may_get(outcome):
                 self._resolve(pending, outcome)
                 return
+
+    def _resolve_all(self, outcome: ActivityOutcome) -> None:
+        """All that wait for it; nobody does if this is a second outcome: the first one counted."""
+        for pending in self._waiting(outcome.activity_id):
+            if pending.may_get(outcome):
+                self._resolve(pending, outcome)
 
     def _resolve(self, pending: Pending, outcome: ActivityOutcome) -> None:
         if self._forget(pending):
@@ -408,8 +429,7 @@ class ClientCore:
                 except Malformed as error:
                     log.warning("kept outcome dropped: %s", error)
                 else:
-                    for pending in self._waiting(outcome.activity_id):
-                        self._resolve(pending, kept)
+                    self._resolve_all(kept)
                 delivery.reject(requeue=True)
             subscription.cancel_nowait()
 

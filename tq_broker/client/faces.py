@@ -38,6 +38,7 @@ from tq_broker.client.waiting import (
     all_awaited,
     all_waited,
     awaited,
+    checked_calls,
     one_or_many,
     to_seconds,
     waited,
@@ -314,6 +315,8 @@ class _Face:
             kind = QueueType(queue_type)
         except ValueError:
             raise InvalidArgument("queue_type must be 'quorum' or 'classic'") from None
+        if not isinstance(data_converter, DataConverter):
+            raise InvalidArgument(f"data_converter is {data_converter!r}; see tq_broker.converter")
         seconds = to_seconds(timeout)
         if not seconds:
             raise InvalidArgument("timeout must be positive")
@@ -432,7 +435,7 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
         Returns when the broker has all of them. If it did not take some, the first error is
         raised, and the others run.
         """
-        options = _without_id(options)
+        calls, options = checked_calls(calls), _without_id(options)
         if self.outbound is not None:
             return await all_awaited(self._begin(self.outbound, activity, calls, options))
         start = make_start(self.core.names, activity, options)
@@ -528,7 +531,7 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
         **options: Unpack[StartOptionsDict],
     ) -> list[BlockingActivityHandle[Any]]:
         """Start one activity for each entry of ``calls``. See `Client.start_activities`."""
-        options = _without_id(options)
+        calls, options = checked_calls(calls), _without_id(options)
         if self.outbound is not None:
             return all_waited(self._begin(self.outbound, activity, calls, options))
         start = make_start(self.core.names, activity, options)

@@ -19,7 +19,7 @@ from tq_broker.common import (
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import Kind, Names, check_task_queue, check_text
-from tq_broker.model.tasks import task_fields
+from tq_broker.model.tasks import check_route, task_fields
 
 ACTIVITY_ID_BYTES_MAX = 200
 REMEMBERED = 512
@@ -178,6 +178,7 @@ def read_call(activity: Any, keywords: Mapping[str, Any]) -> Said:
             "affinity, affinity_group and on_lost are for activities of workflows,"
             " which have earlier ones to follow; say a route instead"
         )
+    check_route(said)
     definition = None if isinstance(activity, str) else definition_of(activity)
     options = said.over(definition.options if definition else ActivityOptions())
     if definition is not None and definition.dynamic:

@@ -33,13 +33,28 @@ def one_or_many(arg: Any, args: Sequence[Any]) -> Sequence[Any]:
     """The arguments of a call that may be given as one or as several."""
     if arg is not UNSET and args:
         raise InvalidArgument("give either arg or args, not both")
-    return args if arg is UNSET else (arg,)
+    return _check_args("args", args) if arg is UNSET else (arg,)
+
+
+def checked_calls(calls: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """The arguments of many calls. Raises `InvalidArgument`."""
+    for position, args in enumerate(calls):
+        _check_args(f"calls[{position}]", args)
+    return calls
+
+
+def _check_args(name: str, args: Any) -> Sequence[Any]:
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        raise InvalidArgument(f"{name} is {args!r:.40}; it must be a sequence of arguments")
+    return args
 
 
 async def awaited(future: Future[T], timeout: Timeout = None) -> T:
     """What ``future`` ends with. Raises `DeadlineExceeded` if it has not within ``timeout``."""
     seconds = to_seconds(timeout)
     wrapped = asyncio.wrap_future(future)
+    # So that asyncio does not complain when it fails after the caller has stopped waiting.
+    wrapped.add_done_callback(_heard)
     try:
         # Shielded: a caller that stops waiting must not cancel what others may wait for.
         return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
@@ -47,6 +62,11 @@ async def awaited(future: Future[T], timeout: Timeout = None) -> T:
         if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
             raise
         raise DeadlineExceeded(f"not ended within {seconds} s") from None
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def waited(future: Future[T], timeout: Timeout = None) -> T:

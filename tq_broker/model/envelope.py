@@ -398,6 +398,8 @@ def _outcome_message(outcome: ActivityOutcome, body: bytes, codecs: str) -> Mess
     }
     if outcome.retry_state is not None:
         headers["tq-retry-state"] = outcome.retry_state
+    if outcome.start_token:
+        headers["tq-start-token"] = outcome.start_token
     if codecs:
         headers["tq-codecs"] = codecs
     message_id = f"{outcome.activity_id}/{outcome.attempt}/{outcome.status.value}"
@@ -469,6 +471,7 @@ def _read_outcome(message: Message, body: OutcomeBody) -> ActivityOutcome:
         worker_id=_label(headers, "tq-worker-id"),
         started_ms=_number("tq-started-ms", headers.get("tq-started-ms", 0)),
         finished_ms=_number("tq-finished-ms", headers.get("tq-finished-ms", 0)),
+        start_token=_label(headers, "tq-start-token"),
     )
 
 

@@ -27,6 +27,7 @@ from tq_broker.common import (
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model.capabilities import check_requires
 from tq_broker.model.failure import Failure
+from tq_broker.model.names import TARGET_BYTES_MAX, check_text
 
 DEFAULT_RETRY_POLICY = RetryPolicy()
 
@@ -148,6 +149,13 @@ def requires_of(options: ActivityOptions) -> Requires | None:
     """What options require of a worker. Raises `InvalidArgument`."""
     requires = Requires.of(options.requires)
     return None if requires is None else check_requires(requires)
+
+
+def check_route(options: ActivityOptions) -> None:
+    """Raise `InvalidArgument` if no host or worker can have the name that the route says."""
+    route = options.route
+    if route is not None and route.kind is not TargetKind.VERSION:
+        check_text(f"route.{route.kind.value}", route.target, bytes_max=TARGET_BYTES_MAX)
 
 
 class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
@@ -320,7 +328,8 @@ class Status(str, enum.Enum):
 class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an activity ended, or a notice about it, as told to its caller.
 
-    ``result`` is JSON, before codecs.
+    ``result`` is JSON, before codecs. ``start_token`` is that of the start which it answers, if
+    its id was named.
     """
 
     activity_id: str
@@ -335,6 +344,7 @@ class ActivityOutcome(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str = ""
     started_ms: int = 0
     finished_ms: int = 0
+    start_token: str = ""
 
 
 NO_RESULT = msgspec.Raw(b"null")

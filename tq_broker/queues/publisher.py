@@ -21,6 +21,7 @@ import logging
 import math
 import ssl
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -625,22 +626,17 @@ def _drop_socket(connection: Any) -> None:
         sock.close()
 
 
-class _Hush(logging.Filter):
-    def __init__(self, thread: threading.Thread) -> None:
-        super().__init__()
-        self._thread = thread
+_HUSHED: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self._thread.ident
+
+def _is_loud(_record: logging.LogRecord) -> bool:
+    return threading.current_thread() not in _HUSHED
 
 
 def _hush(thread: threading.Thread) -> None:
     """Drop what pika logs on our thread: tracebacks for every refused connect, which we report
     in one line. Other users of pika in this process keep their logs."""
-    hush = _Hush(thread)
+    _HUSHED.add(thread)
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] == "pika":
-            pika_log = logging.getLogger(name)
-            for old in [f for f in pika_log.filters if isinstance(f, _Hush)]:
-                pika_log.removeFilter(old)
-            pika_log.addFilter(hush)
+            logging.getLogger(name).addFilter(_is_loud)  # once, however often it is said

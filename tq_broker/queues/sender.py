@@ -268,7 +268,10 @@ class Sender:
         if pool is None:
             work()
         else:
-            pool.submit(_logged, work)
+            try:
+                pool.submit(_logged, work)
+            except RuntimeError as error:  # the interpreter ends, and nobody waits any more
+                log.debug("not done any more: %s", error)
 
     def close(self) -> None:
         """Wait for the slow path to empty. Afterwards it runs on the caller's thread."""

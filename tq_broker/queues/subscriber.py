@@ -411,7 +411,8 @@ class Subscriber:
 
     def _on_cancelled(self, feed: Feed, _tag: str) -> None:
         """The queue was deleted, or its node has failed."""
-        log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
+        if feed.owner.wanted:  # otherwise somebody has deleted what nobody wants any more
+            log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
         self.lost(feed)
         feed.channel.close_nowait()
         self._book_retry(feed.owner)

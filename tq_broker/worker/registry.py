@@ -67,6 +67,11 @@ class Registry:
             raise InvalidArgument(
                 f"activity {definition.name} is a class; register an instance of it"
             )
+        if definition.needs_instance:
+            raise InvalidArgument(
+                f"activity {definition.name} is {definition.fn.__qualname__}, a method without its"
+                " instance; register that of an instance"
+            )
         if definition.dynamic:
             if self._dynamic is not None:
                 raise InvalidArgument("More than one dynamic activity")

@@ -102,9 +102,9 @@ class Reporter:
                 benign = failed.category == 1
                 log.log(
                     logging.DEBUG if benign else logging.WARNING,
-                    "%s %s ended: %s (%s)\n%s",
+                    "%s %s ended: %s (%s)%s",
                     task.activity_type, task.activity_id, told.message, state.name,
-                    failed.stack_trace,
+                    f"\n{failed.stack_trace}".rstrip(),
                 )  # fmt: skip
                 outcome = self._outcome(
                     task, status, started_ms, failure=told, retry_state=int(state)
@@ -190,6 +190,7 @@ class Reporter:
             worker_id=place.worker_id,
             started_ms=started_ms,
             finished_ms=epoch_ms(place.clock),
+            start_token=task.start_token,
         )
 
     def _tell(

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,8 @@ class Worker:
         **options: Any,
     ) -> None:
         said = _options(options)
+        _check_several("activities", activities)
+        _check_several("workflows", workflows)
         of_client = [one for one in client.interceptors if isinstance(one, Interceptor)]
         self.options = replace(said, interceptors=(*of_client, *said.interceptors))
         self.task_queues = _task_queues(task_queue, task_queues)
@@ -146,6 +148,7 @@ class Worker:
         self._is_serving = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._halted = threading.Event()
         self._stopped = threading.Event()
         self._supervisor: threading.Thread | None = None
@@ -572,6 +575,8 @@ class Worker:
 
         Args:
             cold: Cancel at once. A cold call hurries a warm one that is under way.
+
+        Code in threads that heeds nothing is left behind: `running` counts it.
         """
         with self._lock:
             first = not self._stopping.is_set()
@@ -583,7 +588,7 @@ class Worker:
                 self._finish()
         else:
             if cold:
-                self._handler.interrupt_all()
+                self._hurried.set()
             self._stopped.wait()
 
     def _drain(self, cold: bool) -> None:
@@ -607,10 +612,11 @@ class Worker:
         if self._side is not None:
             self._side.bequeath(self._wills)
         if not cold:
-            self._idle_within(options.graceful_shutdown_timeout.total_seconds())
+            graceful_s = options.graceful_shutdown_timeout.total_seconds()
+            self._until(lambda: not self._busy or self._hurried.is_set(), graceful_s)
         if self._busy:
             handler.interrupt_all()
-            self._idle_within(options.cancel_grace.total_seconds())
+            self._until(lambda: not self._busy, options.cancel_grace.total_seconds())
         handler.leave_behind()
         if self._sessions is not None:
             # Not sooner: their activities have had the time to end.
@@ -629,9 +635,6 @@ class Worker:
     @property
     def _session_ends(self) -> int:
         return 0 if self._sessions is None else self._sessions.unreported
-
-    def _idle_within(self, seconds: float) -> None:
-        self._until(lambda: not self._busy, seconds)
 
     @property
     def _busy(self) -> bool:
@@ -908,6 +911,11 @@ def _options(keywords: dict[str, Any]) -> WorkerOptions:
             f"unknown worker option {unknown[0]!r}; known are: {', '.join(sorted(known))}"
         )
     return WorkerOptions(**keywords)
+
+
+def _check_several(name: str, given: object) -> None:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidArgument(f"{name} is {given!r}; it must be a sequence")
 
 
 def _task_queues(one: str | None, several: Sequence[str]) -> tuple[str, ...]:

@@ -218,8 +218,6 @@ def _about(activity: Any) -> tuple[str, ActivityOptions, Any]:
         return check_text("activity", activity, bytes_max=NAME_BYTES_MAX), NO_OPTIONS, Any
     # The definition of a bound method is a new one each time; that of its function is kept.
     definition = definition_of(getattr(activity, "__func__", activity))
-    if isinstance(activity, type):  # a callable class: what it does is in its method
-        definition = definition.bound_to(activity.__call__)
     if definition.dynamic:
         raise InvalidArgument("a dynamic activity is called by the name of a type")
     return definition.name, definition.options, definition.result_type
