@@ -411,7 +411,9 @@ class Subscriber:
 
     def _on_cancelled(self, feed: Feed, _tag: str) -> None:
         """The queue was deleted, or its node has failed."""
-        log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
+        # Who leaves a queue may have deleted it on another connection, which was quicker.
+        if not feed.owner.leaving:
+            log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
         self.lost(feed)
         feed.channel.close_nowait()
         self._book_retry(feed.owner)
