@@ -481,9 +481,7 @@ class WorkflowHandle(_Handle[R]):
     ) -> WorkflowUpdateHandle[Any]:
         """The same; the type of the result is that of ``update``."""
         result_type = handler_target("update", update).result_type
-        return self.get_update_handle(
-            id, workflow_run_id=workflow_run_id, result_type=result_type
-        )
+        return self.get_update_handle(id, workflow_run_id=workflow_run_id, result_type=result_type)
 
     async def cancel(self, *, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when history keeps the request."""
@@ -587,9 +585,7 @@ class BlockingWorkflowHandle(_Handle[R]):
     ) -> BlockingWorkflowUpdateHandle[Any]:
         """The same; the type of the result is that of ``update``."""
         result_type = handler_target("update", update).result_type
-        return self.get_update_handle(
-            id, workflow_run_id=workflow_run_id, result_type=result_type
-        )
+        return self.get_update_handle(id, workflow_run_id=workflow_run_id, result_type=result_type)
 
     def cancel(self, *, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when history keeps the request."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from tq_broker import chain
-from tq_broker.activity import RawValue
+from tq_broker.common import RawValue
 from tq_broker.exceptions import ApplicationError, Malformed
 from tq_broker.model import payload as payloads
 from tq_broker.model.commands import AcceptUpdate, CompleteUpdate, RejectUpdate
