@@ -17,7 +17,7 @@ class Trouble(enum.Enum):
     AWAY = "away"
     """Time: out of reach, full, read-only, busy, locked; the same may be asked again."""
     REFUSED = "refused"
-    """Its operator: no such login, database, table or file, or no right to it."""
+    """Its operator: no such login, database, table, column or file, or no right to it."""
     DATA = "data"
     """Whoever has sent such data."""
     OURS = "ours"
@@ -43,10 +43,14 @@ def of_kind(kinds: Collection[str]) -> Trouble:
 
 
 _SQLITE = (
-    (Trouble.REFUSED, "no such table|unable to open|not a database|image is malformed|denied"),
+    (
+        Trouble.REFUSED,
+        "no such (table|column)|has no column|unable to open|not a database|image is malformed"
+        "|denied",
+    ),
     (
         Trouble.OURS,
-        "no such |syntax error|unrecognized token|incomplete input|has no column|ambiguous column"
+        "no such |syntax error|unrecognized token|incomplete input|ambiguous column"
         "|too many |wrong number of|binding parameter|misuse|malformed JSON|within a transaction"
         "|no transaction is active|values were supplied",
     ),
@@ -78,7 +82,8 @@ _STATES = {
     "3F": Trouble.REFUSED,
     "42": Trouble.OURS,
     "42501": Trouble.REFUSED,  # no right to it
-    "42P01": Trouble.REFUSED,  # no such table
+    "42P01": Trouble.REFUSED,  # no such table, as when an old copy was restored
+    "42703": Trouble.REFUSED,  # no such column, likewise
     "42P05": Trouble.AWAY,  # as 26
 }
 # Who is not let in is told in words only.
