@@ -104,7 +104,7 @@ TABLES = {
             count=events,
             quick_count=events,
         )
-        for events in (1_000, 10_000)
+        for events in (1_000, 6_000, 10_000)
     },
     "open-workflows": Table(
         flow=Flow.OPEN_RUNS,
@@ -402,7 +402,7 @@ ROWS = (
             serves=_SERVICES,
             settings=f"one run of activities in sequence, PostgreSQL{settings}",
         )
-        for events in ("1000", "10000")
+        for events in ("1000", "6000", "10000")
         for label, variant, settings in (
             ("tq_broker", "1", ""),
             ("tq_broker-uncached", "1,uncached", ", max_cached_workflows=0"),

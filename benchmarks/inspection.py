@@ -57,7 +57,17 @@ def broker_memory_mib(node: LocalRabbitMQ) -> dict[str, float]:
 
 def resident_mib(pid: int) -> float:
     """The resident memory of a process."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return _status_mib(pid, "VmRSS")
+
+
+def peak_mib(pid: int) -> float:
+    """The most resident memory that a process has had."""
+    return _status_mib(pid, "VmHWM")
+
+
+def _status_mib(pid: int, name: str) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
     assert found is not None, "a live process has memory"
     return int(found.group(1)) / 1024
 

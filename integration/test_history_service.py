@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from integration.postgresql_server import PostgresqlServer
@@ -404,6 +405,79 @@ def test_a_database_that_crashes_is_waited_for(
         assert process.end() == 0
     finally:
         site.close()
+
+
+def test_what_an_operator_took_from_a_running_service_is_waited_for(
+    broker_url: str, namespace: str, postgresql: PostgresqlServer, tmp_path: Path
+) -> None:
+    migrate_store(postgresql.url)
+    site = Site(broker_url, namespace, postgresql.url, tmp_path)
+    try:
+        process = site.history("h1")
+        site.start("before").result(SOON_S)
+        with psycopg.connect(postgresql.url.replace("+psycopg", ""), autocommit=True) as operator:
+            operator.execute("ALTER TABLE tq_runs RENAME TO gone")
+            names = ids("w", 10)
+            for name in names:
+                site.start(name)
+            wait_said(process, 'relation "tq_runs" does not exist')
+            operator.execute("ALTER TABLE gone RENAME TO tq_runs")
+        site.check([*names, "before"])
+        assert process.end() == 0
+        assert "the store is back" in process.log.read_text()
+    finally:
+        site.close()
+
+
+def test_a_disk_that_is_full_is_waited_for(
+    broker_url: str, namespace: str, small_disk: Path, tmp_path: Path
+) -> None:
+    site = Site(broker_url, namespace, f"sqlite:///{small_disk / 'history.sqlite'}", tmp_path)
+    try:
+        process = site.history("h1")
+        site.start("before").result(SOON_S)
+        ballast = small_disk / "ballast"
+        fill(ballast)
+        names = ids("w", 40)
+        for name in names:
+            site.start(name)
+        wait_said(process, "database or disk is full; nothing is lost")
+        ballast.unlink()
+        site.check([*names, "before"])
+        assert process.end() == 0
+        assert "the store is back" in process.log.read_text()
+    finally:
+        site.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own; it needs the rights to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no small disk: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(ballast: Path) -> None:
+    """Take all the room that is left."""
+    with ballast.open("wb", buffering=0) as file:
+        for block in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(block)) == block:
+                    continue
+
+
+def wait_said(process: Process, text: str) -> None:
+    """Until its log has ``text``."""
+    deadline = time.monotonic() + SOON_S
+    while text not in process.log.read_text():
+        assert time.monotonic() < deadline, process.log.read_text()
+        time.sleep(0.05)
 
 
 def test_a_broker_that_restarts_is_waited_for(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tq_broker import activity
+from tq_broker import activity, common
 from tq_broker.activity import Signal, definition_of
 from tq_broker.common import RetryPolicy, Route
 from tq_broker.exceptions import InvalidArgument, Malformed
@@ -308,7 +308,8 @@ def test_the_logger_is_an_ordinary_one() -> None:
 
 
 def test_a_raw_value_is_decoded_on_demand() -> None:
-    raw = activity.RawValue(b'{"x":3}', ActivityEnvironment().payload_converter)
+    assert activity.RawValue is common.RawValue
+    raw = common.RawValue(b'{"x":3}', ActivityEnvironment().payload_converter)
     assert raw.decode() == {"x": 3}
     assert raw.decode(Point) == Point(3)
     with pytest.raises(Malformed):

@@ -24,7 +24,13 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar, overload
 
-from tq_broker.common import ActivityOptions, ActivityOptionsDict, RetryPolicy, options_from
+from tq_broker.common import (
+    ActivityOptions,
+    ActivityOptionsDict,
+    RawValue,
+    RetryPolicy,
+    options_from,
+)
 from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.names import check_task_queue, check_text
@@ -308,20 +314,6 @@ class Info:
     def in_workflow(self) -> bool:
         """Whether a workflow has started it."""
         return self.workflow_id is not None
-
-
-class RawValue:
-    """An argument of a dynamic activity, not decoded yet."""
-
-    __slots__ = ("_converter", "data")
-
-    def __init__(self, data: bytes, converter: PayloadConverter) -> None:
-        self.data = data
-        self._converter = converter
-
-    def decode(self, hint: Any = Any) -> Any:
-        """The value as type ``hint``. Raises `Malformed`."""
-        return self._converter.decoder(hint)(self.data)
 
 
 class Signal:

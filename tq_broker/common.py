@@ -9,10 +9,10 @@ from __future__ import annotations
 import enum
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, Protocol, TypedDict, get_args
 from urllib.parse import quote
 
 from tq_broker.exceptions import InvalidArgument
@@ -275,6 +275,27 @@ class Requires:
             return None
         said = value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
         return said if said.capabilities else None
+
+
+class Decodes(Protocol):
+    """What a `tq_broker.converter.PayloadConverter` does for a `RawValue`."""
+
+    def decoder(self, hint: Any) -> Callable[[bytes | memoryview], Any]:
+        """A function from bytes to a value of the type ``hint``."""
+
+
+class RawValue:
+    """An argument of a dynamic activity, workflow or handler, not decoded yet."""
+
+    __slots__ = ("_converter", "data")
+
+    def __init__(self, data: bytes, converter: Decodes) -> None:
+        self.data = data
+        self._converter = converter
+
+    def decode(self, hint: Any = Any) -> Any:
+        """The value as type ``hint``. Raises `Malformed`."""
+        return self._converter.decoder(hint)(self.data)
 
 
 class ActivityIDConflictPolicy(enum.Enum):

@@ -26,6 +26,9 @@ OPEN_AT_A_TIME = 500
 """A worker's cache has room for 1000."""
 
 EVENTS_PER_ACTIVITY = 6
+WAITING_EVENTS = 5
+"""Of a run that has set its timer and waits."""
+
 WITHIN = timedelta(seconds=60)
 TIMEOUT_S = 60.0
 
@@ -66,6 +69,15 @@ class Listening:
         await workflow.wait_condition(lambda: self.seen >= n)
 
 
+@workflow.defn(name="waiting")
+class Waiting:
+    """Waits for a day, or for a signal that nobody sends."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False, timeout=timedelta(days=1))
+
+
 def namespace(order: Order) -> str:
     return f"bench-{order.queue}"
 
@@ -90,7 +102,7 @@ def work(order: Order) -> Sample:
     worker = Worker(
         client,
         task_queue=order.queue,
-        workflows=[Steps, Listening],
+        workflows=[Steps, Listening, Waiting],
         activities=[echo],
         max_cached_workflows=cache,
     )
@@ -168,7 +180,7 @@ def open_runs(order: Order) -> Sample:
 
     It has its history and worker in processes of its own, to end and start them.
     """
-    from benchmarks.inspection import resident_mib
+    from benchmarks.inspection import peak_mib, resident_mib
     from benchmarks.process import PeerProcess
 
     limit_s = 3600.0
@@ -178,7 +190,7 @@ def open_runs(order: Order) -> Sample:
         with PeerProcess("tq_workflows", "work", order, timeout_s=limit_s) as worker:
             worker.wait_word(READY)
             started_s = asyncio.run(_open(order))
-        full_mib = resident_mib(service.pid)
+        full_mib, most_mib = resident_mib(service.pid), peak_mib(service.pid)
     start_s = time.perf_counter()
     with (
         PeerProcess("tq_workflows", "history", order, timeout_s=limit_s) as service,
@@ -194,6 +206,7 @@ def open_runs(order: Order) -> Sample:
             "per_s": order.count / started_s,
             "history_mib_before": before_mib,
             "history_mib": full_mib,
+            "history_mib_at_most": most_mib,
             "history_mib_after_restart": again_mib,
             "restart_s": again_s,
         }
@@ -206,11 +219,15 @@ async def _open(order: Order) -> float:
 
     async def one(number: int) -> None:
         async with places:
-            await client.start_workflow(Listening.run, id=f"open{number}", task_queue=order.queue)
+            await client.start_workflow(Waiting.run, id=f"open{number}", task_queue=order.queue)
 
     start_s = time.perf_counter()
     await asyncio.gather(*map(one, range(order.count)))
-    await client.get_workflow_handle(f"open{order.count - 1}").execute_update(Listening.reached, -1)
+    # Tasks are worked on in turn: where the last have set their timers, all have.
+    for number in range(max(0, order.count - 100), order.count):
+        handle = client.get_workflow_handle(f"open{number}")
+        while (await handle.describe()).history_length < WAITING_EVENTS:
+            await asyncio.sleep(0.2)
     await client.close()
     return time.perf_counter() - start_s
 

@@ -4,6 +4,7 @@ import pytest
 
 from tq_broker import exceptions
 from tq_broker.cli import exits
+from tq_broker.stores.store import SchemaMismatch, StoreRefused, StoreUnavailable
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,9 @@ from tq_broker.cli import exits
         (exceptions.TargetGone("x"), 5),
         (exceptions.InvalidArgument("x"), 2),
         (exceptions.Bug("x"), 1),
+        (StoreUnavailable("x"), 3),
+        (StoreRefused("x"), 4),
+        (SchemaMismatch("x"), 2),
     ],
 )
 def test_the_code_tells_who_must_act(error: exceptions.TqBrokerError, code: int) -> None:
@@ -26,6 +30,8 @@ def test_a_message_is_one_line_and_says_what_to_do() -> None:
     assert exits.message_of(exceptions.NotFound("no\n  such")) == "no such"
     assert exits.message_of(exceptions.BrokerUnavailable("gone")) == "gone; see: tq-broker doctor"
     assert exits.message_of(exceptions.Bug()) == "Bug"
+    assert exits.message_of(StoreUnavailable("gone")) == "gone"
+    assert exits.message_of(StoreRefused("no login")) == "no login"
 
 
 def test_the_table_has_every_code() -> None:

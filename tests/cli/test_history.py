@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Invoke
+from tq_broker.cli import exits
 from tq_broker.cli import history as history_module
 from tq_broker.cli.signals import Events
 from tq_broker.client import BlockingClient
@@ -64,8 +65,16 @@ def test_a_wrong_store_is_said(invoke: Invoke) -> None:
 
 def test_a_schema_that_is_missing_is_said(invoke: Invoke, store: str) -> None:
     answer = invoke("history", "--store", store, "--no-migrate")
-    assert answer.exit_code != 0
+    assert answer.exit_code == exits.USAGE
     assert "migrate" in answer.stderr
+
+
+def test_a_place_that_is_refused_is_said(invoke: Invoke, tmp_path: Path) -> None:
+    nowhere = f"sqlite:///{tmp_path}/no/such/place"
+    for command in (("history",), ("history", "migrate")):
+        answer = invoke(*command, "--store", nowhere)
+        assert answer.exit_code == exits.REFUSED
+        assert answer.stderr == f"tq-broker: store {nowhere}: unable to open database file\n"
 
 
 def test_migrate(invoke: Invoke, store: str) -> None:

@@ -143,7 +143,7 @@ def test_an_answer_that_cannot_be_read_is_dropped(
             requests.Describe(workflow_id="w", run_id="r"),
             ("not_found", "gone"),
             NotFound,
-            "there is no workflow 'w' with run 'r' in namespace 'n': gone",
+            "workflow 'w' with run 'r' in namespace 'n': gone",
         ),
         (AWAIT, ("closed", ""), NotFound, "workflow 'w' has ended already"),
         (START, ("already_started", ""), WorkflowAlreadyStartedError, "already started: T 'w'"),

@@ -228,8 +228,11 @@ def test_an_update_is_started_and_its_end_waited_for(side: Side) -> None:
     assert side.do(update.result()) == 7  # known now
     again = handle_of(side).get_update_handle("u", workflow_run_id="r", result_type=float)
     assert repr(side.do(again.result())) == "7.0"
+    typed = handle_of(side).get_update_handle_for(Order.change, "u", workflow_run_id="r")
+    assert repr(side.do(typed.result())) == "7.0"
     assert [type(one).__name__ for one in side.history.seen] == [
         "UpdateWorkflow",
+        "AwaitUpdate",
         "AwaitUpdate",
         "AwaitUpdate",
     ]

@@ -153,6 +153,20 @@ def test_answers_are_given_without_asking_the_store_for_a_while(desk: Desk) -> N
         desk.owner.commit(Batch(dict(epochs)))
 
 
+def test_who_has_committed_nothing_for_a_while_makes_sure(desk: Desk) -> None:
+    desk.owner.acquire({3, 4})
+    desk.store.acquire([3], "other", NOW_MS)
+    desk.owner.make_sure()
+    desk.world.clock.sleep(3)
+    with pytest.raises(Fenced) as caught:
+        desk.owner.make_sure()
+    assert caught.value.shards == {3}
+    desk.owner.forget({3})
+    desk.owner.make_sure()
+    desk.store.acquire([4], "other", NOW_MS)
+    desk.owner.make_sure()  # it was asked a moment ago
+
+
 def test_a_shard_is_given_up_when_nothing_is_being_sent(desk: Desk) -> None:
     desk.owner.acquire({3})
     desk.owner.subscribe(3)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 import pytest
 
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.history.patience import Halted, Patience
-from tq_broker.stores.store import Conflict, OutcomeUnknown, StoreUnavailable
+from tq_broker.history.patience import SAID_AGAIN_S, Halted, Patience
+from tq_broker.stores.store import Conflict, OutcomeUnknown, StoreRefused, StoreUnavailable
 from tq_broker.testing.manual_clock import ManualClock
 
 
@@ -51,3 +52,28 @@ def test_it_ends_when_nobody_waits_any_more() -> None:
     assert patience.insist(failing()) == "done"
     with pytest.raises(Halted):
         patience.insist(failing(StoreUnavailable("a")))
+
+
+def test_that_the_store_is_away_is_said_again_and_not_too_often(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = EagerClock()
+    patience = Patience(clock, threading.Event())
+    tries = 0
+
+    def call() -> str:
+        nonlocal tries
+        tries += 1
+        clock.advance(1.0)
+        if tries <= 3 * SAID_AGAIN_S:
+            raise StoreRefused("no such table")
+        return "done"
+
+    with caplog.at_level(logging.INFO):
+        assert patience.insist(call) == "done"
+        assert patience.insist(lambda: "done") == "done"
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in said] == ["ERROR"] * 3 + ["WARNING"]
+    assert "no such table" in said[0][1]
+    assert "(30 s so far)" in said[1][1]
+    assert "the store is back, after 90" in said[-1][1]

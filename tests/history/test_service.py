@@ -408,6 +408,15 @@ def test_a_zombie_can_commit_nothing(world: World) -> None:
     assert described.info.run_id == started.run_id
 
 
+def test_who_was_replaced_while_nothing_happened_finds_out(timed: World) -> None:
+    """As a process that was stopped: the other has given the shards back to it since."""
+    service = timed.service()
+    timed.eventually(lambda: len(service.shards) == SHARDS)
+    store = timed.store()
+    store.acquire(range(SHARDS), "another", 0)
+    timed.eventually(lambda: {row.owner for row in store.shards(0)} == {service.identity})
+
+
 def test_what_ended_long_ago_is_forgotten(timed: World) -> None:
     clock = timed.clock
     assert isinstance(clock, ManualClock)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from tq_broker.exceptions import InvalidArgument
+from tq_broker.exceptions import Bug, InvalidArgument
 from tq_broker.stores.connections import Connections
 from tq_broker.stores.sqlite import Sqlite
-from tq_broker.stores.store import StoreUnavailable
+from tq_broker.stores.store import StoreRefused, StoreUnavailable
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ def test_a_block_that_raises_has_written_nothing(
     ("error", "becomes"),
     [
         (sqlite3.OperationalError("database is locked"), StoreUnavailable),
+        (sqlite3.OperationalError("no such table: tq_runs"), StoreRefused),
+        (sqlite3.ProgrammingError("Incorrect number of bindings supplied."), Bug),
         (sqlite3.DataError("too big"), InvalidArgument),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), InvalidArgument),
         (ZeroDivisionError(), ZeroDivisionError),

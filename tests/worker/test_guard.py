@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import copy
 import datetime
 import io
 import logging
@@ -28,6 +29,7 @@ from tq_broker.model.events import WorkflowTaskScheduled
 from tq_broker.model.workflow_tasks import TaskFailedCause
 from tq_broker.worker import guard
 
+ENTROPY = random.SystemRandom()
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "time.time": (lambda: time.time(), "workflow.time()"),
     "time.time_ns": (lambda: time.time_ns(), "workflow.time_ns()"),
@@ -38,6 +40,9 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "datetime.date.today": (lambda: datetime.date.today(), "workflow.now()"),  # noqa: DTZ011
     "random.random": (lambda: random.random(), "workflow.random()"),
     "random.choice": (lambda: random.choice([1]), "workflow.random()"),
+    "random.Random without a seed": (lambda: random.Random(), "workflow.random()"),
+    "random.SystemRandom.random": (lambda: ENTROPY.random(), "workflow.random()"),
+    "random.SystemRandom.getrandbits": (lambda: ENTROPY.randrange(9), "workflow.random()"),
     "uuid.uuid4": (lambda: uuid.uuid4(), "workflow.uuid4()"),
     "uuid.uuid1": (lambda: uuid.uuid1(), "workflow.uuid4()"),
     "os.urandom": (lambda: os.urandom(1), "workflow.random()"),
@@ -128,6 +133,20 @@ def test_what_stands_in_is_hard_to_tell_from_what_it_stands_for() -> None:
     assert io.open is builtins.open
     assert "built-in" in repr(builtins.open)
     assert datetime.datetime.now(datetime.timezone.utc).tzinfo is datetime.timezone.utc
+
+
+@workflow.defn
+class Seeded:
+    @workflow.run
+    async def run(self) -> bool:
+        twin = copy.deepcopy(workflow.random())
+        return random.Random(5).random() == random.Random(5).random() and twin.random() < 1
+
+
+def test_a_generator_with_a_seed_is_deterministic() -> None:
+    run = Run(Seeded)
+    run.task()
+    assert run.result() is True
 
 
 class Subclass(datetime.datetime):

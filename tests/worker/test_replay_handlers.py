@@ -240,11 +240,14 @@ class Late:
         self.got.append(name)
 
 
-def test_signals_wait_for_their_handlers() -> None:
+def test_signals_wait_for_their_handlers(caplog: pytest.LogCaptureFixture) -> None:
     run = Run(Late)
     run.signal("add", 1)
     run.signal("other")
     run.task()
+    kept = {one.partition("; ")[0] for one in caplog.messages if "kept until" in one}
+    about = "signal kept until it has a handler: workflow 'wf' has no handler for signal"
+    assert kept == {f"{about} 'add'", f"{about} 'other'"}
     run.signal("add", 2)
     run.fire("1")
     run.task()
@@ -257,6 +260,7 @@ def test_signals_wait_for_their_handlers() -> None:
     answer = run.query("got")
     assert answer.failure is not None
     assert answer.failure.type == "QueryNotFound"
+    assert answer.failure.message.startswith("workflow 'wf' has no handler for query 'got'")
     run.fire("3")
     run.task()
     assert run.result() == [1, 2, 3, "other"]

@@ -11,6 +11,12 @@ from tq_broker.exceptions import (
     TqBrokerError,
     Unavailable,
 )
+from tq_broker.stores.store import (
+    OutcomeUnknown,
+    SchemaMismatch,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 OK = 0
 FAILED = 1
@@ -21,7 +27,7 @@ USAGE = 2
 UNAVAILABLE = 3
 """No connection, or no answer in time: try again later."""
 REFUSED = 4
-"""The login, the vhost or a permission was refused."""
+"""The login, the vhost or a permission was refused, by the broker or the store."""
 NOT_FOUND = 5
 """There is no such workflow, task queue, worker, host or parked message."""
 GAVE_UP = 6
@@ -35,8 +41,8 @@ Exit codes:
   0  done
   1  it ended badly: the activity or workflow failed, doctor found a fault, a cold shutdown
   2  wrong usage, application or configuration
-  3  no connection to the broker, or no answer in time
-  4  the broker refused the login, the vhost or a permission
+  3  no connection to the broker or the store, or no answer in time
+  4  the broker or the store refused the login, the vhost or database, or a permission
   5  there is no such workflow, task queue, worker, host or message
   6  the worker could not go on, or its processes crashed again and again
 """
@@ -47,9 +53,12 @@ _BY_ERROR: tuple[tuple[type[TqBrokerError], int], ...] = (
     (TargetGone, NOT_FOUND),
     (InvalidArgument, USAGE),
     (PayloadTooLarge, USAGE),
+    (SchemaMismatch, USAGE),
+    (StoreRefused, REFUSED),
     (Unavailable, UNAVAILABLE),
 )
 
+_NOT_OF_THE_BROKER = (StoreUnavailable, OutcomeUnknown)
 _ADVICE = {
     UNAVAILABLE: "; see: tq-broker doctor",
     REFUSED: "; see: tq-broker doctor",
@@ -64,4 +73,6 @@ def code_of(error: TqBrokerError) -> int:
 def message_of(error: TqBrokerError) -> str:
     """``error`` on one line, with what to do about it if that is known."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, _NOT_OF_THE_BROKER):
+        return text
     return text + _ADVICE.get(code_of(error), "")

@@ -277,10 +277,10 @@ _REFUSALS: dict[str, type[TqBrokerError]] = {
 
 
 def not_found(workflow_id: str, run_id: str | None, namespace: str, why: str = "") -> NotFound:
-    """There is no such workflow or run, or what ``why`` says."""
+    """There is no such workflow or run; or there is, and ``why`` says what of it there is not."""
     run = f" with run {run_id!r}" if run_id else ""
-    text = f"there is no workflow {workflow_id!r}{run} in namespace {namespace!r}"
-    return NotFound(f"{text}: {why}" if why else text)
+    which = f"workflow {workflow_id!r}{run} in namespace {namespace!r}"
+    return NotFound(f"{which}: {why}" if why else f"there is no {which}")
 
 
 def end(future: Future[T], error: BaseException | None, value: Any = None) -> None:

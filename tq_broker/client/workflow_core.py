@@ -30,6 +30,7 @@ from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import (
     CancelledError,
     FailureError,
+    Malformed,
     TerminatedError,
     TimeoutError,
     TimeoutType,
@@ -138,7 +139,8 @@ class WorkflowCore:
             if answer.error:
                 cause = None if answer.failure is None else self.to_exception(answer.failure)
                 raise WorkflowQueryFailedError(cause.message if cause else answer.error) from cause
-            return payload.load(answer.result, self.converter, hint)
+            what = f"answer of workflow {request.workflow_id!r} to query {request.query_type!r}"
+            return self._load(answer.result, hint, what)
 
         return OneAnswer(self._core, request, QueryAnswer, silence=NO_WORKER).begin(read)
 
@@ -201,7 +203,7 @@ class WorkflowCore:
 
     def _value(self, workflow_id: str, closed: requests.Closed, hint: Any) -> Any:
         if closed.status is requests.Status.COMPLETED:
-            return payload.load(closed.result, self.converter, hint)
+            return self._load(closed.result, hint, f"result of workflow {workflow_id!r}")
         if closed.status is requests.Status.CONTINUED_AS_NEW:
             raise WorkflowContinuedAsNewError(workflow_id, closed.next_run_id)
         cause = self._cause(closed)
@@ -213,7 +215,14 @@ class WorkflowCore:
         if state.failure is not None:
             cause = self.to_exception(state.failure)
             raise WorkflowUpdateFailedError(state.update_id, cause) from cause
-        return payload.load(state.result, self.converter, hint)
+        return self._load(state.result, hint, f"result of update {state.update_id!r}")
+
+    def _load(self, data: Payload, hint: Any, what: str) -> Any:
+        """Raises `Malformed`, which says ``what`` is not of type ``hint``."""
+        try:
+            return payload.load(data, self.converter, hint)
+        except Malformed as error:
+            raise Malformed(f"{what}: {error.reason}") from error
 
     def to_exception(self, told: Failure) -> FailureError:
         """The exception that a failure stands for."""

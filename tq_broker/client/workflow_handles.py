@@ -476,6 +476,13 @@ class WorkflowHandle(_Handle[R]):
             self._core, id, self._id, workflow_run_id or self._run_id, result_type or Any
         )
 
+    def get_update_handle_for(
+        self, update: Named, id: str, *, workflow_run_id: str | None = None
+    ) -> WorkflowUpdateHandle[Any]:
+        """The same; the type of the result is that of ``update``."""
+        result_type = handler_target("update", update).result_type
+        return self.get_update_handle(id, workflow_run_id=workflow_run_id, result_type=result_type)
+
     async def cancel(self, *, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when history keeps the request."""
         await self._ask_cancel(reason).awaited()
@@ -572,6 +579,13 @@ class BlockingWorkflowHandle(_Handle[R]):
         return BlockingWorkflowUpdateHandle(
             self._core, id, self._id, workflow_run_id or self._run_id, result_type or Any
         )
+
+    def get_update_handle_for(
+        self, update: Named, id: str, *, workflow_run_id: str | None = None
+    ) -> BlockingWorkflowUpdateHandle[Any]:
+        """The same; the type of the result is that of ``update``."""
+        result_type = handler_target("update", update).result_type
+        return self.get_update_handle(id, workflow_run_id=workflow_run_id, result_type=result_type)
 
     def cancel(self, *, reason: str = "") -> None:
         """Ask that it be cancelled. Returns when history keeps the request."""

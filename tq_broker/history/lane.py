@@ -206,7 +206,16 @@ class Lane:
             for shard in wishes.serve - owner.consumers.keys() - owner.releasing.keys():
                 owner.subscribe(shard)
             self._consuming.set()
+            self._make_sure()
             owner.acquire((wishes.take & owner.consumers.keys()) - owner.owned.keys())
+
+    def _make_sure(self) -> None:
+        """Forget what has become another's while we were stopped, or had nothing to commit."""
+        try:
+            self._owner.make_sure()
+        except Fenced as error:
+            log.warning("history: %s", error)
+            self._owner.forget(error.shards)
 
     # --- what comes -------------------------------------------------------------------------------
 

@@ -302,10 +302,4 @@ def missing(message: Message, sender: ReplyTo | None) -> list[Effect]:
 def _not_found(message: Any) -> Refused:
     workflow_id = getattr(message, "workflow_id", "")
     run_id = getattr(message, "run_id", None) or getattr(message, "first_run_id", None) or ""
-    run = f" with a run {run_id!r}" if run_id else ""
-    return Refused(
-        reason="not_found",
-        message=f"no workflow {workflow_id!r}{run}",
-        workflow_id=workflow_id,
-        run_id=run_id,
-    )
+    return Refused(reason="not_found", message="", workflow_id=workflow_id, run_id=run_id)

@@ -43,6 +43,8 @@ ROWS_MAX = 10_000
 CHECKED_FOR_S = 2.0
 """For so long after a commit, answers that change nothing are given without asking the store
 whether the shard is still ours."""
+DOUBTED_AFTER_S = 2.0
+"""A shard of which nothing was committed for so long may be another's, without our noticing."""
 SENT_MAX = 1_000
 SENT_WITHIN_S = 1.0
 """Outbox rows that were sent are removed with the next transaction, or so much later."""
@@ -172,6 +174,27 @@ class Owner:
 
     def _read_outbox(self, shard: int, after: int) -> Sequence[OutboxRow]:
         return self._patience.insist(lambda: self._store.outbox(shard, after, ROWS_MAX))
+
+    def make_sure(self) -> None:
+        """Ask the store about shards for which nothing was committed for a while.
+
+        Who was stopped for some time was replaced meanwhile, and may have been given the shards
+        back since: then nobody else wakes their runs, and we know nothing of what the other did.
+
+        Raises:
+            Fenced: some have another owner.
+        """
+        now = self._clock.monotonic()
+        doubted = {
+            shard: ownership.epoch
+            for shard, ownership in self.owned.items()
+            if now - ownership.checked_s >= DOUBTED_AFTER_S
+        }
+        if doubted:
+            batch = Batch(doubted)
+            self._patience.insist(lambda: self._store.commit(batch), OutcomeUnknown)
+            for shard in doubted:
+                self.owned[shard].checked_s = now
 
     def release(self, shards: Collection[int]) -> None:
         """Begin to give ``shards`` up: take nothing more, and wait for what is being sent, so that

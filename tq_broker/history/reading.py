@@ -111,11 +111,7 @@ class Reader:
 
 def _not_found(letter: Letter) -> Refused:
     return Refused(
-        reason="not_found",
-        message=f"there is no workflow {letter.workflow_id!r}"
-        + (f" with the run {letter.run_id!r}" if letter.run_id else ""),
-        workflow_id=letter.workflow_id,
-        run_id=letter.run_id,
+        reason="not_found", message="", workflow_id=letter.workflow_id, run_id=letter.run_id
     )
 
 

@@ -16,12 +16,13 @@ from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.history.lane import Lane
 from tq_broker.history.membership import BEAT_S, Membership
 from tq_broker.history.options import HistoryOptions
+from tq_broker.history.patience import Halted, Patience
 from tq_broker.model.names import Kind
 from tq_broker.model.requests import SHARDS
 from tq_broker.queues.connection import Connected, Connection
 from tq_broker.queues.sender import NAMESPACE
 from tq_broker.queues.settings_log import SettingsLog
-from tq_broker.stores.store import Member, Store
+from tq_broker.stores.store import Member, OutcomeUnknown, Store
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,6 +67,7 @@ class HistoryService:
         self._membership = Membership(self.member_id)
         self._joined_ms = 0
         self._stopping = threading.Event()
+        self._patience = Patience(connection.clock, self._stopping)
         self._beats: threading.Thread | None = None
         self._prune_next = 0
 
@@ -149,10 +151,10 @@ class HistoryService:
         """On a thread of its own: a commit that takes long does not make us dead."""
         while not self._stopping.is_set():
             try:
-                self._beat()
-                self._prune()
-            except TqBrokerError as error:
-                log.warning("history: no word of us for the others: %s", error)
+                self._patience.insist(self._beat, OutcomeUnknown)
+                self._patience.insist(self._prune, OutcomeUnknown)
+            except Halted:
+                break
             except Exception:  # supervisor of this thread
                 log.exception("history: internal error (please report this)")
             self._wait(BEAT_S)

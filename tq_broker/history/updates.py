@@ -86,7 +86,7 @@ def join(turn: Turn, update_id: str, stage: int, sender: ReplyTo | None) -> bool
 def awaited(turn: Turn, message: AwaitUpdate, sender: ReplyTo | None) -> None:
     """Let somebody wait for the end of an update."""
     if not join(turn, message.update_id, COMPLETED, sender):
-        why = f"workflow {message.workflow_id!r} has no update {message.update_id!r}"
+        why = f"it has no update {message.update_id!r}"
         turn.reply(sender, _refused(turn.run, "not_found", why))
 
 

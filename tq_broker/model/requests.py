@@ -311,7 +311,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
 class Refused(Base, frozen=True, tag="refused"):
     """``reason``: ``not_found``, ``closed``, ``already_started``, ``invalid_argument``, ``limit``,
-    ``query_failed``. ``run_id`` is that of the run in the way, if one is."""
+    ``query_failed``. ``run_id`` is that of the run in the way, if one is. ``message`` says what the
+    reason does not."""
 
     reason: str
     message: str

@@ -411,7 +411,8 @@ class Subscriber:
 
     def _on_cancelled(self, feed: Feed, _tag: str) -> None:
         """The queue was deleted, or its node has failed."""
-        if feed.owner.wanted:  # otherwise somebody has deleted what nobody wants any more
+        # Who leaves a queue may have deleted it on another connection, which was quicker.
+        if feed.owner.wanted and not feed.owner.leaving:
             log.warning("consumer: RabbitMQ cancelled %s; subscribing again", feed.queue)
         self.lost(feed)
         feed.channel.close_nowait()

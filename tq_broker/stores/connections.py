@@ -14,8 +14,16 @@ import sqlalchemy.exc
 from sqlalchemy import Connection, Engine
 from sqlalchemy.sql import ColumnElement
 
-from tq_broker.exceptions import InvalidArgument
-from tq_broker.stores.store import Batch, OutcomeUnknown, StoreUnavailable
+from tq_broker.exceptions import Bug, InvalidArgument, TqBrokerError
+from tq_broker.stores.store import Batch, OutcomeUnknown, StoreRefused, StoreUnavailable
+from tq_broker.stores.troubles import Trouble
+
+_ERRORS: dict[Trouble, type[TqBrokerError]] = {
+    Trouble.AWAY: StoreUnavailable,
+    Trouble.REFUSED: StoreRefused,
+    Trouble.DATA: InvalidArgument,
+    Trouble.OURS: Bug,
+}
 
 
 class Database(Protocol):
@@ -49,6 +57,9 @@ class Database(Protocol):
     def is_undone(self, error: BaseException) -> bool:
         """Whether a commit that ended with ``error`` has certainly written nothing."""
 
+    def trouble(self, error: BaseException) -> Trouble:
+        """What an error of the driver asks for."""
+
     def write(self, connection: Connection, ns: int, batch: Batch) -> None:
         """Begin a transaction and write ``batch`` in it: all but the commit.
 
@@ -64,7 +75,6 @@ class Connections:
         self._database = database
         self._closed = False
         driver = database.engine.dialect.loaded_dbapi
-        self._data_error: type[Exception] = driver.DataError
         self._errors: tuple[type[Exception], ...] = (
             sqlalchemy.exc.DBAPIError,
             sqlalchemy.exc.TimeoutError,
@@ -83,7 +93,7 @@ class Connections:
         block raises.
 
         Raises:
-            StoreUnavailable: nothing was written.
+            StoreUnavailable, StoreRefused, InvalidArgument, Bug: nothing was written.
             OutcomeUnknown: the commit may have happened.
         """
         with self._open(self._database.engine) as connection:
@@ -118,9 +128,8 @@ class Connections:
                     self._database.engine.dispose()
                     raise
         except self._errors as error:
-            if isinstance(error, (self._data_error, sqlalchemy.exc.DataError)):
-                raise InvalidArgument(f"store {self._database.url}: {_reason(error)}") from error
-            raise StoreUnavailable(f"store {self._database.url}: {_reason(error)}") from error
+            kind = _ERRORS[self._database.trouble(_cause(error))]
+            raise kind(f"store {self._database.url}: {_reason(error)}") from error
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"store {self._database.url}: not a text: {error}") from error
 

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import ColumnElement
 
-from tq_broker.stores import records, schema
+from tq_broker.stores import records, schema, troubles
 from tq_broker.stores.store import Batch, Conflict, Fenced
 
 _CONNECT: dict[str, str] = {
@@ -110,6 +110,10 @@ class Postgresql:
     def is_undone(self, error: BaseException) -> bool:
         # A session that ends (FATAL) may have committed before.
         return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "ERROR"
+
+    def trouble(self, error: BaseException) -> troubles.Trouble:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        return troubles.of_postgresql(kinds, getattr(error, "sqlstate", None), str(error))
 
     def write(self, connection: Connection, ns: int, batch: Batch) -> None:
         driver: Any = connection.connection.driver_connection

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.sql import ColumnElement
 
 from tq_broker.exceptions import InvalidArgument
-from tq_broker.stores import records, schema
+from tq_broker.stores import records, schema, troubles
 from tq_broker.stores.store import Batch, Conflict, Fenced, StoreUnavailable
 
 LOCK_WAIT_S = 10.0
@@ -72,6 +72,9 @@ class Sqlite:
         # An error of the disk may come after all was written, and then it is found at the next
         # start; what did not fit was not written.
         return "database or disk is full" in str(error)
+
+    def trouble(self, error: BaseException) -> troubles.Trouble:
+        return troubles.of_sqlite([kind.__name__ for kind in type(error).__mro__], str(error))
 
     def write(self, connection: Connection, ns: int, batch: Batch) -> None:
         self.begin(connection)

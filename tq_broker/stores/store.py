@@ -8,7 +8,8 @@ epochs of all shards that it writes to, in its transaction: an owner that was re
 that was asleep meanwhile, can commit nothing. Methods block, and may be called from any thread.
 
 Any method may raise `StoreUnavailable`, and one that writes `OutcomeUnknown`. A text with a NUL
-character is not for databases: `InvalidArgument`, so a shard refuses such messages before.
+character is not for databases: `InvalidArgument`, so a shard refuses such messages before. What the
+database takes for a mistake of the program is a `tq_broker.exceptions.Bug`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from tq_broker.model.requests import Status
 
 class StoreUnavailable(Unavailable):
     """The database cannot be reached, is full or refuses; nothing was changed."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The database does not let us: the login, the database itself, a table or a right is missing.
+
+    Who starts ends with it; who has worked before waits until its operator has mended that.
+    """
 
 
 class OutcomeUnknown(Unavailable):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.activity import RawValue
+from tq_broker.common import RawValue
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import FailureError, Malformed
 from tq_broker.model import failure as failures

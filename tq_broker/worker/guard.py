@@ -51,6 +51,9 @@ _FUNCTIONS: dict[str, dict[str, str]] = {
     "io": {"open": _ACTIVITY},
 }
 _METHODS: list[tuple[str, str, str, str]] = [
+    ("random", "SystemRandom", "random", _RANDOM),
+    ("random", "SystemRandom", "getrandbits", _RANDOM),
+    ("random", "SystemRandom", "randbytes", _RANDOM),
     ("threading", "Thread", "start", _TASK),
     ("socket", "socket", "__init__", _ACTIVITY),
     ("subprocess", "Popen", "__init__", _ACTIVITY),
@@ -60,6 +63,7 @@ _CLOCKS = [(datetime.datetime, "now"), (datetime.datetime, "utcnow"), (datetime.
 _TRUSTED = frozenset(
     [
         "bdb",
+        "copy",
         "importlib",
         "linecache",
         "logging",
@@ -106,7 +110,7 @@ def install() -> None:
             module = importlib.import_module(module_name)
             for name, instead in functions.items():
                 original = getattr(module, name, None)
-                # Not every system has all of them; and classes (`random.Random`) are harmless.
+                # Not every system has all of them; and classes are seen to by their methods.
                 if original is not None and not isinstance(original, type):
                     guarded = made.setdefault(original, _Guarded(original, module_name, instead))
                     setattr(module, name, guarded)
@@ -114,6 +118,7 @@ def install() -> None:
             owner = getattr(importlib.import_module(module_name), class_name)
             shown = class_name if name == "__init__" else f"{class_name}.{name}"
             setattr(owner, name, _guarded_method(getattr(owner, name), module_name, shown, instead))
+        random.Random.seed = _guarded_seed(random.Random.seed)  # type: ignore[method-assign]
         for owner, name in _CLOCKS:
             _guard_clock(owner, name)
         for module in (asyncio, asyncio.tasks):
@@ -155,6 +160,18 @@ def _guarded_method(
         return original(self, *args, **kwargs)
 
     return method
+
+
+def _guarded_seed(original: Callable[..., None]) -> Callable[..., None]:
+    """A generator that is made with a seed is deterministic."""
+
+    @functools.wraps(original)
+    def seed(self: random.Random, a: Any = None, version: int = 2) -> None:
+        if a is None and _place.engaged:
+            _check("random.Random without a seed", _RANDOM)
+        original(self, a, version)
+
+    return seed
 
 
 class _GuardedClock:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.activity import ActivityDefinition, RawValue, definition_of
+from tq_broker.activity import ActivityDefinition, definition_of
+from tq_broker.common import RawValue
 from tq_broker.converter import PayloadConverter
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.worker.activity_chain import intercepted

@@ -357,6 +357,7 @@ class Replay:
 
     def _turn(self) -> Turn:
         self._raise_error()
+        self._handlers.warn_of_unhandled()
         closed = self._situation.closing is not None
         if closed:
             self._handlers.warn_of_unfinished()

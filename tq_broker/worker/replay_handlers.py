@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from tq_broker import chain
-from tq_broker.activity import RawValue
+from tq_broker.common import RawValue
 from tq_broker.exceptions import ApplicationError, Malformed
 from tq_broker.model import payload as payloads
 from tq_broker.model.commands import AcceptUpdate, CompleteUpdate, RejectUpdate
@@ -87,6 +87,7 @@ class ReplayHandlers:
         }
         self._set: dict[tuple[Kind, str | None], Handler | None] = {}
         self._waiting: list[WorkflowExecutionSignaled] = []
+        self._unreported: list[WorkflowExecutionSignaled] = []
         self._signals: dict[_Work, None] = {}
         self._updates: dict[_Work, None] = {}
 
@@ -121,6 +122,12 @@ class ReplayHandlers:
         known |= {name for k, name in self._set if k == kind and name is not None}
         return sorted(name for name in known if self.find(kind, name) is not None)
 
+    def _unknown(self, kind: Kind, name: str) -> str:
+        return (
+            f"workflow {self._situation.run.workflow_id!r} has no handler for {kind} {name!r};"
+            f" known are: {', '.join(self.names(kind)) or 'none'}"
+        )
+
     def _bound(self, handler: Handler, fn: Callable[..., Any]) -> Callable[..., Any]:
         if not handler.bound:
             return fn
@@ -145,6 +152,8 @@ class ReplayHandlers:
         handler = self._serving("signal", event.signal_name)
         if handler is None:
             self._waiting.append(event)
+            if not self._situation.replaying:
+                self._unreported.append(event)
             return
         try:
             args = self._arguments(handler, event.signal_name, event.input)
@@ -156,6 +165,16 @@ class ReplayHandlers:
         work = _Work(f"signal {event.signal_name!r}", handler.unfinished_policy)
         self._signals[work] = None
         self._spawn(self._handle_signal(work, handler, args, event))
+
+    def warn_of_unhandled(self) -> None:
+        """A turn ends: say which signals have come in it that nobody handles so far."""
+        events, self._unreported = self._unreported, []
+        for event in events:
+            if event in self._waiting:
+                log.warning(
+                    "signal kept until it has a handler: %s",
+                    self._unknown("signal", event.signal_name),
+                )
 
     async def _handle_signal(
         self, work: _Work, handler: Handler, args: list[Any], event: WorkflowExecutionSignaled
@@ -228,8 +247,7 @@ class ReplayHandlers:
         handler = self._serving("update", name)
         if handler is None:
             raise ApplicationError(
-                f"workflow has no handler for update {name!r};"
-                f" known are: {', '.join(self.names('update')) or 'none'}",
+                self._unknown("update", name),
                 type="UpdateNotFound",
                 non_retryable=True,
             )
@@ -263,8 +281,7 @@ class ReplayHandlers:
         handler = self._serving("query", name)
         if handler is None:
             raise ApplicationError(
-                f"workflow has no handler for query {name!r};"
-                f" known are: {', '.join(self.names('query')) or 'none'}",
+                self._unknown("query", name),
                 type="QueryNotFound",
                 non_retryable=True,
             )

@@ -18,8 +18,7 @@ from activities.
 
 from __future__ import annotations
 
-from tq_broker.activity import RawValue
-from tq_broker.common import ParentClosePolicy
+from tq_broker.common import ParentClosePolicy, RawValue
 from tq_broker.workflow import unsafe
 from tq_broker.workflow.activities import (
     execute_activity,

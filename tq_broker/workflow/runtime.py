@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NoReturn, Protocol
 
-from tq_broker.activity import RawValue
+from tq_broker.common import RawValue
 from tq_broker.converter import PayloadConverter
 from tq_broker.workflow.calls import ActivityCall, ChildCall, Continuation, LocalActivityCall
 from tq_broker.workflow.definition import Handler, Kind
