@@ -131,7 +131,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """
         self._evicted = True
         self._ready.clear()
-        return [task for task in self.tasks() if not _closed(task)]
+        self._tasks = [task for task in self.tasks() if not _closed(task)]
+        return self._tasks
 
     # --- what asyncio asks for --------------------------------------------------------------------
 
