@@ -22,6 +22,9 @@ from tq_broker.worker.executors import raise_in
 
 log = logging.getLogger(__name__)
 
+LONG_S = 0.02
+"""Work that takes longer holds up what waits behind it; most takes a thousandth of a second."""
+
 OnStuck = Callable[[str], None]
 """Gets the stack of the stuck thread; called on the thread that watches."""
 
@@ -133,6 +136,8 @@ class WorkflowRunner:
             self._seats.discard(seat)
 
     def _is_superfluous(self, seat: Seat) -> bool:
+        if len(self._seats) < 2:  # nearly always, and then the lock would be for nothing
+            return False
         with self._lock:
             if len(self._seats) < 2 or not self._queue.empty() or self._closed:
                 return False
@@ -151,8 +156,9 @@ class WorkflowRunner:
         if self._queue.empty() or self._closed:
             return
         with self._lock:
-            busy = all(seat.busy_since is not None for seat in self._seats)
-            if busy and len(self._seats) < self._threads_max:
+            since = [seat.busy_since for seat in self._seats]
+            is_held_up = all(begun is not None and now - begun >= LONG_S for begun in since)
+            if is_held_up and len(self._seats) < self._threads_max:
                 self._add_seat()
 
     def _replace(self, stuck: Seat) -> None:
