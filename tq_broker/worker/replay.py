@@ -358,7 +358,7 @@ class Replay:
 
     def _within(self, code: Callable[..., Any], *args: Any) -> Any:
         """Run workflow code: guarded, on its loop, in its context."""
-        with self._loop.entered(), guard.engaged(self._definition.sandboxed):
+        with self._loop.entered(), guard.Engaged(self._definition.sandboxed):
             return self._context.run(code, *args)
 
     # --- answers ----------------------------------------------------------------------------------
