@@ -82,7 +82,8 @@ class SystemClock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="tq-clock", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if self._heap[0][2] is booking:  # else the thread wakes early enough by itself
+                self._changed.notify()
         return booking
 
     def _run(self) -> None:

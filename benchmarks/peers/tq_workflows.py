@@ -1,6 +1,7 @@
 """Workflows of tq_broker: a history process, a worker process and a client.
 
-Variants, separated by commas. The first is the number of activities of a workflow, in sequence, or
+The first two do what ``tq-broker history`` and ``tq-broker worker`` do, also with the garbage
+collector. Variants, separated by commas. The first is the number of activities of a workflow, in sequence, or
 ``signal``; ``sqlite`` is another store than PostgreSQL, ``uncached`` a worker without cache. Every
 measurement has a namespace of its own.
 """
@@ -17,6 +18,7 @@ from itertools import count
 from benchmarks.order import READY, Order, Sample, say, serve
 from benchmarks.tally import latencies, rate
 from tq_broker import activity, workflow
+from tq_broker.cli import garbage
 from tq_broker.client import BlockingClient, Client
 from tq_broker.history.service import HistoryService
 from tq_broker.stores.opening import open_store
@@ -89,6 +91,7 @@ def history(order: Order) -> Sample:
         url = sqlite if "sqlite" in order.variant else order.database_url
         store = open_store(url, namespace(order), migrate=True)
         client = BlockingClient.connect(order.url, namespace=namespace(order))
+        garbage.settle()
         with HistoryService(client, store):
             say(READY)
             threading.Event().wait()
@@ -106,6 +109,7 @@ def work(order: Order) -> Sample:
         activities=[echo],
         max_cached_workflows=cache,
     )
+    garbage.settle()
     with worker:
         say(READY)
         threading.Event().wait()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tq_broker.cli import garbage
 from tq_broker.cli.main import cli
 from tq_broker.client import BlockingClient
 from tq_broker.queues import memory
@@ -49,6 +50,14 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("URL", "NAMESPACE", "PROFILE", "APP", "LOGLEVEL", "CONFIG_FILE", "TIMEOUT"):
         monkeypatch.delenv(f"TQ_BROKER_{name}", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """The process of the tests is not the commands': here is what would have been done to it."""
+    calls: list[None] = []
+    monkeypatch.setattr(garbage, "settle", lambda: calls.append(None))
+    return calls
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,12 @@ def ended_at_once(monkeypatch: pytest.MonkeyPatch, signals_kept: None) -> None:
 
 @pytest.mark.usefixtures("ended_at_once")
 @pytest.mark.parametrize("command", [("history",), ("history", "run")])
-def test_it_runs_until_a_signal(invoke: Invoke, store: str, command: tuple[str, ...]) -> None:
+def test_it_runs_until_a_signal(
+    invoke: Invoke, store: str, settled: list[None], command: tuple[str, ...]
+) -> None:
     answer = invoke(*command, "--store", store, "--name", "h1")
     assert answer.exit_code == 0, answer.output
+    assert len(settled) == 1
     assert answer.stdout.endswith("h1 ready\n")
     assert store in answer.stdout
 

@@ -198,7 +198,9 @@ def run(
     return run
 
 
-def test_a_worker_says_what_it_is_and_serves_until_a_signal(run: Callable[..., Result]) -> None:
+def test_a_worker_says_what_it_is_and_serves_until_a_signal(
+    run: Callable[..., Result], settled: list[None]
+) -> None:
     answer = run("-n", "w1@%h", "--host", "web", "-c", "5", "--worker-id", "one")
     assert answer.exit_code == 0
     lines = [line.split(None, 1) for line in answer.stdout.splitlines()]
@@ -208,6 +210,7 @@ def test_a_worker_says_what_it_is_and_serves_until_a_signal(run: Callable[..., R
     assert "  task queues  math" in answer.stdout
     assert "  worker id    one" in answer.stdout
     assert answer.stdout.endswith("w1@web ready\n")
+    assert len(settled) == 1
     assert "warm shutdown" in answer.stderr
 
 

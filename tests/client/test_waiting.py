@@ -84,3 +84,48 @@ def test_an_error_of_the_answer_is_told_as_it_is(wait: Wait, error: Exception) -
     future.set_exception(error)
     with pytest.raises(type(error), match=str(error)):
         wait(Asked(future, int, lambda: None), 5)
+
+
+def test_who_stops_waiting_takes_the_answer_from_nobody() -> None:
+    future: Future[int] = Future()
+    asked = Asked(future, int, lambda: None)
+
+    async def two_wait() -> int:
+        leaves = asyncio.create_task(asked.awaited())
+        stays = asyncio.create_task(asked.awaited())
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        future.set_result(7)
+        return await stays
+
+    assert asyncio.run(two_wait()) == 7
+
+
+def test_answers_that_come_together_wake_the_loop_once() -> None:
+    futures: list[Future[int]] = [Future() for _ in range(10)]
+
+    async def all_wait() -> tuple[list[int], int]:
+        loop = asyncio.get_running_loop()
+        wakes: list[Any] = []
+        ring = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **options: Any) -> Any:
+            wakes.append(args)
+            return ring(*args, **options)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        waiting = [asyncio.create_task(Asked(f, int, lambda: None).awaited()) for f in futures]
+        await asyncio.sleep(0)
+        for number, future in enumerate(futures):
+            future.set_result(number)
+        return await asyncio.gather(*waiting), len(wakes)
+
+    assert asyncio.run(all_wait()) == (list(range(10)), 1)
+
+
+def test_an_answer_after_the_end_of_the_loop_is_for_nobody() -> None:
+    future: Future[int] = Future()
+    with pytest.raises(DeadlineExceeded):
+        awaiting(Asked(future, int, lambda: None), 0.001)
+    future.set_result(1)

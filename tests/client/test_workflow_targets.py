@@ -76,3 +76,14 @@ def test_arguments_must_fit() -> None:
         run.check_args([])
     with pytest.raises(InvalidArgument, match="'go' cannot be called so: too many positional"):
         go.check_args([1, 2])
+
+
+def test_defaults_and_what_comes_after_them_may_be_given() -> None:
+    @workflow.defn
+    class Named:
+        @workflow.run
+        async def run(self, number: int = 1, *rest: int) -> None: ...
+
+    run = workflow_target(Named)
+    for args in ([], [1], [1, 2, 3]):
+        assert run.check_args(args) == args

@@ -49,14 +49,17 @@ def test_the_plan_comes_before_and_the_options_are_passed_on(
     assert repr(wish) == "<AmqpSubscription to q>"
 
 
+@pytest.mark.parametrize("leaves", [False, True])
 def test_a_plan_is_not_taken_again_while_another_consumes_the_queue(
-    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float], leaves: bool
 ) -> None:
     options = SubscribeOptions(prefetch=7, plan=PLAN)
     first = broker.subscribe("q", Inbox(), options)
     broker.wait_subscribed([first], soon())
     server.wait_for(spec.Queue.Declare)
     server.wait_for(spec.Basic.Consume)
+    if leaves:
+        first.cancel_nowait()  # it lingers
     broker.wait_subscribed([broker.subscribe("q", Inbox(), options)], soon())
     methods = []
     while spec.Basic.Consume not in methods:

@@ -119,6 +119,14 @@ def test_a_coroutine_returns_its_result_as_json(coroutines: Stage) -> None:
     assert coroutines.owner.next().value == b"null"
 
 
+def test_an_attempt_that_has_ended_does_not_hold_its_task(coroutines: Stage) -> None:
+    first = coroutines.start(async_nothing)
+    coroutines.owner.next()
+    coroutines.start(async_nothing)
+    coroutines.owner.next()  # the loop comes to this after all that follows from the first
+    assert first.handle is None
+
+
 @pytest.mark.parametrize(
     ("fn", "args", "error"),
     [

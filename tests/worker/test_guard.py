@@ -113,7 +113,7 @@ def test_other_threads_are_untouched_while_workflow_code_runs() -> None:
     guard.install()
     told: list[float] = []
     thread = threading.Thread(target=lambda: told.append(time.time()))
-    with guard.engaged(True):
+    with guard.Engaged(True):
         pass
     thread.start()
     thread.join()

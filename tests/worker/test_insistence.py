@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -70,3 +72,23 @@ def test_nothing_is_insisted_on_after_the_end(bench: Bench) -> None:
     bench.sent[0](BrokerUnavailable("down"))
     bench.clock.advance(INSIST_EVERY_S)
     assert (len(bench.sent), bench.done) == (1, 0)
+
+
+def test_what_is_taken_is_let_go_without_the_garbage_collector(bench: Bench) -> None:
+    class Message:
+        pass
+
+    message = Message()
+    gone = weakref.ref(message)
+    gc.disable()
+    try:
+        bench.insistence.insist(
+            lambda ended, message=message: bench.sent.append(ended),
+            bench._done,
+            bench.refused.append,
+        )
+        del message
+        bench.sent.pop()(None)
+        assert gone() is None
+    finally:
+        gc.enable()

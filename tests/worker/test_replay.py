@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import warnings
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -714,3 +715,22 @@ def test_a_further_attempt_sees_the_history_as_its_replay_will() -> None:
     live, replayed = run.cached._situation.size, replay._situation.size
     assert live.events == replayed.events == 5
     replay.close()
+
+
+def test_one_that_was_closed_leaves_nothing_to_the_garbage_collector() -> None:
+    run = Run(Doubling, 21)
+    run.task()
+    run.complete("1", 42)
+    run.task()
+    gc.collect()
+    gc.disable()
+    try:
+        replay = run.replay()
+        replay.activate(run.events, now_ms=0, live=False)
+        replay.close()
+        gone = weakref.ref(replay._activities)
+        del replay
+        assert gone() is None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.worlds import SOON_S
 from tq_broker.testing.manual_clock import ManualClock
-from tq_broker.worker.workflow_runner import Abandoned, Seat, WorkflowRunner
+from tq_broker.worker.workflow_runner import LONG_S, Abandoned, Seat, WorkflowRunner
 
 LIMIT_S = 2.0
 
@@ -67,6 +67,9 @@ def test_what_waits_behind_long_work_gets_a_thread_of_its_own(bench: Bench) -> N
     gate = bench.block()
     bench.do("a")
     bench.tick()
+    assert bench.done.empty(), "it may be quick"
+    bench.clock.advance(2 * LONG_S)
+    bench.tick()
     assert bench.next() == ("a", 2)
     gate.set()
     assert bench.next() == ("came back", 1)
@@ -76,6 +79,7 @@ def test_threads_have_a_bound() -> None:
     bench = Bench(threads_max=1)
     gate = bench.block()
     bench.do("a")
+    bench.clock.advance(2 * LONG_S)
     bench.tick()
     gate.set()
     assert [bench.next(), bench.next()] == [("came back", 1), ("a", 1)]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from tq_broker.cli import exits
+from tq_broker.cli import exits, garbage
 from tq_broker.cli.commands import Group
 from tq_broker.cli.output import visible
 from tq_broker.cli.passwords import STORE_VARIABLE
@@ -170,6 +170,7 @@ def _run(
                     "store": database.url,
                 }
                 _print_banner(session, about)
+                garbage.settle()
                 service.start()
                 _print_ready(session, about)
                 _serve(service, events)

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from tq_broker.cli import exits
+from tq_broker.cli import exits, garbage
 from tq_broker.cli.application import Application
 from tq_broker.cli.output import visible
 from tq_broker.cli.passwords import without_password
@@ -147,6 +147,7 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
             worker = _make(client, application, task_queues, options, events)
             said = _about(session, application, worker, client)
             _print_banner(session, settings, said)
+            garbage.settle()
             worker.start()
             _print_ready(session, settings, said)
             restart, code = _serve(worker, events)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, TypeVar, Union
+from weakref import WeakKeyDictionary
 
 from tq_broker import chain
 from tq_broker.exceptions import DeadlineExceeded, InvalidArgument
@@ -52,21 +55,57 @@ def _check_args(name: str, args: Any) -> Sequence[Any]:
 async def awaited(future: Future[T], timeout: Timeout = None) -> T:
     """What ``future`` ends with. Raises `DeadlineExceeded` if it has not within ``timeout``."""
     seconds = to_seconds(timeout)
-    wrapped = asyncio.wrap_future(future)
-    # So that asyncio does not complain when it fails after the caller has stopped waiting.
-    wrapped.add_done_callback(_heard)
     try:
-        # Shielded: a caller that stops waiting must not cancel what others may wait for.
-        return await asyncio.wait_for(asyncio.shield(wrapped), seconds)
+        return await asyncio.wait_for(_followed(future), seconds)
     except asyncio.TimeoutError as error:
         if isinstance(error, DeadlineExceeded):  # of what was waited for: it has ended so
             raise
         raise DeadlineExceeded(f"not ended within {seconds} s") from None
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
+def _followed(future: Future[T]) -> asyncio.Future[T]:
+    """A future of the running loop that ends as ``future`` does. Unlike `asyncio.wrap_future` it
+    does not cancel it: a caller that stops waiting must not end what others may wait for."""
+    loop = asyncio.get_running_loop()
+    follower: asyncio.Future[T] = loop.create_future()
+    mailbox = _mailboxes.get(loop)
+    if mailbox is None:
+        mailbox = _mailboxes[loop] = _Mailbox()
+    future.add_done_callback(partial(mailbox.put, follower))
+    return follower
+
+
+class _Mailbox:
+    """Ends that are on their way into one loop. To wake a loop costs as much as to serve it, and
+    answers come many at a time."""
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[asyncio.Future[Any], Future[Any]]] = deque()
+        self._is_due = False
+
+    def put(self, follower: asyncio.Future[Any], ended: Future[Any]) -> None:
+        """``follower`` is to end as ``ended`` has; from any thread."""
+        self._ends.append((follower, ended))
+        # Set after the append and cleared before the read, so that none is overlooked.
+        if not self._is_due:
+            self._is_due = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                follower.get_loop().call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._is_due = False
+        for _ in range(len(self._ends)):
+            follower, ended = self._ends.popleft()
+            if follower.done():
+                continue
+            error = ended.exception()
+            if error is not None:
+                follower.set_exception(error)
+            else:
+                follower.set_result(ended.result())
+
+
+_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
 
 
 def waited(future: Future[T], timeout: Timeout = None) -> T:

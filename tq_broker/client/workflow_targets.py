@@ -15,6 +15,15 @@ from tq_broker.workflow.definition import Function, Kind, definition_of, handler
 _signature = functools.lru_cache(512)(inspect.signature)
 
 
+@functools.lru_cache(512)
+def _counts(function: Callable[..., Any]) -> range:
+    """How many arguments ``function``, which has a decorator of ours, surely takes: to bind them
+    takes long."""
+    parameters = _signature(function).parameters.values()
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return range(sum(p.default is p.empty for p in plain), len(plain) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Something of a workflow that can be called.
@@ -34,7 +43,7 @@ class Target:
     def check_args(self, args: Sequence[Any]) -> Sequence[Any]:
         """Return ``args`` if it can be called with them, else raise `InvalidArgument`."""
         function = self.function
-        if function is not None:
+        if function is not None and len(args) + function.bound not in _counts(function.fn):
             own = (None,) * function.bound
             try:
                 _signature(function.fn).bind(*own, *args)

@@ -258,11 +258,10 @@ _HANDLERS: dict[type, Handler] = {
 
 def has_grown_long(run: Execution, step: Step) -> bool:
     """Whether ``step`` is the one that made the history so long that it should be told."""
-    before = run.history_length - len(step.events), run.history_bytes - len(step.data)
-    after = run.history_length, run.history_bytes
-    return any(
-        old < bound <= new
-        for old, new, bound in zip(before, after, (WARN_EVENTS, WARN_BYTES), strict=True)
+    length, size = run.history_length, run.history_bytes
+    return (
+        length - len(step.events) < WARN_EVENTS <= length
+        or size - len(step.data) < WARN_BYTES <= size
     )
 
 

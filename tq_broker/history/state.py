@@ -271,11 +271,13 @@ class Execution(Noun):
         """
         if self.closed is not None:
             return None
-        times = [activity.next_ms for activity in self.activities.values()]
-        if looks:
-            times += [one.look_ms for one in self.activities.values() if one.is_silent]
-        times += [timer.fire_ms for timer in self.timers.values()]
-        times += (self.run_deadline_ms, self.started.execution_deadline_ms)
+        times = [self.run_deadline_ms, self.started.execution_deadline_ms]
+        for activity in self.activities.values():
+            times.append(activity.next_ms)
+            if looks and activity.is_silent:
+                times.append(activity.look_ms)
+        for timer in self.timers.values():
+            times.append(timer.fire_ms)
         if self.task is not None:
             task = self.task
             times.append(task.dispatch_ms or task.deadline_ms or (task.look_ms if looks else 0))

@@ -6,7 +6,7 @@ that it becomes have the same names; a command never carries an event id of the 
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Union, get_args
 
 import msgspec
 
@@ -183,8 +183,17 @@ CLOSING = (CompleteWorkflow, FailWorkflow, CancelWorkflow, ContinueAsNew)
 
 def check_payloads(command: Command, workflow_id: str) -> None:
     """Raises `PayloadTooLarge`: a payload of ``command`` is larger than a history may keep."""
-    for name in command.__struct_fields__:
+    for name in _MAY_BE_LARGE[type(command)]:
         value = getattr(command, name)
         for one in value.values() if isinstance(value, dict) else (value,):
             if isinstance(one, bytes):
                 check_size(one, f"{name} of {type(command).__name__} of workflow {workflow_id!r}")
+
+
+_MAY_BE_LARGE = {
+    kind: tuple(
+        field.name for field in msgspec.structs.fields(kind) if bytes.__name__ in str(field.type)
+    )
+    for kind in get_args(Command)
+}
+"""The fields that hold payloads, or dicts of them."""

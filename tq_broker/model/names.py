@@ -33,6 +33,9 @@ CAPABILITIES_BYTES_MAX = 90
 TARGET_BYTES_MAX = 64
 """Longest encoded host name or worker id."""
 
+CACHED_MAX = 1024
+"""Names in use at a time, about: what is computed of them is kept."""
+
 _ENCODED = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -40,6 +43,8 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 class Kind(enum.Enum):
     """What a queue is for. The value is the word in its name."""
+
+    __hash__ = object.__hash__  # every name has one in it, and that of `Enum` is no C
 
     ACTIVITY = "activity"
     WORKFLOW = "workflow"
@@ -125,6 +130,8 @@ _OF_TASK_QUEUES = SHARED | {
 class Exchange(enum.Enum):
     """The exchanges of a namespace, one per direction. The value is the word in the name."""
 
+    __hash__ = object.__hash__
+
     TASKS = "tasks"
     """direct: tasks to their queues; publishes here are mandatory."""
     DUE = "due"
@@ -202,7 +209,7 @@ def check_task_queue(value: object) -> str:
     return check_text("task_queue", value, bytes_max=TASK_QUEUE_BYTES_MAX)
 
 
-@functools.lru_cache(1024)  # every message names some queue, and they are few
+@functools.lru_cache(CACHED_MAX)  # every message names some queue, and they are few
 def encode_part(text: str) -> str:
     """Encode one user-given part for use in a name or key."""
     if _PLAIN.match(text):
@@ -211,7 +218,7 @@ def encode_part(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(CACHED_MAX)
 def decode_part(part: str) -> str:
     """Undo `encode_part`. Raises `InvalidArgument` for what it cannot have made."""
     if not _ENCODED.match(part):
@@ -243,7 +250,7 @@ class QueueName:
     @property
     def key(self) -> str:
         """The routing key under which this queue is bound."""
-        return ".".join((self.kind.value, *map(encode_part, self.parts)))
+        return _key(self.kind, self.parts)
 
     @property
     def task_queue(self) -> str | None:
@@ -255,14 +262,15 @@ class QueueName:
     def __str__(self) -> str:
         return f"{PREFIX}.{encode_part(self.namespace)}.{self.key}"
 
-    @classmethod
-    def parse(cls, name: str) -> QueueName:
+    @staticmethod
+    @functools.lru_cache(CACHED_MAX)  # every task names the queue of its answer, and they are few
+    def parse(name: str) -> QueueName:
         """Read a queue name. Raises `InvalidArgument` if it is none of ours."""
         head, _, rest = name.partition(".")
         namespace, _, key = rest.partition(".")
         if head != PREFIX or not key:
             raise InvalidArgument(f"{name!r} is not the name of a tq_broker queue")
-        return cls.from_key(decode_part(namespace), key)
+        return QueueName.from_key(decode_part(namespace), key)
 
     @classmethod
     def from_key(cls, namespace: str, key: str) -> QueueName:
@@ -273,6 +281,21 @@ class QueueName:
         except ValueError:
             raise InvalidArgument(f"{key!r} is not the key of a tq_broker queue") from None
         return cls(namespace, kind, tuple(map(decode_part, parts)))
+
+
+@functools.lru_cache(CACHED_MAX)
+def _key(kind: Kind, parts: tuple[str, ...]) -> str:
+    return ".".join((kind.value, *map(encode_part, parts)))
+
+
+@functools.lru_cache(CACHED_MAX)
+def _queue(namespace: str, kind: Kind, parts: tuple[str, ...]) -> QueueName:
+    return QueueName(namespace, kind, parts)
+
+
+@functools.lru_cache(CACHED_MAX)
+def _exchange(namespace: str, exchange: Exchange) -> str:
+    return f"{PREFIX}.{encode_part(namespace)}.{exchange.value}"
 
 
 def set_part(capabilities: Iterable[str]) -> str:
@@ -313,7 +336,7 @@ class Names:
 
     def exchange(self, exchange: Exchange) -> str:
         """The physical name of an exchange."""
-        return f"{PREFIX}.{encode_part(self.namespace)}.{exchange.value}"
+        return _exchange(self.namespace, exchange)
 
     def delay_exchange(self, level: int) -> str:
         """The exchange above level ``level`` of the delay ladder."""
@@ -321,7 +344,7 @@ class Names:
 
     def queue(self, kind: Kind, *parts: str) -> QueueName:
         """A queue of this namespace."""
-        return QueueName(self.namespace, kind, parts)
+        return _queue(self.namespace, kind, parts)
 
     def activity(self, task_queue: str) -> QueueName:
         """The shared queue of an activity task queue."""

@@ -328,9 +328,10 @@ class Subscriber:
 
     def _is_taken(self, subscription: AmqpSubscription) -> bool:
         """Whether another consumer shows that the plan is in force: RabbitMQ would have ended it
-        with its queue. Windows grow often, and a plan is several round trips."""
+        with its queue. Windows change often, and a plan is several round trips. One that lingers
+        is as good: RabbitMQ does not know yet that it is to go."""
         return any(
-            other.wanted
+            (other.wanted or other.cancel_at is not None)
             and other.feed is not None
             and other.options.plan == subscription.options.plan
             for other in self._all

@@ -105,6 +105,8 @@ class AsyncExecutor:
             self._owner.returned(attempt, result)
 
     def _done(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        # The task knows its attempt: a cycle, which would outlive the two.
+        attempt.handle = None
         # `_run` ends cancelled only if that came before its first step: then it told nobody.
         if task.cancelled():
             self._owner.raised(attempt, asyncio.CancelledError())

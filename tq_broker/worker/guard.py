@@ -18,8 +18,7 @@ import random
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -88,14 +87,19 @@ _lock = threading.Lock()
 _installed = False
 
 
-@contextmanager
-def engaged(wanted: bool) -> Iterator[None]:
+class Engaged:
     """A block in which this thread runs workflow code, guarded if ``wanted``."""
-    before, _place.engaged = _place.engaged, wanted
-    try:
-        yield
-    finally:
-        _place.engaged = before
+
+    __slots__ = ("_before", "_wanted")
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> None:
+        self._before, _place.engaged = _place.engaged, self._wanted
+
+    def __exit__(self, *_exc_info: object) -> None:
+        _place.engaged = self._before
 
 
 def install() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError, Unavailable
@@ -46,14 +47,28 @@ class Insistence:
             gone_is_fine: Nobody needs it if it cannot be routed: that counts as taken.
         """
 
-        def ended(error: TqBrokerError | None) -> None:
-            if error is None or (gone_is_fine and isinstance(error, NoRoute)):
-                done()
-            elif not isinstance(error, Unavailable):
-                refused(error)
-            elif not self._closed:
-                log.warning("not sent, trying again: %s", error)
-                again_at = self._clock.monotonic() + INSIST_EVERY_S
-                self._clock.call_at(again_at, lambda: send(ended))
+        self._send(_Insisted(send, done, refused, gone_is_fine))
 
-        send(ended)
+    def _send(self, what: _Insisted) -> None:
+        what.send(lambda error: self._ended(what, error))
+
+    def _ended(self, what: _Insisted, error: TqBrokerError | None) -> None:
+        if error is None or (what.gone_is_fine and isinstance(error, NoRoute)):
+            what.done()
+        elif not isinstance(error, Unavailable):
+            what.refused(error)
+        elif not self._closed:
+            log.warning("not sent, trying again: %s", error)
+            again_at = self._clock.monotonic() + INSIST_EVERY_S
+            self._clock.call_at(again_at, lambda: self._send(what))
+
+
+@dataclass(frozen=True, slots=True)
+class _Insisted:
+    """What is sent. A value, rather than a function that names itself: that would be a cycle, and
+    keep each message until the garbage collector comes."""
+
+    send: Callable[[Done], None]
+    done: Then
+    refused: Callable[[TqBrokerError], None]
+    gone_is_fine: bool

@@ -113,6 +113,7 @@ class Ledger:
             entry = self._take(event)
             if entry is not None and entry.on_event is not None:
                 entry.on_event(event)
+                entry.on_event = None  # it knows the entry: a cycle
         for entry in self._unmatched:
             if not _may_leave_no_event(entry.command):
                 raise NondeterminismError(

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -85,19 +84,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     # --- running --------------------------------------------------------------------------------
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> _Entered:
         """A block in which this is the running loop, and afterwards the one before."""
-        before = asyncio._get_running_loop()
-        # A loop around us must not adopt async generators that workflow code begins.
-        hooks = sys.get_asyncgen_hooks()
-        asyncio._set_running_loop(self)
-        sys.set_asyncgen_hooks(None, None)
-        try:
-            yield
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(before)
+        return _Entered(self)
 
     def run(self, more: Callable[[], bool]) -> None:
         """Run what is ready until nothing is. To be called within `entered`.
@@ -131,7 +120,8 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """
         self._evicted = True
         self._ready.clear()
-        return [task for task in self.tasks() if not _closed(task)]
+        self._tasks = [task for task in self.tasks() if not _closed(task)]
+        return self._tasks
 
     # --- what asyncio asks for --------------------------------------------------------------------
 
@@ -230,6 +220,24 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
     def get_task_factory(self) -> None:
         return None
+
+
+class _Entered:
+    __slots__ = ("_before", "_hooks", "_loop")
+
+    def __init__(self, loop: WorkflowLoop) -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        self._before = asyncio._get_running_loop()
+        # A loop around us must not adopt async generators that workflow code begins.
+        self._hooks = sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(None, None)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        sys.set_asyncgen_hooks(*self._hooks)
+        asyncio._set_running_loop(self._before)
 
 
 def _closed(task: Task) -> bool:

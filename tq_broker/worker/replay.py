@@ -185,6 +185,14 @@ class Replay:
             if stuck:
                 log.warning("run %s: %d tasks refuse to end", self._situation.run, len(stuck))
                 _immortal.extend(stuck)
+            else:
+                self._fall_apart()
+
+    def _fall_apart(self) -> None:
+        """Its parts know each other. In such cycles all that the run has in memory would wait for
+        the garbage collector, which takes longer the more there is."""
+        delattr(self._loop, ATTRIBUTE)
+        del self._timers.loop, self._handlers, self._runtime
 
     # --- chapters ---------------------------------------------------------------------------------
 
@@ -350,7 +358,7 @@ class Replay:
 
     def _within(self, code: Callable[..., Any], *args: Any) -> Any:
         """Run workflow code: guarded, on its loop, in its context."""
-        with self._loop.entered(), guard.engaged(self._definition.sandboxed):
+        with self._loop.entered(), guard.Engaged(self._definition.sandboxed):
             return self._context.run(code, *args)
 
     # --- answers ----------------------------------------------------------------------------------

@@ -514,9 +514,12 @@ class WorkflowHandler:
         self._finish(held)
 
     def _query(self, held: InHand, seat: Seat) -> list[tuple[QueryRequest, QueryAnswer]]:
+        queries = held.the_task.queries
+        if not queries:
+            return []
         now_ms = epoch_ms(self._clock)
         found = []
-        for query in held.the_task.queries:
+        for query in queries:
             if 0 < query.deadline_ms < now_ms:
                 continue  # nobody waits for it any more
             with self._watched(held, seat):

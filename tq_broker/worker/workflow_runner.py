@@ -12,8 +12,8 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from tq_broker.clock import Clock
@@ -21,6 +21,9 @@ from tq_broker.exceptions import TqBrokerError
 from tq_broker.worker.executors import raise_in
 
 log = logging.getLogger(__name__)
+
+LONG_S = 0.02
+"""Work that takes longer holds up what waits behind it; most takes a thousandth of a second."""
 
 OnStuck = Callable[[str], None]
 """Gets the stack of the stuck thread; called on the thread that watches."""
@@ -48,25 +51,27 @@ class Seat:
         self.thread_id = 0
         self.busy_since: float | None = None
 
-    @contextmanager
-    def watched(self, limit_s: float | None, on_stuck: OnStuck) -> Iterator[None]:
+    def watched(self, limit_s: float | None, on_stuck: OnStuck) -> AbstractContextManager[None]:
         """A block that is given up after ``limit_s``; ``None`` watches nothing.
 
         Raises:
             Abandoned: at its end, if it was given up: nothing may be done about its outcome.
         """
         if limit_s is None:
-            yield
-            return
-        self._watch = _Watch(self._clock.monotonic() + limit_s, on_stuck)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._watch = None
-                if self._abandoned:
-                    raise_in(self.thread_id, None)
-                    raise Abandoned("it took too long")
+            return nullcontext()
+        return _Watched(self, _Watch(self._clock.monotonic() + limit_s, on_stuck))
+
+    def begin(self, watch: _Watch) -> None:
+        """What ``watch`` is about begins."""
+        self._watch = watch
+
+    def end(self) -> None:
+        """It is back, or was given up: then this raises `Abandoned`."""
+        with self._lock:
+            self._watch = None
+            if self._abandoned:
+                raise_in(self.thread_id, None)
+                raise Abandoned("it took too long")
 
     def give_up(self, now: float) -> OnStuck | None:
         """Give the work up if its time is over; returns whom to tell."""
@@ -83,6 +88,20 @@ class Seat:
         with self._lock:
             if self._watch is not None:
                 raise_in(self.thread_id, SystemExit)
+
+
+class _Watched:
+    __slots__ = ("_seat", "_watch")
+
+    def __init__(self, seat: Seat, watch: _Watch) -> None:
+        self._seat = seat
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._seat.begin(self._watch)
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._seat.end()
 
 
 Work = Callable[[Seat], None]
@@ -133,6 +152,8 @@ class WorkflowRunner:
             self._seats.discard(seat)
 
     def _is_superfluous(self, seat: Seat) -> bool:
+        if len(self._seats) < 2:  # nearly always, and then the lock would be for nothing
+            return False
         with self._lock:
             if len(self._seats) < 2 or not self._queue.empty() or self._closed:
                 return False
@@ -151,8 +172,9 @@ class WorkflowRunner:
         if self._queue.empty() or self._closed:
             return
         with self._lock:
-            busy = all(seat.busy_since is not None for seat in self._seats)
-            if busy and len(self._seats) < self._threads_max:
+            since = [seat.busy_since for seat in self._seats]
+            is_held_up = all(begun is not None and now - begun >= LONG_S for begun in since)
+            if is_held_up and len(self._seats) < self._threads_max:
                 self._add_seat()
 
     def _replace(self, stuck: Seat) -> None:

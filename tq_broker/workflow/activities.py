@@ -224,6 +224,8 @@ def _about(activity: Any) -> tuple[str, ActivityOptions, Any]:
 
 
 def _merged(options: dict[str, Any], defaults: ActivityOptions) -> ActivityOptions:
+    if not options:
+        return defaults
     said = options_from(options)
     return said if defaults is NO_OPTIONS else said.over(defaults)
 

@@ -27,7 +27,8 @@ class RequestingFuture(asyncio.Future[T]):
         self, loop: asyncio.AbstractEventLoop, seq: int, on_cancel: Callable[[], None]
     ) -> None:
         self._seq = seq
-        self._on_cancel = on_cancel
+        # Not kept when it is done: it knows this future, which is a cycle.
+        self._on_cancel: Callable[[], None] | None = on_cancel
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
@@ -35,23 +36,26 @@ class RequestingFuture(asyncio.Future[T]):
 
     def cancel(self, msg: Any = None) -> bool:
         """Request the cancellation. Returns whether it was still open."""
-        if self.done():
+        if self._on_cancel is None or self.done():
             return False
         self._on_cancel()
         return True
 
     def give_up(self) -> None:
         """Cancel it like a plain future."""
+        self._on_cancel = None
         super().cancel()
 
     def resolve(self, value: T) -> None:
         """End it with a result, unless it has ended."""
         if not self.done():
+            self._on_cancel = None
             self.set_result(value)
 
     def reject(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
         if not self.done():
+            self._on_cancel = None
             self.set_exception(error)
 
     def forget(self) -> None:
