@@ -18,7 +18,7 @@ from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.limits import UNLIMITED, Limits, Side
 from tq_broker.model.names import PLAIN, Kind, QueueName
-from tq_broker.model.permits import Flavor, place_of
+from tq_broker.model.permits import Flavor, issue_of, place_of
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
 from tq_broker.worker.pace import Pace
@@ -224,23 +224,23 @@ class Gates:
         self._poller.take_back(queue)
 
     def _run_banks(self, task_queue: str, limits: Limits) -> None:
-        self._run_bank(Flavor.RATE, task_queue, limits.burst_size, limits.rate)
-        self._run_bank(Flavor.CONCURRENCY, task_queue, limits.concurrency or 0, None)
+        for flavor in Flavor:
+            self._run_bank(flavor, task_queue, limits)
 
-    def _run_bank(self, flavor: Flavor, task_queue: str, size: int, rate: float | None) -> None:
-        key = (flavor, task_queue)
+    def _run_bank(self, flavor: Flavor, task_queue: str, limits: Limits) -> None:
+        key, issue = (flavor, task_queue), issue_of(flavor, limits)
         bank = self._banks.get(key)
-        if bank is not None and size:
-            bank.resize(size, rate)
+        if bank is not None and issue is not None:
+            bank.change(issue)
         elif bank is not None:
             with self._lock:
                 del self._banks[key]
                 self._closed_banks.append(bank)
             self._banks_turn.wake()
-        elif size:
+        elif issue is not None:
             place = place_of(self._sender.names, flavor, self._scope.side, task_queue)
             bank = Bank(place, self._sender, self._clock, self._banks_turn.wake)
-            bank.open(size, rate)
+            bank.open(issue)
             with self._lock:
                 self._banks[key] = bank
             self._banks_turn.start()

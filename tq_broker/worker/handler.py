@@ -349,7 +349,6 @@ class Handler:
             self._table.add(attempt)
             self._slots.take(attempt, ActivitySlotInfo(task.activity_type))
             self._early.pop(key_of(task), None)
-        attempt.passage.begun()
         self.begins.begun(
             task.task_queue,
             Side.ACTIVITY,
