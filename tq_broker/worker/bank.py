@@ -151,9 +151,7 @@ class Bank:
         # Who waits for a write is woken when it has ended.
         return None if self._writing is not None else reserve.next_due()
 
-    def _heed(
-        self, reserve: Reserve[Delivery], ledger: Ledger
-    ) -> tuple[Reserve[Delivery], Ledger]:
+    def _heed(self, reserve: Reserve[Delivery], ledger: Ledger) -> tuple[Reserve[Delivery], Ledger]:
         """Put the limit into force as it is now."""
         issue, now = self._issue, self._clock.monotonic()
         if ledger.mints and ledger.units != issue.units:
