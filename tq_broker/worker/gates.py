@@ -49,6 +49,7 @@ class Scope:
             some of their own.
         make_usher: Makes the one of a task queue, which calls what is given when it has to do.
         takes: Whether a queue is for workers of this one's deployment version now.
+        cover_parts: Tells the usher of a task queue what runs without its leave.
     """
 
     side: Side
@@ -60,6 +61,7 @@ class Scope:
     is_ushered: Callable[[str], bool] = lambda task_queue: False
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
     takes: Callable[[QueueName], bool] = lambda queue: True
+    cover_parts: Callable[[str], None] = lambda task_queue: None
 
 
 class Gates:
@@ -138,6 +140,7 @@ class Gates:
                 self._leave(twin)  # its tasks wait elsewhere now
             if self._scope.is_ushered(task_queue):
                 self._open_usher(task_queue)
+                self._scope.cover_parts(task_queue)
                 for one in (queue, *self._admitted(queue)):
                     self._put_in_force(one, UNLIMITED)
             else:

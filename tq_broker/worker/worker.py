@@ -281,6 +281,7 @@ class Worker:
             is_ushered=lambda task_queue: self._settings.part_table(task_queue) is not None,
             make_usher=self._make_usher,
             takes=self._allegiance.takes,
+            cover_parts=handler.cover_parts,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
