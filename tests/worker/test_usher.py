@@ -19,7 +19,7 @@ from tq_broker.client.operations import Operations
 from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.exceptions import ActivityError, BackOffScope, DownstreamBusy
 from tq_broker.model import envelope
-from tq_broker.model.limits import Limits
+from tq_broker.model.limits import SETTLE_S, Limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind
@@ -405,7 +405,7 @@ def test_what_ran_before_a_limit_was_set_counts(world: World) -> None:
     limit(world, STAY, Limits(concurrency=2))
     world.worker(*other.activities)
     handles += [world.start("stay") for _ in range(2)]
-    threading.Event().wait(usher.SETTLE_S + 0.5)
+    threading.Event().wait(SETTLE_S + 0.5)
     assert before.running[""] + other.running[""] == 3, "two are allowed"
     before.let_go(1)
     settled(world)
@@ -426,7 +426,7 @@ def test_what_ran_before_a_limit_and_died_gives_its_place_back(world: World) -> 
     limit(world, STAY, Limits(concurrency=1))
     world.worker(*other.activities)
     handle = world.start("stay")
-    threading.Event().wait(usher.SETTLE_S + 0.5)
+    threading.Event().wait(SETTLE_S + 0.5)
     assert other.running[""] == 0
     world.kill(victim)
     world.eventually(lambda: other.running[""] == 1)

@@ -215,6 +215,12 @@ class LimitState(msgspec.Struct, frozen=True):
         return self.default
 
     @property
+    def set_ms(self) -> int:
+        """When they were set (epoch ms); 0 if they never were."""
+        source = self.source
+        return 0 if source is None else source.at_ms
+
+    @property
     def limits(self) -> Limits:
         """The limits in force."""
         source = self.source

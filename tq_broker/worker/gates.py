@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.limits import UNLIMITED, Limits, Side
+from tq_broker.model.limits import SETTLE_S, UNLIMITED, Limits, Side
 from tq_broker.model.names import PLAIN, Kind, QueueName
 from tq_broker.model.permits import Flavor, issue_of, place_of
 from tq_broker.queues.sender import Sender
@@ -45,6 +45,7 @@ class Scope:
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
         cover: Covers what runs without leave, when a limit comes into force.
+        set_ms: When the limits of a task queue were set (epoch ms).
         is_ushered: Whether an usher keeps the limits of a task queue, because parts of it have
             some of their own.
         make_usher: Makes the one of a task queue, which calls what is given when it has to do.
@@ -58,6 +59,7 @@ class Scope:
     is_paused: Callable[[QueueName], object]
     free_slots: Callable[[], int]
     cover: Callable[[str, Callable[[], Passage]], None]
+    set_ms: Callable[[str], int] = lambda task_queue: 0
     is_ushered: Callable[[str], bool] = lambda task_queue: False
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
     takes: Callable[[QueueName], bool] = lambda queue: True
@@ -97,6 +99,8 @@ class Gates:
         self._banks_turn = _Turns("tq-bank", self._step_banks)
         self._ushers_turn = _Turns("tq-usher", self._step_ushers)
         self._closed = False
+        self._has_ticked = False
+        """What limits there are from now on were set while this worker ran."""
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -131,6 +135,7 @@ class Gates:
         with self._ticking:  # the thread that starts the worker, and its supervisor
             if not self._closed:
                 self._tick(task_queues)
+                self._has_ticked = True
 
     def _tick(self, task_queues: Sequence[str]) -> None:
         for task_queue in task_queues:
@@ -190,7 +195,8 @@ class Gates:
             self._run_banks(turnstile.task_queue, limits)
         now = turnstile.limits, turnstile.is_paused, turnstile.is_elsewhere
         if now != (limits, paused, elsewhere):
-            turnstile.limit(limits, paused=paused, elsewhere=elsewhere)
+            settled_at = self._settled_at(turnstile.task_queue)
+            turnstile.limit(limits, paused=paused, elsewhere=elsewhere, settled_at=settled_at)
 
     def _enter(self, queue: QueueName, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
@@ -208,14 +214,27 @@ class Gates:
             wake=self._gates_turn.wake,
         )
         paused = bool(scope.is_paused(queue))
-        turnstile.limit(limits, paused=paused, elsewhere=not scope.takes(queue))
+        turnstile.limit(
+            limits,
+            paused=paused,
+            elsewhere=not scope.takes(queue),
+            settled_at=self._settled_at(task_queue),
+        )
         self._poller.hand_over(queue, turnstile)
-        if limits.concurrency is not None:
-            scope.cover(task_queue, turnstile.cover)
+        # Also if only the rate is limited: the concurrency may be next.
+        scope.cover(task_queue, turnstile.cover)
         self._run_banks(task_queue, limits)
         with self._lock:
             self._turnstiles[queue] = turnstile
         self._gates_turn.start()
+
+    def _settled_at(self, task_queue: str) -> float:
+        """When a limit that is news now may be relied on."""
+        now = self._clock.monotonic()
+        if self._has_ticked:
+            return now + SETTLE_S
+        set_ago_s = self._clock.wall() - self._scope.set_ms(task_queue) / 1000
+        return now + min(SETTLE_S, SETTLE_S - set_ago_s)
 
     def _leave(self, queue: QueueName) -> None:
         with self._lock:

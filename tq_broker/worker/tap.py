@@ -105,8 +105,8 @@ class Tap:
         """How many it holds through what is open."""
         return sum(len(spout.tokens) for spout in self._spouts)
 
-    def open(self, prefetch: int) -> None:
-        """Take so many more."""
+    def open(self, prefetch: int, *, first: bool = False) -> None:
+        """Take so many more; ``first``: before whoever does not say so."""
         spout = _Spout(prefetch)
         self._spouts.append(spout)
         spout.subscription = self._broker.subscribe(
@@ -115,6 +115,7 @@ class Tap:
             SubscribeOptions(
                 prefetch=prefetch,
                 plan=self._plan,
+                arguments={"x-priority": 1} if first else {},
                 on_lost=lambda: self._on_gone(spout),
             ),
         )

@@ -160,6 +160,8 @@ class Turnstile:
         self._lock = threading.Lock()
         self.limits = Limits()
         self.is_paused = False
+        self._settled_at = float("-inf")
+        """Nothing begins before: what runs without a permit comes first."""
         self.is_elsewhere = False
         """Its queue is another version's now; what is pinned to ours is limited all the same."""
         self._is_asked = False
@@ -241,7 +243,7 @@ class Turnstile:
 
     def _admit(self, spared: int = 0) -> Passage | None:
         limits = self.limits
-        if self.is_paused:
+        if self.is_paused or self._clock.monotonic() < self._settled_at:
             return None
         has_rate = limits.rate is None or self._rates_left > spared
         has_slot = limits.concurrency is None or len(self._slot_tokens) > spared
@@ -298,6 +300,11 @@ class Turnstile:
         with self._lock:
             self._busy.discard(passage)
             token, passage.slot = passage.slot, None
+            if passage in self._uncovered:
+                self._uncovered.remove(passage)
+            elif token is not None and not token.is_lost and self._uncovered:
+                # To what runs here without one; nobody else may begin with it.
+                self._uncovered.popleft().slot, token = token, None
             unused, passage.rate = passage.rate, None
             is_spent = unused is not None and self._take_back(unused)
         if token is not None:
@@ -395,14 +402,28 @@ class Turnstile:
 
     # --- on the turnstiles' thread ----------------------------------------------------------------
 
-    def limit(self, limits: Limits, *, paused: bool = False, elsewhere: bool = False) -> None:
-        """These are the limits from now on; ``paused``: nothing begins; ``elsewhere``: nothing that
-        comes through here."""
+    def limit(
+        self,
+        limits: Limits,
+        *,
+        paused: bool = False,
+        elsewhere: bool = False,
+        settled_at: float = float("-inf"),
+    ) -> None:
+        """These are the limits from now on.
+
+        Args:
+            paused: Nothing begins.
+            elsewhere: Nothing that comes through here.
+            settled_at: When others have taken permits for what runs already (monotonic), should
+                the concurrency be limited now and not before.
+        """
         self.is_paused = paused
         self.is_elsewhere = elsewhere
         with self._lock:
             before, self.limits = self.limits, limits
             if before.concurrency is None and limits.concurrency is not None:
+                self._settled_at = settled_at
                 self._uncovered.extend(one for one in self._busy if one.slot is None)
         if before.rate != limits.rate or before.burst_size != limits.burst_size:
             self._close_rates(to_bank=True)
@@ -436,6 +457,7 @@ class Turnstile:
         is_idle = self._full_since is not None or (
             self.is_elsewhere and now >= self._asked_at + FULL_S
         )
+        self._cover_running()
         if self.is_paused or (is_idle and not self._waiting):
             return self._step_back(now)
         self._take_permits(max(1, free_slots))
@@ -453,6 +475,15 @@ class Turnstile:
             self._give_up()
             return None
         return self._open(now, free_slots)
+
+    def _cover_running(self) -> None:
+        """Take permits for what runs without one, also while nothing may begin here."""
+        if self.limits.concurrency is None or not self._uncovered:
+            return
+        tap = self._slot_tap
+        missing = len(self._uncovered) - (tap.capacity - tap.held)
+        if missing > 0:
+            tap.open(missing, first=True)
 
     def _step_back(self, now: float) -> float | None:
         """Nothing may begin here: let others have the permits."""
@@ -517,6 +548,8 @@ class Turnstile:
     def _startable(self, now: float, free_slots: int) -> int:
         with self._lock:
             limits = self.limits
+            if now < self._settled_at:
+                return 0
             count = free_slots
             if limits.rate is not None:
                 count = min(count, self._rates_left)
@@ -585,5 +618,7 @@ class Turnstile:
     def _close_idle_slots(self) -> None:
         with self._lock:
             has_unused = bool(self._slot_tokens)
+            if self._uncovered:
+                return
         if has_unused or self._slot_tap.held < self._slot_tap.capacity:
             self._close_slots()

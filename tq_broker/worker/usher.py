@@ -31,6 +31,7 @@ import msgspec
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError, Unavailable
 from tq_broker.model import envelope, passes
+from tq_broker.model.limits import SETTLE_S
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.parts import Part, PartTable
@@ -53,9 +54,6 @@ SPILL_MAX = 500
 the queue, and others come in sight."""
 TIDY_S = 5.0
 AGAIN_S = 1.0
-SETTLE_S = 1.5
-"""Before a new limit of concurrency lets anybody in: by then all workers know of it, and have told
-what runs already."""
 
 State = tuple[PartTable, Mapping[str, int]]
 """The limits, and which keys are held until when (epoch ms)."""
