@@ -68,6 +68,8 @@ FULL_S = 0.1
 REFUND_WITHIN_S = 5.0
 UNUSED_S = 0.2
 """Permits of a rate that a worker may hold unused: what comes in so long, but at least one."""
+UNUSED_OF_MANY_S = 0.05
+"""The same of permits of several units, which are lost if the worker dies."""
 
 
 NO_PLAN = Plan(())
@@ -528,7 +530,8 @@ class Turnstile:
         wanted = min(self._boost, free_slots)
         gathered_at = self._last_opened + GATHER_S
         is_fast = (self.limits.rate or 0.0) >= FAST
-        if is_fast and count < wanted and now < gathered_at:
+        has_room = self._rate_tap.held < self._rate_tap.capacity
+        if is_fast and has_room and count < wanted and now < gathered_at:
             return gathered_at
         size = min(count, wanted)
         batch = self._batch = _Batch(size, size, now)
@@ -569,7 +572,8 @@ class Turnstile:
         limits = self.limits
         issue = issue_of(Flavor.RATE, limits)
         if issue is not None and issue.rate is not None and not self._rate_tap.capacity:
-            unused = max(1, math.ceil(issue.rate * UNUSED_S))
+            unused_s = UNUSED_S if issue.units == 1 else UNUSED_OF_MANY_S
+            unused = max(1, math.ceil(issue.rate * unused_s))
             self._rate_tap.open(min(unused, issue.size))
         if limits.concurrency is None:
             return
