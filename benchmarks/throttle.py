@@ -1,28 +1,31 @@
 """Throttle: how exactly the rate of a task queue is kept, while workers die.
 
-``python -m benchmarks.throttle`` measures each rate with each number of workers: a backlog, workers
-with many slots and with few, and in each case a worker killed at a third of the time, and the one
-that hands the permits out at two thirds (``kill -9``; another one is started before, so that their
-number stays). What is counted are the begins of activities, as the workers saw them.
+``python -m benchmarks.throttle`` measures each rate with each number of workers: a backlog that
+grows in spikes, workers with many slots and with few, and in each case a worker killed at a third
+of the time, and the one that hands the permits out at two thirds (``kill -9``; another one is
+started before, so that their number stays). In between another worker comes, and goes. What is
+counted are the begins of activities, as their code saw them.
 
 Two figures per case: the begins in the time measured against ``rate * time``, and how far any
 window whatsoever was above ``rate * window + burst``.
 
-Beside that it tells what a limit costs: how fast a backlog is begun without a limit, and with the
-highest of the rates. ``--quick`` is a short variant of everything.
+Beside that it tells what a limit costs: how fast a backlog is begun without a limit, with the
+highest of the rates, and with the highest rate that there is; and the processor time of the workers
+per task. ``--quick`` is a short variant of everything.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,16 +35,19 @@ from benchmarks import servers
 from benchmarks.throttle_worker import TIMEOUT
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
-from tq_broker.model.limits import Limits, default_burst
+from tq_broker.model.limits import RATE_MAX, Limits, default_burst
 
 QUEUE = "throttled"
 SLOTS = (500, 2)
 """In turn: half of the workers have few."""
 SETTLE_S = 3.0
 MARGIN = 1.3
-BACKLOG_PER_S_MAX = 6_000
+BACKLOG_PER_S_MAX = 15_000
 """No pool of these workers is faster."""
-COST_SECONDS_MAX = 20.0
+COST_SECONDS_MAX = 10.0
+SPIKES = 4
+"""Half of the tasks are there at first; the others come in so many spikes."""
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
@@ -110,16 +116,24 @@ class Cost:
 
     rate: float | None
     per_second: float
+    cpu_ms: float
+    """Of the workers, per task."""
     unlimited_per_second: float
 
     def row(self) -> tuple[str, ...]:
         possible = min(self.unlimited_per_second, self.rate or float("inf"))
         lost = 100 * (1 - self.per_second / possible)
         limit = "none" if self.rate is None else f"{self.rate:g}/s"
-        return (limit, f"{possible:.0f}/s", f"{self.per_second:.0f}/s", f"{lost:+.1f} %")
+        return (
+            limit,
+            f"{possible:.0f}/s",
+            f"{self.per_second:.0f}/s",
+            f"{lost:+.1f} %",
+            f"{self.cpu_ms:.2f} ms",
+        )
 
 
-COST_HEAD = ("limit", "possible", "begun", "lost")
+COST_HEAD = ("limit", "possible", "begun", "lost", "CPU per task")
 
 
 class Pool:
@@ -170,6 +184,26 @@ class Pool:
             assert pipe is not None, "they are pipes"
             pipe.close()
 
+    def come(self) -> None:
+        """One more comes."""
+        self.start(1)
+
+    def go(self) -> None:
+        """The last one that came goes, as it should."""
+        process, _ = self._processes.popitem()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None, "they are pipes"
+            pipe.close()
+        process.wait()
+
+    def cpu_s(self) -> float:
+        """Processor time that those who live have used so far."""
+        used = 0
+        for process in self._processes:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            used += int(fields[11]) + int(fields[12])
+        return used / TICKS_PER_S
+
     def begins(self) -> list[float]:
         """What all of them have begun so far, in order of time."""
         lines = (
@@ -197,35 +231,58 @@ def measure(case: Case, url: str, *, faults: bool) -> None:
         # The first task makes the queue; a limit is refused for one that nobody has used.
         _add(client, 1)
         operations.set_limits(QUEUE, lambda _: Limits(rate=case.rate), reason="benchmark")
-        _add(client, round(case.rate * (case.seconds + SETTLE_S) * MARGIN) + 2 * case.burst + 5)
+        tasks = round(case.rate * (case.seconds + SETTLE_S) * MARGIN) + 2 * case.burst + 5
+        _add(client, tasks - tasks // 2)
         pool = Pool(url, namespace, Path(directory))
         try:
             pool.start(case.workers)
             time.sleep(SETTLE_S)
             case.since = time.time()
+            spike = tasks // 2 // SPIKES + 1
+            events = [((n + 0.5) / 10, lambda: _add(client, spike)) for n in range(SPIKES)]
             if faults:
-                _wait_until(case.since + case.seconds / 3)
-                case.kills.append(time.time())
-                pool.replace(None)
-                _wait_until(case.since + case.seconds * 2 / 3)
-                keepers = [one.pid for one in operations.workers() if QUEUE in one.banks]
-                case.kills.append(time.time())
-                pool.replace(keepers[0] if keepers else None)
+                events += _faults(case, pool, operations)
+            for share, happen in sorted(events, key=lambda event: event[0]):
+                _wait_until(case.since + share * case.seconds)
+                happen()
             _wait_until(case.since + case.seconds)
             case.begins = pool.begins()
         finally:
             pool.close()
 
 
+def _faults(
+    case: Case, pool: Pool, operations: Operations
+) -> list[tuple[float, Callable[[], None]]]:
+    """What happens to the workers, and at which share of the time."""
+
+    def kill() -> None:
+        case.kills.append(time.time())
+        pool.replace(None)
+
+    def kill_keeper() -> None:
+        keepers = [one.pid for one in operations.workers() if QUEUE in one.banks]
+        case.kills.append(time.time())
+        pool.replace(keepers[0] if keepers else None)
+
+    return [(1 / 3, kill), (0.5, pool.come), (2 / 3, kill_keeper), (5 / 6, pool.go)]
+
+
 def measure_costs(url: str, *, workers: int, rate: float, seconds: float) -> list[Cost]:
     """What limits cost the throughput of so many workers."""
-    free = throughput(url, None, workers=workers, seconds=seconds)
-    limited = throughput(url, rate, workers=workers, seconds=seconds)
-    return [Cost(None, free, free), Cost(rate, limited, free)]
+    free, cpu_ms = throughput(url, None, workers=workers, seconds=seconds)
+    costs = [Cost(None, free, cpu_ms, free)]
+    for limit in sorted({rate, RATE_MAX}):
+        limited, cpu_ms = throughput(url, limit, workers=workers, seconds=seconds)
+        costs.append(Cost(limit, limited, cpu_ms, free))
+    return costs
 
 
-def throughput(url: str, rate: float | None, *, workers: int, seconds: float) -> float:
-    """Begins per second of a backlog that is not worked off meanwhile."""
+def throughput(
+    url: str, rate: float | None, *, workers: int, seconds: float
+) -> tuple[float, float]:
+    """Begins per second of a backlog that is not worked off meanwhile, and processor time per begin
+    (milliseconds)."""
     namespace = f"throttle-{secrets.token_hex(4)}"
     with (
         BlockingClient.connect(url, namespace=namespace) as client,
@@ -240,14 +297,17 @@ def throughput(url: str, rate: float | None, *, workers: int, seconds: float) ->
         try:
             pool.start(workers)
             time.sleep(SETTLE_S)
-            since = time.time()
+            since, cpu_s = time.time(), pool.cpu_s()
             time.sleep(seconds)
+            cpu_s = pool.cpu_s() - cpu_s
             begins = pool.begins()
         finally:
             pool.close()
     inside = [at for at in begins if since <= at < since + seconds]
     # To the last one: should the backlog have been too short, the time after it does not count.
-    return len(inside) / (inside[-1] - since) if inside else 0.0
+    if not inside:
+        return 0.0, 0.0
+    return len(inside) / (inside[-1] - since), 1000 * cpu_s / len(inside)
 
 
 def _add(client: BlockingClient, count: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.worker.worlds import NAMES, World
 from tq_broker.model import permits
 from tq_broker.model.limits import Side
-from tq_broker.model.permits import Flavor, Permit, place_of
+from tq_broker.model.permits import Flavor, Issue, Permit, Refund, place_of
 from tq_broker.queues.broker import Delivery
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.bank import Bank
@@ -29,12 +29,12 @@ class Bench:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def bank(self, size: int, rate: float | None = None) -> Bank:
+    def bank(self, size: int, rate: float | None = None, units: int = 1) -> Bank:
         client = self.world.make_client("banker")
         bank = Bank(PLACE, client.connection.sender, self.world.clock, lambda: None)
         bank.broker = self.world.broker_of(client)  # type: ignore[attr-defined]
         client.connection.sender.ensure([NAMES.activity("q")], self.world.soon())
-        bank.open(size, rate)
+        bank.open(Issue(size, rate, units))
         return bank
 
     def step(self, bank: Bank, seconds: float = 0.0) -> None:
@@ -129,11 +129,11 @@ def test_a_limit_grows_and_shrinks(world: World) -> None:
     bench = Bench(world)
     bank = bench.bank(2)
     bench.step(bank)
-    bank.resize(5, None)
+    bank.change(Issue(5))
     bench.step(bank)
     assert bench.ready() == 5
     taken = [bench.take() for _ in range(3)]
-    bank.resize(1, None)
+    bank.change(Issue(1))
     bench.step(bank)
     assert bench.ready() == 0
     for one in taken[:2]:
@@ -142,6 +142,53 @@ def test_a_limit_grows_and_shrinks(world: World) -> None:
     assert bench.ready() == 0, "one is still in use"
     taken[2].reject(requeue=False)
     bench.step(bank)
+    assert bench.ready() == 1
+
+
+def test_permits_of_other_units_take_the_place_of_those_before(world: World) -> None:
+    bench = Bench(world)
+    bank = bench.bank(2, 1.0, units=5)
+    bench.step(bank)
+    bench.step(bank, 10.0)
+    taken = [bench.take(), bench.take()]
+    assert [permits.read_permit(one.message).units for one in taken] == [5, 5]
+    bank.change(Issue(3, 1.0))
+    bench.step(bank)
+    for one in taken:
+        one.reject(requeue=False)
+    bench.step(bank, 10.0)
+    assert bench.ready() == 3
+    assert {permits.read_permit(bench.take().message).units for _ in range(3)} == {1}
+    assert world.count(PLACE.bank) == 0
+
+
+def test_what_is_refunded_is_handed_out_the_sooner(world: World) -> None:
+    bench = Bench(world)
+    bank = bench.bank(2, 0.1, units=4)
+    bench.step(bank)
+    bench.step(bank, 30.0)
+    bench.take().reject(requeue=False)
+    bench.step(bank)
+    world.publish(permits.refund_message(Refund(3), "r"), PLACE.bank)
+    bench.step(bank, 2.4)
+    assert bench.ready() == 1
+    bench.step(bank, 0.2)
+    assert bench.ready() == 2
+
+
+def test_a_death_just_after_a_use_does_not_hurry_the_next_one(world: World) -> None:
+    bench = Bench(world)
+    first, second = bench.bank(1, 0.1), bench.bank(1, 0.1)
+    bench.step(first)
+    bench.step(first, 10.0)
+    assert bench.ready() == 1
+    bench.step(second, 9.0)
+    bench.take().reject(requeue=False)  # the bank dies before it has written that down
+    first.broker.wait_quiet(world.soon())  # type: ignore[attr-defined]
+    first.broker.kill()  # type: ignore[attr-defined]
+    bench.step(second, 2.0)
+    assert bench.ready() == 0
+    bench.step(second, 10.1)
     assert bench.ready() == 1
 
 

@@ -18,6 +18,7 @@ from tq_broker.clock import SystemClock
 from tq_broker.exceptions import CancelledError, InvalidArgument, Malformed
 from tq_broker.model.failure import FailureKind
 from tq_broker.worker.attempt import Attempt
+from tq_broker.worker.passage import Passage
 from tq_broker.worker.executors import AsyncExecutor, Executor, Interrupter, ThreadExecutor
 
 CLOCK = SystemClock()
@@ -161,6 +162,39 @@ def test_a_coroutine_may_notice_its_cancellation(coroutines: Stage) -> None:
     coroutines.beat()
     coroutines.cancel(attempt)
     assert coroutines.owner.next().value == b'"noticed"'
+
+
+class Leave(Passage):
+    def __init__(self) -> None:
+        self.begins = 0
+
+    def begun(self) -> None:
+        self.begins += 1
+
+
+@activity.defn
+async def wants_a_number(number: int) -> None: ...
+
+
+@activity.defn
+def needs_a_number(number: int) -> None: ...
+
+
+@pytest.mark.parametrize("fn", [wants_a_number, needs_a_number])
+def test_limits_hear_of_what_begins_and_of_nothing_else(
+    coroutines: Stage, threads: Stage, fn: Callable[..., Any]
+) -> None:
+    stage = coroutines if fn is wants_a_number else threads
+    runs, malformed, cancelled = stage.attempt(fn, 1), stage.attempt(fn, "x"), stage.attempt(fn, 2)
+    leaves = [Leave(), Leave(), Leave()]
+    for one, leave in zip((runs, malformed, cancelled), leaves, strict=True):
+        one.passage = leave
+        if one is cancelled and stage is coroutines:
+            one.request_cancel()
+        if one is not cancelled or stage is coroutines:
+            stage.executor.start([one])
+            stage.owner.next()
+    assert [leave.begins for leave in leaves] == [1, 0, 0]
 
 
 def test_a_coroutine_cancelled_before_it_began_is_told_of(coroutines: Stage) -> None:

@@ -15,7 +15,7 @@ from tq_broker import activity
 from tq_broker.client.operations import Operations
 from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.exceptions import ActivityError, DownstreamBusy, InvalidArgument
-from tq_broker.model.limits import Limits, Side
+from tq_broker.model.limits import SETTLE_S, Limits, Side
 from tq_broker.model.permits import Flavor, place_of
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker
@@ -373,3 +373,31 @@ def test_what_is_called_may_ask_for_a_pause_of_all_and_it_lifts_itself(timed: Wo
     assert min(at for _, at in begins[1:]) >= asked_at + 30.0 - 0.01
     assert other.info().paused == []
     assert Operations(timed.client.core).settings().back_offs("q") == []
+
+
+@pytest.mark.parametrize("allowed", [3, 2])
+def test_what_full_workers_ran_before_the_limit_counts(world: World, allowed: int) -> None:
+    made_queue(world)
+    notes = [Notes(world) for _ in range(3)]
+    handles = []
+    for one in notes[:2]:
+        world.worker(*one.activities, max_concurrent_activities=2)
+    handles = add(world, "stay", 3)
+    running = lambda: sum(one.running for one in notes)  # noqa: E731
+    world.eventually(lambda: running() == 3)
+    limit(world, Limits(concurrency=allowed))
+    world.worker(*notes[2].activities)
+    handles += add(world, "stay", 3)
+    threading.Event().wait(SETTLE_S + 0.5)
+    assert running() == 3
+    busy = next(one for one in notes if one.running)
+    busy.let_go(1)
+    world.eventually(lambda: busy.leave.empty())
+    settled(world)
+    world.eventually(lambda: running() == allowed)
+    settled(world)
+    assert running() == allowed
+    for one in notes:
+        one.let_go(6)
+    for handle in handles:
+        handle.result(SOON_S)

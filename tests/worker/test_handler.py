@@ -169,6 +169,8 @@ class Executor:
         self.abandoned: list[Attempt] = []
 
     def start(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            attempt.passage.begun()
         self.started += attempts
 
     def cancel(self, attempt: Attempt) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,25 +86,57 @@ def test_a_limit_that_shrinks_lets_none_out_until_enough_are_back() -> None:
     assert reserve.take(2.0) == [0]
 
 
+def test_uses_that_come_back_after_a_long_sleep_are_not_all_made_up_for_at_once() -> None:
+    reserve: Reserve[int] = Reserve(3, 3, 10.0, 0.0)
+    for rank in range(3):
+        reserve.put(rank, rank, 0.0, was_here=True)
+    assert reserve.take(0.1) == [0, 1]
+    for rank in (0, 1):
+        reserve.put(rank, rank, 60.0)
+    assert reserve.take(60.0) == [0], "one place was empty while nobody looked"
+    assert reserve.take(60.1) == [1]
+
+
+def test_what_was_not_used_of_a_permit_comes_back() -> None:
+    reserve: Reserve[int] = Reserve(2, 2, 10.0, 0.0)
+    for rank in range(2):
+        reserve.put(rank, rank, 0.0, was_here=True)
+    assert reserve.take(0.1) == [0, 1]
+    reserve.put(0, 0, 5.0)
+    reserve.refund(0.5, 5.0)
+    assert reserve.next_due() == 5.05
+    reserve.refund(1.0, 5.0)
+    assert reserve.next_due() == 5.0, "but no more than there is room for"
+
+
 def begins(
-    rate: float, burst: int, tasks: list[float], lateness: list[float], seconds: float
+    rate: float,
+    burst: int,
+    tasks: list[float],
+    lateness: list[float],
+    seconds: float,
+    naps: list[float] | None = None,
 ) -> list[float]:
-    """When tasks begin that come at ``tasks``, if permits take ``lateness`` on their ways."""
+    """When tasks begin that come at ``tasks``, if permits take ``lateness`` on their ways, and the
+    one who hands them out sleeps for ``naps`` after each look."""
     reserve: Reserve[int] = Reserve(burst, burst, rate, 0.0)
     for rank in range(burst):
         reserve.put(rank, rank, 0.0, was_here=True)
     waiting = sorted(tasks)
     here: list[tuple[float, int]] = []
     back: list[tuple[float, int]] = []
-    late = iter(lateness * (len(tasks) * 4 + burst * 4 + 10))
+    late = itertools.cycle(lateness)
+    nap = itertools.cycle(naps or [0.0])
     found: list[float] = []
-    now = 0.0
+    now = awake_at = 0.0
     while now <= seconds:
-        while back and back[0][0] <= now:
-            _, rank = heapq.heappop(back)
-            reserve.put(rank, rank, now)
-        for rank in reserve.take(now):
-            heapq.heappush(here, (now + next(late), rank))
+        if now >= awake_at:
+            while back and back[0][0] <= now:
+                _, rank = heapq.heappop(back)
+                reserve.put(rank, rank, now)
+            for rank in reserve.take(now):
+                heapq.heappush(here, (now + next(late), rank))
+            awake_at = now + next(nap)
         while here and waiting and max(here[0][0], waiting[0]) <= now:
             _, rank = heapq.heappop(here)
             waiting.pop(0)
@@ -112,8 +145,7 @@ def begins(
         events = [at for at, _ in (*here[:1], *back[:1]) if at > now]
         events += [task for task in waiting[:1] if task > now]
         due = reserve.next_due()
-        if due is not None and due > now:
-            events.append(due)
+        events += [at for at in (due, awake_at) if at is not None and at > now]
         if not events:
             break
         now = min(events)
@@ -123,17 +155,19 @@ def begins(
 schedules = st.tuples(
     st.sampled_from([0.2, 1.0, 10.0, 333.0]),
     st.integers(1, 6),
-    st.lists(st.floats(0, 5), min_size=1, max_size=60),
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 9)), min_size=1, max_size=9),
     st.lists(st.floats(0, 0.3), min_size=1, max_size=9),
+    st.lists(st.floats(0.02, 2.0), min_size=1, max_size=5),
 )
 
 
 @given(schedules)
 def test_no_window_sees_more_than_the_rate_and_the_burst(
-    schedule: tuple[float, int, list[float], list[float]],
+    schedule: tuple[float, int, list[tuple[float, int]], list[float], list[float]],
 ) -> None:
-    rate, burst, tasks, lateness = schedule
-    found = begins(rate, burst, tasks, lateness, 10.0)
+    rate, burst, spikes, lateness, naps = schedule
+    tasks = [at for at, count in spikes for _ in range(count)]
+    found = begins(rate, burst, tasks, lateness, 6.0, naps)
     for first, start in enumerate(found):
         for last in range(first, len(found)):
             allowed = rate * (found[last] - start) + burst

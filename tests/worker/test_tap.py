@@ -28,7 +28,11 @@ class Bench:
         self.lost: list[Token] = []
         plan = topology.permits(NAMES, PLACE.permits, PLACE.bank, PLACE.ledger)
         world.broker.apply(topology.namespace(NAMES) + plan, world.soon())
-        self.tap = Tap(world.broker, PLACE.permits, plan, self.tokens.append, self.take_lost)
+        self.late: list[Token] = []
+        self.tap = Tap(
+            *(world.broker, PLACE.permits, plan),
+            *(self.tokens.append, self.late.append, self.take_lost),
+        )
 
     def take_lost(self, tokens: Sequence[Token]) -> None:
         self.lost += tokens

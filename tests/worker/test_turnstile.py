@@ -54,9 +54,16 @@ class Bench:
     def take(self, source: Source, deliveries: Sequence[Delivery]) -> None:
         self.taken += [(delivery, source.admit()) for delivery in deliveries]
 
-    def permits(self, count: int, place: permits.Place = RATES) -> None:
+    def permits(self, count: int, place: permits.Place = RATES, units: int = 1) -> None:
         for rank in range(count):
-            self.world.publish(permits.permit_message(Permit("m", rank), f"p{rank}"), place.permits)
+            message = permits.permit_message(Permit("m", rank, units), f"p{rank}")
+            self.world.publish(message, place.permits)
+
+    def in_bank(self) -> list[Message]:
+        found = []
+        while got := self.world.broker.get(str(RATES.bank), self.world.soon()):
+            found.append(got.message)
+        return found
 
     def tasks(self, count: int) -> None:
         for number in range(count):
@@ -150,6 +157,47 @@ def test_the_pace_of_the_worker_bounds_it_as_well(world: World) -> None:
     bench.passages()[0].unused()
     bench.step(times=4)
     assert len(bench.passages()) == 3
+
+
+def test_a_permit_of_several_units_goes_back_when_the_last_one_is_used(world: World) -> None:
+    bench = Bench(world, Limits(rate=1000.0))
+    bench.tasks(3)
+    bench.permits(1, units=3)
+    bench.step(times=10)
+    first, second, third = bench.passages()
+    first.begun()
+    second.begun()
+    second.ended()
+    assert world.count(RATES.bank) == 0
+    third.begun()
+    assert [message.kind for message in bench.in_bank()] == ["permit"]
+
+
+def test_units_that_were_not_used_are_refunded(world: World) -> None:
+    bench = Bench(world, Limits(rate=1000.0))
+    bench.tasks(2)
+    bench.permits(1, units=5)
+    bench.step(times=10)
+    begins, does_not = bench.passages()
+    begins.begun()
+    bench.turnstile.close()
+    assert world.count(RATES.bank) == 0, "one may still begin"
+    does_not.ended()
+    world.eventually(lambda: world.count(RATES.bank) == 2)
+    messages = {message.kind: message for message in bench.in_bank()}
+    assert permits.read_refund(messages["refund"]).units == 4
+
+
+def test_what_a_dead_worker_may_have_used_is_taken_as_used(world: World) -> None:
+    bench = Bench(world, Limits(rate=1000.0))
+    bench.permits(1, units=5)
+    victim = world.broker.get(str(RATES.permits), world.soon())
+    assert victim is not None
+    victim.reject(requeue=True)
+    bench.tasks(1)
+    bench.step(times=10)
+    assert bench.taken == []
+    assert [message.kind for message in bench.in_bank()] == ["permit"]
 
 
 def test_what_came_elsewhere_waits_for_its_permit(world: World) -> None:

@@ -16,10 +16,10 @@ import pytest
 from tests.worker.worlds import NAMES, SOON_S, World
 from tq_broker import activity
 from tq_broker.client.operations import Operations
-from tq_broker.common import OnGone, Route
+from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.exceptions import ActivityError, BackOffScope, DownstreamBusy
 from tq_broker.model import envelope
-from tq_broker.model.limits import Limits
+from tq_broker.model.limits import SETTLE_S, Limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind
@@ -28,6 +28,7 @@ from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker, usher
 
 LAG_S = 0.4
+ONCE = RetryPolicy(maximum_attempts=1)
 STAY = Part(PartKind.TYPE, "stay")
 HIT = Part(PartKind.TYPE, "hit")
 
@@ -394,3 +395,41 @@ def test_who_waits_for_a_limit_does_so_in_the_order_of_priorities(world: World) 
     for handle in handles:
         handle.result(SOON_S)
     assert order == ["first", "1", "2", "3", "4", "5"]
+
+
+def test_what_ran_before_a_limit_was_set_counts(world: World) -> None:
+    before, other = Notes(world), Notes(world)
+    world.worker(*before.activities)
+    handles = [world.start("stay") for _ in range(3)]
+    world.eventually(lambda: before.running[""] == 3)
+    limit(world, STAY, Limits(concurrency=2))
+    world.worker(*other.activities)
+    handles += [world.start("stay") for _ in range(2)]
+    threading.Event().wait(SETTLE_S + 0.5)
+    assert before.running[""] + other.running[""] == 3, "two are allowed"
+    before.let_go(1)
+    settled(world)
+    assert before.running[""] + other.running[""] == 2
+    before.let_go(5)
+    other.let_go(5)
+    for handle in handles:
+        handle.result(SOON_S)
+    assert before.most[""] <= 3
+    assert other.most[""] <= 2
+
+
+def test_what_ran_before_a_limit_and_died_gives_its_place_back(world: World) -> None:
+    before, other = Notes(world), Notes(world)
+    victim = world.worker(*before.activities)
+    world.start("stay", retry_policy=ONCE)
+    world.eventually(lambda: before.running[""] == 1)
+    limit(world, STAY, Limits(concurrency=1))
+    world.worker(*other.activities)
+    handle = world.start("stay")
+    threading.Event().wait(SETTLE_S + 0.5)
+    assert other.running[""] == 0
+    world.kill(victim)
+    world.eventually(lambda: other.running[""] == 1)
+    before.let_go(1)
+    other.let_go(1)
+    handle.result(SOON_S)

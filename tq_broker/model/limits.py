@@ -24,6 +24,9 @@ RATE_MAX = 10_000.0
 BURST_MAX = 20_000
 """Each is a message that RabbitMQ keeps."""
 CONCURRENCY_MAX = 10_000
+SETTLE_S = 1.5
+"""So long nothing begins when a concurrency is limited that was not before: then all workers know
+of it, and what runs already is counted."""
 
 
 class Side(enum.Enum):

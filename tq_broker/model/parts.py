@@ -79,9 +79,14 @@ class PartTable:
 
     There is one as soon as something was said of a part; then also the limits of the whole are
     kept by it.
+
+    Attributes:
+        counted_ms: Since when (epoch ms) those that have a concurrency have one: what ran already is
+            counted a moment later.
     """
 
     limits: Mapping[Part, Limits] = field(default_factory=dict)
+    counted_ms: Mapping[Part, int] = field(default_factory=dict)
 
     def of(self, part: Part) -> Limits:
         """The limits of one part."""
@@ -99,10 +104,15 @@ class PartTable:
         """Whether a task is under any limit."""
         return any(not self.of(part).is_unlimited for part in self.parts(activity_type, key))
 
-    def changed(self, part: Part, limits: Limits | None) -> PartTable:
-        """The table with other limits of one part; ``None`` takes them back."""
+    def changed(self, part: Part, limits: Limits | None, at_ms: int = 0) -> PartTable:
+        """The table with other limits of one part from ``at_ms`` on; ``None`` takes them back."""
         others = {one: was for one, was in self.limits.items() if one != part}
-        return PartTable(others if limits is None else {**others, part: limits})
+        after = PartTable(others if limits is None else {**others, part: limits})
+        counted_ms = {one: ms for one, ms in self.counted_ms.items() if one != part}
+        if after.of(part).concurrency is not None:
+            was_counted = self.of(part).concurrency is not None
+            counted_ms[part] = self.counted_ms.get(part, 0) if was_counted else at_ms
+        return PartTable(after.limits, counted_ms)
 
 
 NO_PARTS = PartTable()

@@ -5,12 +5,15 @@ Rules of this file:
 * an usher writes a pass into its roster *before* the task goes on with it, and whoever has the task
   tells the roster of its begin and its end; both are confirmed before the task is acknowledged;
 * so the roster always says what is out, also to the next usher;
-* a pass names the task queue whose usher gave it, because others may tell of its end.
+* a pass names the task queue whose usher gave it, because others may tell of its end;
+* what ran before there was a limit has a pass that its worker has made, whose id follows from the
+  attempt: so whoever gets its task after a crash can tell of the end.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
 
 import msgspec
 
@@ -36,12 +39,16 @@ class What(str, enum.Enum):
 
 
 class Pass(msgspec.Struct, frozen=True):
-    """Leave for one attempt, that has used what its ``parts`` allow."""
+    """Leave for one attempt, that has used what its ``parts`` allow.
+
+    ``begun``: it ran before there was a limit.
+    """
 
     id: str
     parts: tuple[Part, ...]
     activity_id: str
     attempt: int
+    begun: bool = False
 
 
 class News(msgspec.Struct, frozen=True):
@@ -49,6 +56,12 @@ class News(msgspec.Struct, frozen=True):
 
     id: str
     what: What
+
+
+def covering(activity_id: str, attempt: int, start_token: str) -> str:
+    """The pass of an attempt that ran before there was a limit."""
+    text = f"{attempt}\n{start_token}\n{activity_id}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def mark(pass_id: str, task_queue: str) -> str:

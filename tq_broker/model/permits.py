@@ -5,19 +5,23 @@ Rules of this file:
 * the permits of a limit have ranks from 0 on, each once; there are as many as the limit ever was
   at most, and of a smaller one the others rest in the bank;
 * a permit is made with a *mint*, which is in the ledger before the permit is used: what carries a
-  mint that the ledger does not know was made by somebody who died over it, and is thrown away.
+  mint that the ledger does not know was made by somebody who died over it, or for a limit that is
+  not in force any more, and is thrown away;
+* a permit of a rate is for several begins, its *units*, where one message for each would cost more
+  than it limits. It counts as unused until its last unit is used.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from typing import TypeVar
 
 import msgspec
 
 from tq_broker.exceptions import Malformed
 from tq_broker.model import envelope
-from tq_broker.model.limits import Side
+from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names, QueueName
 
@@ -26,6 +30,13 @@ T = TypeVar("T")
 PERMIT = "permit"
 BATON = "baton"
 LEDGER = "ledger"
+REFUND = "refund"
+
+PERMITS_PER_S = 100
+"""No more permits of a rate are in use per second, if its burst allows for it."""
+PERMITS_MIN = 10
+"""A burst is not fewer permits, unless it is smaller."""
+UNITS_MAX = 20_000
 
 
 class Flavor(enum.Enum):
@@ -37,19 +48,52 @@ class Flavor(enum.Enum):
     """Held, unacknowledged, for as long as the task runs."""
 
 
-class Permit(msgspec.Struct, frozen=True):
-    """One permit."""
+class Issue(msgspec.Struct, frozen=True):
+    """Which permits a limit has.
+
+    Attributes:
+        size: How many may be unused at a time.
+        rate: How many per second; ``None`` for a concurrency.
+        units: Begins that each is for.
+    """
+
+    size: int
+    rate: float | None = None
+    units: int = 1
+
+
+def issue_of(flavor: Flavor, limits: Limits) -> Issue | None:
+    """The permits of one kind that ``limits`` want; ``None`` if they have none of it."""
+    if flavor is Flavor.CONCURRENCY:
+        return None if limits.concurrency is None else Issue(limits.concurrency)
+    if limits.rate is None:
+        return None
+    burst = limits.burst_size
+    units = max(1, min(math.ceil(limits.rate / PERMITS_PER_S), burst // PERMITS_MIN))
+    return Issue(burst // units, limits.rate / units, units)
+
+
+class Permit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One permit, for so many ``units``."""
 
     mint: str
     rank: int
+    units: int = 1
 
 
-class Mint(msgspec.Struct, frozen=True):
+class Refund(msgspec.Struct, frozen=True):
+    """So many units of a permit came back to the bank unused."""
+
+    units: int
+
+
+class Mint(msgspec.Struct, frozen=True, omit_defaults=True):
     """Permits that were made together: ``count`` of them, from rank ``first`` on."""
 
     id: str
     first: int
     count: int
+    units: int = 1
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -58,10 +102,18 @@ class Ledger(msgspec.Struct, frozen=True):
     Attributes:
         mints: In the order of their ranks.
         due_ms: No permit of a rate may be handed out before (epoch ms).
+        is_full: As many were out as may be, so that time stood still: since then one may have been
+            used that nobody has written down.
     """
 
     mints: tuple[Mint, ...] = ()
     due_ms: int = 0
+    is_full: bool = False
+
+    @property
+    def units(self) -> int:
+        """The units of each permit."""
+        return self.mints[-1].units if self.mints else 1
 
     @property
     def total(self) -> int:
@@ -95,12 +147,18 @@ def place_of(names: Names, flavor: Flavor, side: Side, task_queue: str) -> Place
 
 
 _permits = msgspec.json.Decoder(Permit)
+_refunds = msgspec.json.Decoder(Refund)
 _ledgers = msgspec.json.Decoder(Ledger)
 
 
 def permit_message(permit: Permit, message_id: str) -> Message:
     """The message that is ``permit``."""
     return _message(PERMIT, msgspec.json.encode(permit), message_id)
+
+
+def refund_message(refund: Refund, message_id: str) -> Message:
+    """The message that tells the bank of ``refund``."""
+    return _message(REFUND, msgspec.json.encode(refund), message_id)
 
 
 def baton_message(message_id: str) -> Message:
@@ -123,7 +181,17 @@ def read_permit(message: Message) -> Permit:
     permit = _read(message, PERMIT, _permits)
     if permit.rank < 0:
         raise Malformed(f"permit of rank {permit.rank}")
+    if not 1 <= permit.units <= UNITS_MAX:
+        raise Malformed(f"permit of {permit.units} units")
     return permit
+
+
+def read_refund(message: Message) -> Refund:
+    """The refund in ``message``. Raises `Malformed`."""
+    refund = _read(message, REFUND, _refunds)
+    if not 1 <= refund.units <= UNITS_MAX:
+        raise Malformed(f"refund of {refund.units} units")
+    return refund
 
 
 def read_ledger(message: Message) -> Ledger:

@@ -215,6 +215,12 @@ class LimitState(msgspec.Struct, frozen=True):
         return self.default
 
     @property
+    def set_ms(self) -> int:
+        """When they were set (epoch ms); 0 if they never were."""
+        source = self.source
+        return 0 if source is None else source.at_ms
+
+    @property
     def limits(self) -> Limits:
         """The limits in force."""
         source = self.source
@@ -389,15 +395,15 @@ class Settings:
         if table is None and record.part == ALL:
             return
         if table is None:
-            table = self._table(record.task_queue)
-        changed = table.changed(record.part, limits)
+            table = self._table(record.task_queue, record.at_ms)
+        changed = table.changed(record.part, limits, record.at_ms)
         if len(changed.limits) <= PARTS_MAX + 1:
             self.part_tables[record.task_queue] = changed
 
-    def _table(self, task_queue: str) -> PartTable:
+    def _table(self, task_queue: str, at_ms: int) -> PartTable:
         """The table of a task queue whose parts nobody has spoken of so far."""
         whole = self.limits.get((Side.ACTIVITY, task_queue, ALL))
-        return PartTable({} if whole is None else {ALL: whole.limits})
+        return PartTable() if whole is None else PartTable().changed(ALL, whole.limits, at_ms)
 
     def _back_off(self, record: BackedOff) -> None:
         key = (record.task_queue, record.key)
@@ -406,7 +412,7 @@ class Settings:
             return
         self.back_offs[key] = record
         if record.key and record.task_queue not in self.part_tables:
-            self.part_tables[record.task_queue] = self._table(record.task_queue)
+            self.part_tables[record.task_queue] = self._table(record.task_queue, record.at_ms)
         if len(self.back_offs) > BACK_OFFS_MAX:
             self._drop_back_offs(lambda one: one.until_ms <= record.at_ms)
         if len(self.back_offs) > BACK_OFFS_MAX:

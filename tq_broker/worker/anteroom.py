@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tq_broker.model.parts import Part, PartKind, PartTable
+from tq_broker.model.parts import EACH_KEY, Part, PartKind, PartTable
 from tq_broker.worker.bucket import Bucket
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class Anteroom(Generic[T]):
         self._table = table
         self._since = since
         self._holds: Mapping[str, float] = {}
+        self._settled_at: Mapping[Part, float] = {}
         self._lines: dict[tuple[str, str, int], _Line[T]] = {}
         self._ready: _Turns[T] = []
         self._buckets: dict[Part, Bucket] = {}
@@ -162,15 +163,26 @@ class Anteroom(Generic[T]):
             self._bucket(part, now).unused()
             self._look(part, now)
 
-    def change(self, table: PartTable, holds: Mapping[str, float], now: float) -> None:
-        """Limits are others from now on, or which keys are held until when."""
+    def change(
+        self,
+        table: PartTable,
+        holds: Mapping[str, float],
+        now: float,
+        settled_at: Mapping[Part, float] | None = None,
+    ) -> None:
+        """Limits are others from now on, or which keys are held until when.
+
+        Args:
+            settled_at: When it is known of these what ran before they were limited.
+        """
+        settled_at = settled_at or {}
         if table is not self._table and table != self._table:
             self._table, self._since = table, now
             for part, bucket in self._buckets.items():
                 bucket.change(table.of(part), now)
-        elif holds == self._holds:
+        elif holds == self._holds and settled_at == self._settled_at:
             return
-        self._holds = holds
+        self._holds, self._settled_at = holds, settled_at
         for part, bucket in self._buckets.items():
             bucket.held_until = self._held_until(part)
         self._at.clear()
@@ -217,9 +229,12 @@ class Anteroom(Generic[T]):
         heapq.heappush(turns, (line.name[-1], next(self._order), line))
 
     def _held_until(self, part: Part) -> float:
+        settled_at = self._settled_at.get(part, float("-inf"))
         if part.kind is not PartKind.KEY:
-            return float("-inf")
-        return self._holds.get(part.name, float("-inf"))
+            return settled_at
+        if part not in self._table.limits:
+            settled_at = max(settled_at, self._settled_at.get(EACH_KEY, float("-inf")))
+        return max(settled_at, self._holds.get(part.name, float("-inf")))
 
     def _bucket(self, part: Part, now: float) -> Bucket:
         bucket = self._buckets.get(part)

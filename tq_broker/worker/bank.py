@@ -31,7 +31,7 @@ from tq_broker.exceptions import DeadlineExceeded, Malformed, TqBrokerError
 from tq_broker.model import permits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, QueueName
-from tq_broker.model.permits import Ledger, Mint, Permit, Place
+from tq_broker.model.permits import Issue, Ledger, Mint, Permit, Place
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
@@ -57,8 +57,7 @@ class Bank:
         self._sender = sender
         self._clock = clock
         self._wake = wake
-        self._size = 0
-        self._rate: float | None = None
+        self._issue = Issue(0)
         self._inbox: deque[Delivery | None] = deque()
         """``None``: what came before is not ours any more."""
         self._subscription: Subscription | None = None
@@ -77,12 +76,11 @@ class Bank:
         """Whether this is the one that hands the permits out."""
         return self._reserve is not None
 
-    def open(self, size: int, rate: float | None) -> None:
-        """Stand for election, for a limit of ``size`` permits; with a ``rate`` per second they
-        are used up."""
+    def open(self, issue: Issue) -> None:
+        """Stand for election, for a limit with the permits of ``issue``."""
         names = self._sender.names
         place = self._place
-        self._size, self._rate = size, rate
+        self._issue = issue
         plan = topology.namespace(names) + topology.permits(
             names, place.permits, place.bank, place.ledger
         )
@@ -97,9 +95,9 @@ class Bank:
             ),
         )
 
-    def resize(self, size: int, rate: float | None) -> None:
+    def change(self, issue: Issue) -> None:
         """The limit is another one from the next `step` on."""
-        self._size, self._rate = size, rate
+        self._issue = issue
         self._wake()
 
     def close(self) -> None:
@@ -146,17 +144,31 @@ class Bank:
         if reserve is None or ledger is None:
             return None
         self._end_write()
-        now = self._clock.monotonic()
-        if (reserve.size, reserve.rate) != (self._size, self._rate):
-            shrinks = self._size < reserve.size
-            reserve.resize(self._size, self._rate, now)
-            if shrinks:
-                self._take_in()
+        reserve, ledger = self._heed(reserve, ledger)
         if ledger.total < reserve.size:
             self._make(min(reserve.size - ledger.total, MAKE_MAX))
         self._hand_out(reserve)
         # Who waits for a write is woken when it has ended.
         return None if self._writing is not None else reserve.next_due()
+
+    def _heed(self, reserve: Reserve[Delivery], ledger: Ledger) -> tuple[Reserve[Delivery], Ledger]:
+        """Put the limit into force as it is now."""
+        issue, now = self._issue, self._clock.monotonic()
+        if ledger.mints and ledger.units != issue.units:
+            # Permits for so many begins are of no use any more: whoever has one sends it back.
+            for permit in reserve.empty():
+                permit.ack()
+            self._unseen.clear()
+            self._ledger = ledger = msgspec.structs.replace(ledger, mints=())
+            due = now + 1.0 / issue.rate if issue.rate else now
+            self._reserve = reserve = Reserve(issue.size, 0, issue.rate, due)
+            self._take_in()
+        elif (reserve.size, reserve.rate) != (issue.size, issue.rate):
+            shrinks = issue.size < reserve.size
+            reserve.resize(issue.size, issue.rate, now)
+            if shrinks:
+                self._take_in()
+        return reserve, ledger
 
     def _forget(self, *, give_back: bool) -> None:
         if give_back:
@@ -182,6 +194,9 @@ class Bank:
             else:
                 delivery.ack()
             return
+        if delivery.message.kind == permits.REFUND:
+            self._refund(reserve, ledger, delivery)
+            return
         try:
             permit = permits.read_permit(delivery.message)
         except Malformed as error:
@@ -195,6 +210,18 @@ class Bank:
         self._unseen.discard(permit.rank)
         reserve.put(permit.rank, delivery, self._clock.monotonic(), was_here=was_here)
 
+    def _refund(self, reserve: Reserve[Delivery], ledger: Ledger, delivery: Delivery) -> None:
+        try:
+            refund = permits.read_refund(delivery.message)
+        except Malformed as error:
+            log.warning("foreign message in %s dropped: %s", self._place.bank, error)
+        else:
+            # One that a bank had before may have counted already.
+            if not delivery.redelivered:
+                share = min(1.0, refund.units / ledger.units)
+                reserve.refund(share, self._clock.monotonic())
+        delivery.ack()
+
     def _take_over(self) -> None:
         deadline = self._clock.monotonic() + WITHIN_S
         found = self._sender.broker.get(str(self._place.ledger), deadline)
@@ -206,10 +233,13 @@ class Bank:
                 log.warning("ledger of %s begun anew: %s", self._place.bank, error)
             found.reject(requeue=True)
         now = self._clock.monotonic()
-        reserve: Reserve[Delivery] = Reserve(self._size, ledger.total, self._rate, now)
+        issue = self._issue
+        reserve: Reserve[Delivery] = Reserve(issue.size, ledger.total, issue.rate, now)
         # A new limit begins with an empty bucket: what ran just before was not counted.
         reserve.due = self._monotonic(ledger.due_ms) if ledger.due_ms else now + reserve.interval
         reserve.due = min(reserve.due, now + max(reserve.interval, AHEAD_S))
+        if ledger.is_full:
+            reserve.due = max(reserve.due, now + reserve.interval)
         self._reserve, self._ledger = reserve, ledger
         log.info("keeping %s: %d permits were made", self._place.bank, ledger.total)
 
@@ -217,9 +247,10 @@ class Bank:
         """Make permits that there are too few of; the ledger counts them when they are there."""
         assert self._ledger is not None, "we keep the bank"
         ids, first = self._sender.ids, self._ledger.total
-        mint = Mint(ids.next(), first, count)
+        units = self._issue.units
+        mint = Mint(ids.next(), first, count, units)
         ranks = range(first, first + count)
-        made = [permits.permit_message(Permit(mint.id, rank), ids.next()) for rank in ranks]
+        made = [permits.permit_message(Permit(mint.id, rank, units), ids.next()) for rank in ranks]
         self._wait([self._send(self._place.bank, message) for message in made])
         self._write(msgspec.structs.replace(self._ledger, mints=(*self._ledger.mints, mint)))
         self._unseen.update(ranks)
@@ -245,16 +276,20 @@ class Bank:
 
     def _write_ahead(self, reserve: Reserve[Delivery], now: float) -> None:
         """Before anything goes out: the next bank must not hand out the same again."""
-        if self._writing is not None:
+        if self._writing is not None or self._ledger is None:
             return
         is_fast = reserve.interval < AHEAD_S
-        due = reserve.due + reserve.count_due(now) * reserve.interval
-        if due > self._reserved or (is_fast and due > self._reserved - AHEAD_S / 2):
-            self._begin_write(max(due, now) + AHEAD_S if is_fast else due)
+        count = reserve.count_due(now)
+        due = reserve.due + count * reserve.interval
+        is_full = is_fast or reserve.out + count >= reserve.size
+        is_news = due > self._reserved or (self._ledger.is_full and not is_full)
+        if is_news or (is_fast and due > self._reserved - AHEAD_S / 2):
+            self._begin_write(max(due, now) + AHEAD_S if is_fast else due, is_full)
 
-    def _begin_write(self, due: float) -> None:
+    def _begin_write(self, due: float, is_full: bool) -> None:
         assert self._ledger is not None, "we keep the bank"
-        ledger = msgspec.structs.replace(self._ledger, due_ms=self._epoch_ms(due))
+        due_ms = self._epoch_ms(due)
+        ledger = msgspec.structs.replace(self._ledger, due_ms=due_ms, is_full=is_full)
         message = permits.ledger_message(ledger, self._sender.ids.next())
         written = self._send(self._place.ledger, message)
         self._writing = (written, ledger, due)
@@ -273,7 +308,8 @@ class Bank:
             self._wait([self._writing[0]])
             self._end_write()
             assert self._ledger is not None, "we keep the bank"
-            ledger = msgspec.structs.replace(ledger, due_ms=self._ledger.due_ms)
+            due_ms, is_full = self._ledger.due_ms, self._ledger.is_full
+            ledger = msgspec.structs.replace(ledger, due_ms=due_ms, is_full=is_full)
         message = permits.ledger_message(ledger, self._sender.ids.next())
         self._wait([self._send(self._place.ledger, message)])
         self._ledger = ledger

@@ -1,7 +1,9 @@
 """Where the code of activities runs: an event loop of our own, or threads.
 
 `tq_broker.worker.processes` has the third place. All keep `Executor`: they run what they are
-given, tell the owner once how the code ended, and stop it when they are asked to.
+given, tell the owner once how the code ended, and stop it when they are asked to. Limits are told
+of a begin in the moment of it, not before: what never begins costs them nothing, and what waits for
+its turn here is not counted too early.
 """
 
 from __future__ import annotations
@@ -98,7 +100,9 @@ class AsyncExecutor:
     async def _run(self, attempt: Attempt) -> None:
         current.set(attempt)
         try:
-            result = _encode(attempt, await attempt.registered.fn(*attempt.arguments()))
+            arguments = attempt.arguments()
+            attempt.passage.begun()
+            result = _encode(attempt, await attempt.registered.fn(*arguments))
         except BaseException as error:  # whatever user code raises is its outcome
             self._owner.raised(attempt, error)
         else:
@@ -156,7 +160,11 @@ class ThreadExecutor:
         try:
             try:
                 interrupter.begin()
-                result = _encode(attempt, attempt.registered.fn(*attempt.arguments()))
+                arguments = attempt.arguments()
+                # An exception that is raised in here from outside must not hit halfway.
+                with interrupter.shield():
+                    attempt.passage.begun()
+                result = _encode(attempt, attempt.registered.fn(*arguments))
             finally:
                 interrupter.end()
         except BaseException as error:  # as above

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
-from tq_broker.model.limits import UNLIMITED, Limits, Side
+from tq_broker.model.limits import SETTLE_S, UNLIMITED, Limits, Side
 from tq_broker.model.names import PLAIN, Kind, QueueName
-from tq_broker.model.permits import Flavor, place_of
+from tq_broker.model.permits import Flavor, issue_of, place_of
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
 from tq_broker.worker.pace import Pace
@@ -45,10 +45,12 @@ class Scope:
         is_paused: Whether the settings log says that a queue is paused.
         free_slots: Slots that nothing runs in.
         cover: Covers what runs without leave, when a limit comes into force.
+        set_ms: When the limits of a task queue were set (epoch ms).
         is_ushered: Whether an usher keeps the limits of a task queue, because parts of it have
             some of their own.
         make_usher: Makes the one of a task queue, which calls what is given when it has to do.
         takes: Whether a queue is for workers of this one's deployment version now.
+        cover_parts: Tells the usher of a task queue what runs without its leave.
     """
 
     side: Side
@@ -57,9 +59,11 @@ class Scope:
     is_paused: Callable[[QueueName], object]
     free_slots: Callable[[], int]
     cover: Callable[[str, Callable[[], Passage]], None]
+    set_ms: Callable[[str], int] = lambda task_queue: 0
     is_ushered: Callable[[str], bool] = lambda task_queue: False
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
     takes: Callable[[QueueName], bool] = lambda queue: True
+    cover_parts: Callable[[str], None] = lambda task_queue: None
 
 
 class Gates:
@@ -95,6 +99,8 @@ class Gates:
         self._banks_turn = _Turns("tq-bank", self._step_banks)
         self._ushers_turn = _Turns("tq-usher", self._step_ushers)
         self._closed = False
+        self._has_ticked = False
+        """What limits there are from now on were set while this worker ran."""
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -129,6 +135,7 @@ class Gates:
         with self._ticking:  # the thread that starts the worker, and its supervisor
             if not self._closed:
                 self._tick(task_queues)
+                self._has_ticked = True
 
     def _tick(self, task_queues: Sequence[str]) -> None:
         for task_queue in task_queues:
@@ -138,6 +145,7 @@ class Gates:
                 self._leave(twin)  # its tasks wait elsewhere now
             if self._scope.is_ushered(task_queue):
                 self._open_usher(task_queue)
+                self._scope.cover_parts(task_queue)
                 for one in (queue, *self._admitted(queue)):
                     self._put_in_force(one, UNLIMITED)
             else:
@@ -187,7 +195,8 @@ class Gates:
             self._run_banks(turnstile.task_queue, limits)
         now = turnstile.limits, turnstile.is_paused, turnstile.is_elsewhere
         if now != (limits, paused, elsewhere):
-            turnstile.limit(limits, paused=paused, elsewhere=elsewhere)
+            settled_at = self._settled_at(turnstile.task_queue)
+            turnstile.limit(limits, paused=paused, elsewhere=elsewhere, settled_at=settled_at)
 
     def _enter(self, queue: QueueName, limits: Limits) -> None:
         scope, names = self._scope, self._sender.names
@@ -205,14 +214,27 @@ class Gates:
             wake=self._gates_turn.wake,
         )
         paused = bool(scope.is_paused(queue))
-        turnstile.limit(limits, paused=paused, elsewhere=not scope.takes(queue))
+        turnstile.limit(
+            limits,
+            paused=paused,
+            elsewhere=not scope.takes(queue),
+            settled_at=self._settled_at(task_queue),
+        )
         self._poller.hand_over(queue, turnstile)
-        if limits.concurrency is not None:
-            scope.cover(task_queue, turnstile.cover)
+        # Also if only the rate is limited: the concurrency may be next.
+        scope.cover(task_queue, turnstile.cover)
         self._run_banks(task_queue, limits)
         with self._lock:
             self._turnstiles[queue] = turnstile
         self._gates_turn.start()
+
+    def _settled_at(self, task_queue: str) -> float:
+        """When a limit that is news now may be relied on."""
+        now = self._clock.monotonic()
+        if self._has_ticked:
+            return now + SETTLE_S
+        set_ago_s = self._clock.wall() - self._scope.set_ms(task_queue) / 1000
+        return now + min(SETTLE_S, SETTLE_S - set_ago_s)
 
     def _leave(self, queue: QueueName) -> None:
         with self._lock:
@@ -224,23 +246,23 @@ class Gates:
         self._poller.take_back(queue)
 
     def _run_banks(self, task_queue: str, limits: Limits) -> None:
-        self._run_bank(Flavor.RATE, task_queue, limits.burst_size, limits.rate)
-        self._run_bank(Flavor.CONCURRENCY, task_queue, limits.concurrency or 0, None)
+        for flavor in Flavor:
+            self._run_bank(flavor, task_queue, limits)
 
-    def _run_bank(self, flavor: Flavor, task_queue: str, size: int, rate: float | None) -> None:
-        key = (flavor, task_queue)
+    def _run_bank(self, flavor: Flavor, task_queue: str, limits: Limits) -> None:
+        key, issue = (flavor, task_queue), issue_of(flavor, limits)
         bank = self._banks.get(key)
-        if bank is not None and size:
-            bank.resize(size, rate)
+        if bank is not None and issue is not None:
+            bank.change(issue)
         elif bank is not None:
             with self._lock:
                 del self._banks[key]
                 self._closed_banks.append(bank)
             self._banks_turn.wake()
-        elif size:
+        elif issue is not None:
             place = place_of(self._sender.names, flavor, self._scope.side, task_queue)
             bank = Bank(place, self._sender, self._clock, self._banks_turn.wake)
-            bank.open(size, rate)
+            bank.open(issue)
             with self._lock:
                 self._banks[key] = bank
             self._banks_turn.start()

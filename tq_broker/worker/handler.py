@@ -24,6 +24,7 @@ from tq_broker.model import failure as failures
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
 from tq_broker.model.names import SHARED, Kind, Names, QueueName
+from tq_broker.model.parts import NO_PARTS, PartTable
 from tq_broker.model.requests import shard_of
 from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask, Status
@@ -47,6 +48,7 @@ from tq_broker.worker.poller import Source
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registered, Registry
 from tq_broker.worker.reporter import Reporter, claim_queue_name
+from tq_broker.worker.roster import UsheredPassage, covering_mark
 from tq_broker.worker.slots import Slots
 from tq_broker.worker.table import Held, Key, Table, key_of
 from tq_broker.worker.tuning import ActivitySlotInfo
@@ -56,6 +58,9 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 0.05
 """How long a task may wait here for a slot before others get it."""
+COVER_S = 10.0
+"""How long after limits of parts have changed running attempts are looked for that these do not
+count yet: one may be about to begin that was taken before."""
 CLAIM_WITHIN_S = 10.0
 BACK_OFF_WITHIN_S = 30.0
 
@@ -107,6 +112,8 @@ class Handler:
         self._asking: dict[str, _Early] = {}
         self._limited: dict[_Early, None] = {}
         """Tasks that wait for a limit of their task queue, and are for nobody else."""
+        self._covering: dict[str, tuple[PartTable, float]] = {}
+        """The limits of parts that are heeded, and until when what runs already is looked for."""
         self._unreported = 0
         self._closing = False
 
@@ -168,6 +175,32 @@ class Handler:
                 if not attempt.code_running:  # since we looked
                     attempt.passage.ended()
 
+    def cover_parts(self, task_queue: str) -> None:
+        """What runs already counts for limits of its type or key that have come into force; done
+        often."""
+        table, now = self.settings.part_table(task_queue) or NO_PARTS, self._clock.monotonic()
+        heeded, until = self._covering.get(task_queue, (None, now))
+        if heeded is not table:
+            until = now + COVER_S
+            self._covering[task_queue] = table, until
+        if now > until:
+            return
+        for attempt in self._table.open():
+            if attempt.window.task_queue == task_queue and attempt.code_running:
+                self._cover_parts(attempt, table)
+
+    def _cover_parts(self, attempt: Attempt, table: PartTable) -> None:
+        task = attempt.task
+        parts = table.parts(task.activity_type, task.rate_limit_key)
+        is_counted = any(table.of(part).concurrency is not None for part in parts)
+        is_covered = task.pass_mark or isinstance(attempt.passage, UsheredPassage)
+        if is_covered or not is_counted or task.activity_type == SESSION_TYPE:
+            return
+        passage = self._reporter.roster.cover(task, attempt.window.task_queue, parts)
+        attempt.passage = passage.within(attempt.passage)
+        if not attempt.code_running:  # since we looked
+            passage.ended()
+
     # --- taking ---------------------------------------------------------------------------------
 
     def on_deliveries(self, consumer: Source, deliveries: Sequence[Delivery]) -> None:
@@ -193,6 +226,10 @@ class Handler:
         if task.pass_mark:
             is_again = self._is_redelivered(early)
             early.passage = self._reporter.roster.passage(task.pass_mark, was_begun=is_again)
+        elif self._is_redelivered(early) and self.settings.part_table(consumer.task_queue):
+            # Whoever had it may have told its usher that it runs.
+            mark = covering_mark(task, consumer.task_queue)
+            early.passage = self._reporter.roster.passage(mark, was_begun=True)
         decision = self._decide(early, self._known(task), now_ms)
         if decision.action in intake.BEGINS:
             passage = consumer.admit(functools.partial(self._admitted, early))
@@ -349,7 +386,6 @@ class Handler:
             self._table.add(attempt)
             self._slots.take(attempt, ActivitySlotInfo(task.activity_type))
             self._early.pop(key_of(task), None)
-        attempt.passage.begun()
         self.begins.begun(
             task.task_queue,
             Side.ACTIVITY,

@@ -361,6 +361,7 @@ class ProcessExecutor:
             child.number = run.number
             self._running[attempt] = child
             self._send(child, run)
+            attempt.passage.begun()
 
     def _run(self, attempt: Attempt) -> inside.Run:
         registered = attempt.registered

@@ -10,7 +10,9 @@ Rules of this file:
 * of a rate the permits are a bucket with ``size`` places: one goes out each ``1/rate`` seconds, on
   a grid and not after the one before, so that a late one delays no other. Those that are out have
   not been used. When ``size`` are out the bucket is full and its time stands still: the next one
-  goes out ``1/rate`` seconds after the first was used.
+  goes out ``1/rate`` seconds after the first was used;
+* what is out and what is overdue are together never more than ``size``, also when nobody has looked
+  here for long: each use that comes back forgets what had become overdue beyond that.
 
 Hence no window of time sees more than ``rate * window + size`` uses, and a backlog is served at
 exactly the rate as long as the reserve is not empty: as long as a use comes back within the time in
@@ -67,10 +69,20 @@ class Reserve(Generic[T]):
         Args:
             was_here: It rested in the bank before, and nobody has used it.
         """
-        if self.out == self.size and not was_here:
-            self.due = max(self.due, now + self.interval)
+        if not was_here:
+            self._forget_overdue(now)
         heapq.heappush(self._ranks, rank)
         self._resting[rank] = permit
+
+    def refund(self, share: float, now: float) -> None:
+        """Of a permit that has come back as used, ``share`` was not."""
+        self.due -= share * self.interval
+        self._forget_overdue(now)
+
+    def _forget_overdue(self, now: float) -> None:
+        """No more is overdue than there are places in the bucket."""
+        room = max(0, self.size - self.out)
+        self.due = max(self.due, now + self.interval * (1 - room))
 
     @property
     def out(self) -> int:

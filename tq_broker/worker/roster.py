@@ -14,7 +14,9 @@ from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import passes
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
-from tq_broker.model.passes import News, What
+from tq_broker.model.parts import Part
+from tq_broker.model.passes import News, Pass, What
+from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.sender import Done, Sender
 from tq_broker.worker.insistence import Insistence, Then
 from tq_broker.worker.passage import FREE, Passage
@@ -66,6 +68,17 @@ class Roster:
 
         self._insistence.insist(send, done, on_refused, gone_is_fine=False)
 
+    def cover(self, task: ActivityTask, task_queue: str, parts: tuple[Part, ...]) -> UsheredPassage:
+        """Tell of an attempt that runs since before its ``parts`` were limited."""
+        mark = covering_mark(task, task_queue)
+        pass_id, _ = passes.read_mark(mark)
+        given = Pass(pass_id, parts, task.activity_id, task.attempt, begun=True)
+        message = passes.pass_message(given, self._sender.ids.next())
+        passage = UsheredPassage(self, mark, was_begun=True, is_written=False)
+        queue = self._sender.names.queue(Kind.ROSTER, task_queue)
+        self.put(queue, message, passage.written, refused=passage.written)
+        return passage
+
     def passage(self, mark: str, *, was_begun: bool) -> UsheredPassage:
         """Leave to begin the task that is marked so.
 
@@ -78,13 +91,20 @@ class Roster:
 class UsheredPassage(Passage):
     """Leave that an usher has given; ``inner`` is what else limits the task."""
 
-    __slots__ = ("_begun", "_lock", "_mark", "_over", "_roster", "_safe", "_waiting", "inner")
+    __slots__ = (
+        *("_begun", "_is_written", "_lock", "_mark", "_over", "_roster", "_safe", "_waiting"),
+        "inner",
+    )
 
-    def __init__(self, roster: Roster, mark: str, was_begun: bool) -> None:
+    def __init__(
+        self, roster: Roster, mark: str, was_begun: bool, is_written: bool = True
+    ) -> None:
         self.inner: Passage = FREE
         self._roster = roster
         self._mark = mark
         self._begun = was_begun
+        self._is_written = is_written
+        """Whether it is in the roster: its end must not get there before."""
         self._over = self._safe = False
         self._waiting: list[Then] = []
         self._lock = threading.Lock()
@@ -121,8 +141,18 @@ class UsheredPassage(Passage):
             if self._over:
                 return
             self._over = True
+            if not self._is_written:
+                return
             what = What.ENDED if self._begun else What.UNUSED
         self._roster.tell(self._mark, what, self._told)
+
+    def written(self) -> None:
+        """It is in the roster now."""
+        with self._lock:
+            self._is_written = True
+            is_over = self._over
+        if is_over:
+            self._roster.tell(self._mark, What.ENDED, self._told)
 
     def _told(self) -> None:
         with self._lock:
@@ -130,6 +160,12 @@ class UsheredPassage(Passage):
             waiting, self._waiting = self._waiting, []
         for then in waiting:
             then()
+
+
+def covering_mark(task: ActivityTask, task_queue: str) -> str:
+    """The mark that an attempt without one has, if it ran before there was a limit."""
+    pass_id = passes.covering(task.activity_id, task.attempt, task.start_token)
+    return passes.mark(pass_id, task_queue)
 
 
 def _nothing() -> None:

@@ -24,14 +24,29 @@ log = logging.getLogger(__name__)
 
 
 class Token:
-    """A permit in our hands."""
+    """A permit in our hands, for so many ``units``: `left` are for whoever comes, `lent` are for
+    tasks that have not begun. Not thread-safe: it has one owner.
+    """
 
-    __slots__ = ("_delivery", "is_lost", "rank")
+    __slots__ = ("_delivery", "is_lost", "is_unwanted", "left", "lent", "units")
 
-    def __init__(self, delivery: Delivery, rank: int) -> None:
+    def __init__(self, delivery: Delivery, units: int) -> None:
         self._delivery = delivery
-        self.rank = rank
+        self.units = self.left = units
+        self.lent = 0
         self.is_lost = False
+        self.is_unwanted = False
+        """Nothing more is to be lent of it."""
+
+    @property
+    def was_held(self) -> bool:
+        """Whether another worker had it, and may have used some of its units."""
+        return self._delivery.redelivered
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it is to be let go."""
+        return not self.lent and (self.is_unwanted or not self.left)
 
     def use_up(self) -> None:
         """To the bank with it."""
@@ -57,6 +72,7 @@ class Tap:
 
     Args:
         on_token: A permit has come.
+        on_late: One has come after `close`.
         on_lost: These are not ours any more.
     """
 
@@ -66,12 +82,14 @@ class Tap:
         queue: QueueName,
         plan: Plan,
         on_token: Callable[[Token], None],
+        on_late: Callable[[Token], None],
         on_lost: Callable[[Sequence[Token]], None],
     ) -> None:
         self._broker = broker
         self._queue = str(queue)
         self._plan = plan
         self._on_token = on_token
+        self._on_late = on_late
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._spouts: list[_Spout] = []
@@ -87,8 +105,8 @@ class Tap:
         """How many it holds through what is open."""
         return sum(len(spout.tokens) for spout in self._spouts)
 
-    def open(self, prefetch: int) -> None:
-        """Take so many more."""
+    def open(self, prefetch: int, *, first: bool = False) -> None:
+        """Take so many more; ``first``: before whoever does not say so."""
         spout = _Spout(prefetch)
         self._spouts.append(spout)
         spout.subscription = self._broker.subscribe(
@@ -97,6 +115,7 @@ class Tap:
             SubscribeOptions(
                 prefetch=prefetch,
                 plan=self._plan,
+                arguments={"x-priority": 1} if first else {},
                 on_lost=lambda: self._on_gone(spout),
             ),
         )
@@ -137,13 +156,13 @@ class Tap:
     def _come(self, spout: _Spout, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             try:
-                token = Token(delivery, read_permit(delivery.message).rank)
+                token = Token(delivery, read_permit(delivery.message).units)
             except Malformed as error:
                 log.warning("foreign message in %s dropped: %s", self._queue, error)
                 delivery.ack()
                 continue
             if not spout.open:
-                token.put_back()
+                self._on_late(token)
                 continue
             with self._lock:
                 spout.tokens.add(token)

@@ -17,6 +17,10 @@ code of a task begins: what is cancelled, expired, refused or lost costs none. P
 unused, few of them, and only while slots are free to use them: they can be used up here as well as
 anywhere, because every worker takes from the same queue.
 
+At high rates a permit is for several tasks, its units. It is used up when the last of them is. If
+it goes back before, the bank is told how many were not used; if its worker dies over it, whoever
+gets it next cannot know, and takes it as used up.
+
 While there is a backlog a subscription for one is followed by one for two, four, ..., as long as
 the permits reach; and at high rates permits are gathered for `GATHER_S`. So the price of a
 subscription is spread over many tasks at high rates, and nothing waits at low ones. Only a
@@ -29,6 +33,7 @@ passages are used on any.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import deque
@@ -36,9 +41,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tq_broker.clock import Clock
+from tq_broker.exceptions import TqBrokerError
+from tq_broker.model import permits
 from tq_broker.model.limits import Limits
-from tq_broker.model.names import Names, QueueName
-from tq_broker.model.permits import Place
+from tq_broker.model.message import Publication
+from tq_broker.model.names import Exchange, Names, QueueName
+from tq_broker.model.permits import Flavor, Place, Refund, issue_of
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
@@ -48,6 +56,8 @@ from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import OnDeliveries
 from tq_broker.worker.tap import Tap, Token
 
+log = logging.getLogger(__name__)
+
 GATHER_S = 0.1
 FAST = 100.0
 """Permits are gathered from this rate on, per second: below a subscription each costs little."""
@@ -55,8 +65,11 @@ FILL_WITHIN_S = 0.5
 BATCH_MAX = 256
 FULL_S = 0.1
 """A worker without free slots keeps its unused permits for so long: the next slot may be near."""
+REFUND_WITHIN_S = 5.0
 UNUSED_S = 0.2
 """Permits of a rate that a worker may hold unused: what comes in so long, but at least one."""
+UNUSED_OF_MANY_S = 0.05
+"""The same of permits of several units, which are lost if the worker dies."""
 
 
 NO_PLAN = Plan(())
@@ -75,6 +88,11 @@ class _Batch:
     subscription: Subscription | None = None
     given_up: bool = False
     is_over: bool = False
+
+
+def _not_refunded(error: TqBrokerError | None) -> None:
+    if error is not None:
+        log.info("some of the rate is lost: %s", error)
 
 
 class TokenPassage(Passage):
@@ -144,6 +162,8 @@ class Turnstile:
         self._lock = threading.Lock()
         self.limits = Limits()
         self.is_paused = False
+        self._settled_at = float("-inf")
+        """Nothing begins before: what runs without a permit comes first."""
         self.is_elsewhere = False
         """Its queue is another version's now; what is pinned to ours is limited all the same."""
         self._is_asked = False
@@ -155,19 +175,28 @@ class Turnstile:
         self._is_declared = False
         self._last_opened = float("-inf")
         self._full_since: float | None = None
+        self._sender = sender
+        self._rates = rates
         self._waiting: deque[Resume] = deque()
         self._rate_tokens: deque[Token] = deque()
+        """Those of which some units are left."""
         self._slot_tokens: deque[Token] = deque()
         self._busy: set[TokenPassage] = set()
         self._uncovered: deque[TokenPassage] = deque()
         """They run, and RabbitMQ took their permit back with a connection that broke: the next
         ones that come are theirs."""
-        self._rate_tap = self._tap(sender.names, rates, self._on_rate)
-        self._slot_tap = self._tap(sender.names, slots, self._on_slot)
+        self._rate_tap = self._tap(sender.names, rates, self._on_rate, self._give_back_rate)
+        self._slot_tap = self._tap(sender.names, slots, self._on_slot, Token.put_back)
 
-    def _tap(self, names: Names, place: Place, on_token: Callable[[Token], None]) -> Tap:
+    def _tap(
+        self,
+        names: Names,
+        place: Place,
+        on_token: Callable[[Token], None],
+        on_late: Callable[[Token], None],
+    ) -> Tap:
         plan = topology.permits(names, place.permits, place.bank, place.ledger)
-        return Tap(self._broker, place.permits, plan, on_token, self._on_lost)
+        return Tap(self._broker, place.permits, plan, on_token, on_late, self._on_lost)
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -216,9 +245,9 @@ class Turnstile:
 
     def _admit(self, spared: int = 0) -> Passage | None:
         limits = self.limits
-        if self.is_paused:
+        if self.is_paused or self._clock.monotonic() < self._settled_at:
             return None
-        has_rate = limits.rate is None or len(self._rate_tokens) > spared
+        has_rate = limits.rate is None or self._rates_left > spared
         has_slot = limits.concurrency is None or len(self._slot_tokens) > spared
         if not (has_rate and has_slot):
             return None
@@ -228,11 +257,23 @@ class Turnstile:
             self._pace.take()
         passage = TokenPassage(
             self,
-            self._rate_tokens.popleft() if limits.rate is not None else None,
+            self._lend() if limits.rate is not None else None,
             self._slot_tokens.popleft() if limits.concurrency is not None else None,
         )
         self._busy.add(passage)
         return passage
+
+    @property
+    def _rates_left(self) -> int:
+        return sum(token.left for token in self._rate_tokens)
+
+    def _lend(self) -> Token:
+        token = self._rate_tokens[0]
+        token.left -= 1
+        token.lent += 1
+        if not token.left:
+            self._rate_tokens.popleft()
+        return token
 
     def cover(self) -> Passage:
         """For a task that runs already, since before there was a limit: it counts from now on."""
@@ -247,18 +288,32 @@ class Turnstile:
 
     def used(self, passage: TokenPassage) -> None:
         """The task of ``passage`` begins."""
-        token, passage.rate = passage.rate, None
-        if token is not None:
-            self._rate_tap.used_up(token)
+        with self._lock:
+            token, passage.rate = passage.rate, None
+            if token is None:
+                return
+            token.lent -= 1
+            is_spent = token.is_spent
+        if is_spent:
+            self._let_go(token)
 
     def left(self, passage: TokenPassage) -> None:
         """The task of ``passage`` has ended."""
         with self._lock:
             self._busy.discard(passage)
             token, passage.slot = passage.slot, None
+            if passage in self._uncovered:
+                self._uncovered.remove(passage)
+            elif token is not None and not token.is_lost and self._uncovered:
+                # To what runs here without one; nobody else may begin with it.
+                self._uncovered.popleft().slot, token = token, None
+            unused, passage.rate = passage.rate, None
+            is_spent = unused is not None and self._take_back(unused)
         if token is not None:
             # Not to the next worker at once: should the limit have shrunk, the bank keeps it.
             self._slot_tap.used_up(token)
+        if is_spent and unused is not None:
+            self._let_go(unused)
         self._wake()
 
     def returned(self, passage: TokenPassage) -> None:
@@ -269,15 +324,48 @@ class Turnstile:
                 self._pace.give_back()
             rate, passage.rate = passage.rate, None
             slot, passage.slot = passage.slot, None
-            if rate is not None and not rate.is_lost:
-                self._rate_tokens.appendleft(rate)
+            is_spent = rate is not None and self._take_back(rate)
             if slot is not None and not slot.is_lost:
                 self._slot_tokens.appendleft(slot)
+        if is_spent and rate is not None:
+            self._let_go(rate)
         self._wake()
+
+    def _take_back(self, token: Token) -> bool:
+        """What was lent of ``token`` was not used; whether it is to be let go now."""
+        token.lent -= 1
+        token.left += 1
+        if token.left == 1 and not (token.is_unwanted or token.is_lost):
+            self._rate_tokens.appendleft(token)
+        return token.is_spent
+
+    def _let_go(self, token: Token) -> None:
+        """Nothing of ``token`` will be used here any more."""
+        if token.units == 1 and token.left:
+            self._rate_tap.put_back(token)
+            return
+        self._rate_tap.used_up(token)
+        if token.left and not token.is_lost:
+            self._refund(token.left)
+
+    def _give_back_rate(self, token: Token) -> None:
+        """Nothing of ``token`` was used, nor will be."""
+        token.is_unwanted = True
+        self._let_go(token)
+
+    def _refund(self, units: int) -> None:
+        names, bank = self._sender.names, self._rates.bank
+        message = permits.refund_message(Refund(units), self._sender.ids.next())
+        publication = Publication(names.exchange(Exchange.TASKS), bank.key, message)
+        deadline = self._clock.monotonic() + REFUND_WITHIN_S
+        self._sender.send(publication, (), deadline, _not_refunded)
 
     # --- on the reading thread --------------------------------------------------------------------
 
     def _on_rate(self, token: Token) -> None:
+        if token.units > 1 and token.was_held:
+            self._rate_tap.used_up(token)
+            return
         with self._lock:
             self._rate_tokens.append(token)
         self._wake()
@@ -316,14 +404,28 @@ class Turnstile:
 
     # --- on the turnstiles' thread ----------------------------------------------------------------
 
-    def limit(self, limits: Limits, *, paused: bool = False, elsewhere: bool = False) -> None:
-        """These are the limits from now on; ``paused``: nothing begins; ``elsewhere``: nothing that
-        comes through here."""
+    def limit(
+        self,
+        limits: Limits,
+        *,
+        paused: bool = False,
+        elsewhere: bool = False,
+        settled_at: float = float("-inf"),
+    ) -> None:
+        """These are the limits from now on.
+
+        Args:
+            paused: Nothing begins.
+            elsewhere: Nothing that comes through here.
+            settled_at: When others have taken permits for what runs already (monotonic), should
+                the concurrency be limited now and not before.
+        """
         self.is_paused = paused
         self.is_elsewhere = elsewhere
         with self._lock:
             before, self.limits = self.limits, limits
             if before.concurrency is None and limits.concurrency is not None:
+                self._settled_at = settled_at
                 self._uncovered.extend(one for one in self._busy if one.slot is None)
         if before.rate != limits.rate or before.burst_size != limits.burst_size:
             self._close_rates(to_bank=True)
@@ -357,6 +459,7 @@ class Turnstile:
         is_idle = self._full_since is not None or (
             self.is_elsewhere and now >= self._asked_at + FULL_S
         )
+        self._cover_running()
         if self.is_paused or (is_idle and not self._waiting):
             return self._step_back(now)
         self._take_permits(max(1, free_slots))
@@ -374,6 +477,15 @@ class Turnstile:
             self._give_up()
             return None
         return self._open(now, free_slots)
+
+    def _cover_running(self) -> None:
+        """Take permits for what runs without one, also while nothing may begin here."""
+        if self.limits.concurrency is None or not self._uncovered:
+            return
+        tap = self._slot_tap
+        missing = len(self._uncovered) - (tap.capacity - tap.held)
+        if missing > 0:
+            tap.open(missing, first=True)
 
     def _step_back(self, now: float) -> float | None:
         """Nothing may begin here: let others have the permits."""
@@ -418,7 +530,8 @@ class Turnstile:
         wanted = min(self._boost, free_slots)
         gathered_at = self._last_opened + GATHER_S
         is_fast = (self.limits.rate or 0.0) >= FAST
-        if is_fast and count < wanted and now < gathered_at:
+        has_room = self._rate_tap.held < self._rate_tap.capacity
+        if is_fast and has_room and count < wanted and now < gathered_at:
             return gathered_at
         size = min(count, wanted)
         batch = self._batch = _Batch(size, size, now)
@@ -438,9 +551,11 @@ class Turnstile:
     def _startable(self, now: float, free_slots: int) -> int:
         with self._lock:
             limits = self.limits
+            if now < self._settled_at:
+                return 0
             count = free_slots
             if limits.rate is not None:
-                count = min(count, len(self._rate_tokens))
+                count = min(count, self._rates_left)
             if limits.concurrency is not None:
                 count = min(count, len(self._slot_tokens))
             if self._pace is not None:
@@ -455,9 +570,11 @@ class Turnstile:
 
     def _take_permits(self, free_slots: int) -> None:
         limits = self.limits
-        if limits.rate is not None and not self._rate_tap.capacity:
-            unused = max(1, math.ceil(limits.rate * UNUSED_S))
-            self._rate_tap.open(min(unused, limits.burst_size, BATCH_MAX))
+        issue = issue_of(Flavor.RATE, limits)
+        if issue is not None and issue.rate is not None and not self._rate_tap.capacity:
+            unused_s = UNUSED_S if issue.units == 1 else UNUSED_OF_MANY_S
+            unused = max(1, math.ceil(issue.rate * unused_s))
+            self._rate_tap.open(min(unused, issue.size))
         if limits.concurrency is None:
             return
         capacity = self._slot_tap.capacity
@@ -483,11 +600,14 @@ class Turnstile:
         self._rate_tap.close()
         with self._lock:
             tokens, self._rate_tokens = self._rate_tokens, deque()
-        for token in tokens:
+            for token in tokens:
+                token.is_unwanted = True
+            spent = [token for token in tokens if token.is_spent]
+        for token in spent:
             if to_bank:
                 self._rate_tap.used_up(token)
             else:
-                self._rate_tap.put_back(token)
+                self._let_go(token)
 
     def _close_slots(self, *, to_bank: bool = False) -> None:
         self._slot_tap.close()
@@ -502,5 +622,7 @@ class Turnstile:
     def _close_idle_slots(self) -> None:
         with self._lock:
             has_unused = bool(self._slot_tokens)
+            if self._uncovered:
+                return
         if has_unused or self._slot_tap.held < self._slot_tap.capacity:
             self._close_slots()

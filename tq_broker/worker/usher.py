@@ -31,6 +31,7 @@ import msgspec
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError, Unavailable
 from tq_broker.model import envelope, passes
+from tq_broker.model.limits import SETTLE_S
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.parts import Part, PartTable
@@ -100,6 +101,7 @@ class Usher:
         self._epoch = 0
         self._room: Anteroom[_Task] | None = None
         self._heeded: State | None = None
+        self._settled_at: dict[Part, float] = {}
         self._baton_id = ""
         self._baton: Delivery | None = None
         self._held: dict[str, list[Delivery]] = {}
@@ -188,10 +190,24 @@ class Usher:
         state = table, holds_ms = self._state()
         if state == self._heeded:
             return
-        self._heeded = state
         wall = self._clock.wall()
+        self._settle(table, now, wall)
+        self._heeded = state
         holds = {key: now + until / 1000 - wall for key, until in holds_ms.items()}
-        room.change(table, holds, now)
+        room.change(table, holds, now, self._settled_at)
+
+    def _settle(self, table: PartTable, now: float, wall: float) -> None:
+        """Note when the new limits of concurrency may be relied on."""
+        before = None if self._heeded is None else self._heeded[0].counted_ms
+        settled_at = {}
+        for part, ms in table.counted_ms.items():
+            if before is None:  # they may be old: only this usher is new
+                settled_at[part] = now + min(SETTLE_S, ms / 1000 + SETTLE_S - wall)
+            elif before.get(part) != ms:
+                settled_at[part] = now + SETTLE_S
+            elif part in self._settled_at:
+                settled_at[part] = self._settled_at[part]
+        self._settled_at = settled_at
 
     def _work_off(self) -> None:
         while True:
@@ -285,8 +301,12 @@ class Usher:
         assert room is not None, "we have taken over"
         if not room.knows(given.id):
             # The usher before has given it.
-            room.restore(given.id, given.parts, self._clock.monotonic())
-            self._inherited[given.activity_id, given.attempt] = given.id
+            now = self._clock.monotonic()
+            room.restore(given.id, given.parts, now)
+            if given.begun:
+                room.begun(given.id, now)
+            else:
+                self._inherited[given.activity_id, given.attempt] = given.id
         self._held.setdefault(given.id, []).append(delivery)
 
     def _hear(self, news: News, delivery: Delivery) -> None:

@@ -281,9 +281,11 @@ class Worker:
             is_paused=self._settings.pause_of,
             free_slots=lambda: handler.free_slots,
             cover=handler.cover,
+            set_ms=lambda task_queue: self._settings.limits(Side.ACTIVITY, task_queue).set_ms,
             is_ushered=lambda task_queue: self._settings.part_table(task_queue) is not None,
             make_usher=self._make_usher,
             takes=self._allegiance.takes,
+            cover_parts=handler.cover_parts,
         )
         pace = None if rate is None else Pace(rate, default_burst(rate))
         return Gates(
