@@ -1,9 +1,9 @@
 """Workflows of tq_broker: a history process, a worker process and a client.
 
 The first two do what ``tq-broker history`` and ``tq-broker worker`` do, also with the garbage
-collector. Variants, separated by commas. The first is the number of activities of a workflow, in sequence, or
-``signal``; ``sqlite`` is another store than PostgreSQL, ``uncached`` a worker without cache. Every
-measurement has a namespace of its own.
+collector. Variants, separated by commas. The first is the number of activities of a workflow, in
+sequence, or ``signal``; ``sqlite`` is another store than PostgreSQL, ``uncached`` a worker without
+cache. Every measurement has a namespace of its own.
 """
 
 from __future__ import annotations

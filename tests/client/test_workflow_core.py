@@ -60,12 +60,12 @@ def test_a_result_is_unsealed_and_typed(world: World) -> None:
     closed = Closed(run_id="r", status=Status.COMPLETED, result=payload.dump([1], CODED))
     assert world.result(closed, tuple[float, ...]) == (1.0,)
     broken = Closed(run_id="r", status=Status.COMPLETED, result=b"\x00zlib\x00?")
-    with pytest.raises(Malformed, match="result of workflow 'w': .* is cut short"):
+    with pytest.raises(Malformed, match=r"result of workflow 'w': .* is cut short"):
         world.result(broken)
     state = requests.UpdateState(
         update_id="u", run_id="r", stage=3, result=payload.dump("x", CODED)
     )
-    with pytest.raises(Malformed, match="result of update 'u': .*Expected `int`, got `str`"):
+    with pytest.raises(Malformed, match=r"result of update 'u': .*Expected `int`, got `str`"):
         world.core.update_value(state, int)
 
 

@@ -18,8 +18,8 @@ from tq_broker.clock import SystemClock
 from tq_broker.exceptions import CancelledError, InvalidArgument, Malformed
 from tq_broker.model.failure import FailureKind
 from tq_broker.worker.attempt import Attempt
-from tq_broker.worker.passage import Passage
 from tq_broker.worker.executors import AsyncExecutor, Executor, Interrupter, ThreadExecutor
+from tq_broker.worker.passage import Passage
 
 CLOCK = SystemClock()
 

@@ -96,9 +96,7 @@ class UsheredPassage(Passage):
         "inner",
     )
 
-    def __init__(
-        self, roster: Roster, mark: str, was_begun: bool, is_written: bool = True
-    ) -> None:
+    def __init__(self, roster: Roster, mark: str, was_begun: bool, is_written: bool = True) -> None:
         self.inner: Passage = FREE
         self._roster = roster
         self._mark = mark
