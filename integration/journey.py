@@ -21,7 +21,9 @@ import pika
 from integration.journey_activities import LEDGER, Program
 from integration.ledger import SUCCESS, Findings, Ledger, check
 from tq_broker.client import BlockingActivityHandle, BlockingClient
+from tq_broker.client.core import ClientCore
 from tq_broker.exceptions import ActivityError, ApplicationError
+from tq_broker.model.names import QueueName
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
@@ -34,6 +36,13 @@ def wait_until(is_true: Callable[[], Any], what: str, seconds: float = PATIENCE_
         assert time.monotonic() - begun < seconds, f"not within {seconds:g} s: {what}"
         time.sleep(0.005)
     return time.monotonic() - begun
+
+
+def backlog(core: ClientCore, plain: QueueName) -> int:
+    """What waits in a plain queue, and in the priority queue beside it."""
+    queues = [plain, core.names.priority(plain)]
+    found = [core.broker.stats(str(queue), core.deadline()) for queue in queues]
+    return sum(one.ready for one in found if one is not None)
 
 
 def measured(what: str, value: float) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from integration.journey import Site, measured, site_at, wait_until
+from integration.journey import Site, backlog, measured, site_at, wait_until
 from integration.journey_activities import work_on_loop
 from tq_broker import activity, workflow
 from tq_broker.client import BlockingClient
@@ -94,7 +94,7 @@ class Order:
         queue, core = Names(client.core.names.namespace).activity("q"), client.core
 
         def waiting() -> int:
-            return sum(client.operations.waiting(queue, core.deadline()).values())
+            return backlog(core, queue)
 
         wait_until(lambda: waiting() == MANY, "all wait")
         line.free.set()
@@ -182,7 +182,7 @@ def test_workflows_begin_in_order(broker_url: str, namespace: str) -> None:
         plain, core = Names(namespace).workflow("q"), client.core
 
         def waiting() -> int:
-            return sum(client.operations.waiting(plain, core.deadline()).values())
+            return backlog(core, plain)
 
         wait_until(lambda: waiting() == len(handles), "all wait")
         with Worker(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.journey import ROOT, Site, measured, site_at, wait_until
+from integration.journey import ROOT, Site, backlog, measured, site_at, wait_until
 from integration.journey_activities import hold_on_loop, tell, work_on_loop
 from tq_broker.client.transfer import Transferred
 from tq_broker.common import RetryPolicy, Route
@@ -37,7 +37,7 @@ def keys(count: int) -> list[str]:
 def waiting(site: Site, task_queue: str, kind: Kind = Kind.ACTIVITY) -> int:
     core = site.client.core
     queue = Names(site.namespace).queue(kind, task_queue)
-    return sum(site.client.operations.waiting(queue, core.deadline()).values())
+    return backlog(core, queue)
 
 
 def at_rest(site: Site, *task_queues: str) -> int:

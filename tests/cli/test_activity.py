@@ -99,3 +99,30 @@ def test_what_is_required_is_said(invoke: Invoke, worker: Worker) -> None:
     assert "has ever had gpu; known there: none" in answer.stderr
     assert invoke(*needs, "--on-unserved", "fall-back").output == "3\n"
     assert "did not within" in invoke(*needs, "--on-unserved", "wait:50ms").stderr
+
+
+def test_an_activity_is_described_wherever_it_waits(invoke: Invoke) -> None:
+    start = ("activity", "start", "add", "-t", "math", "--schedule-to-close", "5m")
+    invoke(*start, "--id", "mine", "--args", "[1, 2]")
+    describe = ("activity", "describe", "mine", "--wait", "50ms")
+    answer = invoke(*describe)
+    assert answer.exit_code == 5
+    assert "unknown" in answer.output
+    answer = invoke(*describe, "-t", "math", "--search", "10")
+    assert answer.exit_code == 0
+    lines = [line.split(maxsplit=1) for line in answer.output.splitlines()]
+    assert ["state", "waiting"] in lines
+    assert ["goes", "1. the task queue of activity 'add' is 'math'"] in lines
+    told = json.loads(invoke(*describe, "-t", "math", "--search", "10", "--json").stdout)
+    assert (told["state"], told["type"], told["attempt"]) == ("waiting", "add", 1)
+    assert told["waits"]["kind"] == "activity"
+    assert told["steps"][-1] == "workers that answer there: none"
+    assert invoke(*describe, "--search", "10").exit_code == 2
+
+
+def test_an_activity_that_was_done_is_described(invoke: Invoke, worker: Worker) -> None:
+    invoke(*EXECUTE, "--args", "[1, 2]", "--id", "mine", "--id-conflict", "join")
+    told = json.loads(invoke("activity", "describe", "mine", "--wait", "200ms", "--json").stdout)
+    assert told["state"] == "ended"
+    assert told["found"][0]["worker"] == worker.identity
+    assert told["found"][0]["hold"] == "taken"

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from tq_broker.cli.exposition import METRICS, as_json, prometheus
-from tq_broker.model.figures import Figures, LimitFigures, Part
+from tq_broker.model.composition import Way
+from tq_broker.model.figures import Figures, LimitFigures, Part, QueueFigures
 from tq_broker.model.limits import Side
 
 
@@ -96,3 +97,35 @@ def test_json_has_an_object_per_task_queue_with_its_sides() -> None:
 def test_metric_names_are_distinct() -> None:
     names = [name for name, *_ in METRICS]
     assert len(set(names)) == len(names)
+
+
+def test_keys_tell_what_limits_them_and_queues_what_waits_there() -> None:
+    limit = figures().limit
+    parts = [
+        Part(priority=None, key="k", dispatch_rate=1.0, begun=2, backlog=7, limit=limit),
+        Part(priority=2, key=None, dispatch_rate=0.5, begun=1, last_waited_s=3.0),
+    ]
+    queue = QueueFigures(
+        name="tq.n.version",
+        kind="version",
+        target="shop.1",
+        way=Way.VERSION,
+        backlog=4,
+        consumers=0,
+    )
+    text = prometheus("n", [figures(parts=parts, queues=[queue])])
+    place = 'namespace="n",task_queue="mail",side="activity"'
+    for line in (
+        f'part_backlog{{{place},key="k"}} 7',
+        f'part_limit_rate{{{place},key="k"}} 10',
+        f'part_limiting{{{place},key="k"}} 1',
+        f'part_last_wait_seconds{{{place},priority="2"}} 3',
+        f'queue_backlog{{{place},kind="version",target="shop.1"}} 4',
+        f'queue_consumers{{{place},kind="version",target="shop.1"}} 0',
+    ):
+        assert f"tq_broker_task_queue_{line}\n" in text
+    assert f'part_backlog{{{place},priority="2"}}' not in text
+    assert "part_limit_concurrency" not in text
+    (told,) = as_json([figures(parts=parts, queues=[queue])])
+    assert told["activity"]["queues"][0]["target"] == "shop.1"
+    assert told["activity"]["parts"][0]["limit"]["rate"] == 10.0

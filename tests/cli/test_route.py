@@ -8,9 +8,8 @@ from datetime import timedelta
 import pytest
 
 from tests.cli.conftest import Invoke
-from tq_broker.cli.route import matching
 from tq_broker.client import BlockingClient
-from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.worker import Worker
 
 QUICK = ("--wait", "50ms")

@@ -6,11 +6,21 @@ from datetime import timedelta
 import pytest
 
 from tests.cli.conftest import Invoke
+from tq_broker import activity
+from tq_broker.cli.task_queue import part_told
 from tq_broker.client import BlockingClient
+from tq_broker.common import Route
+from tq_broker.model.figures import LimitFigures
+from tq_broker.model.figures import Part as PartFigures
+from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.worker import Worker
 
 QUICK = ("--wait", "50ms")
+
+
+@activity.defn(start_to_close_timeout=timedelta(seconds=30))
+def rate() -> None: ...
 
 
 @pytest.fixture
@@ -202,3 +212,68 @@ def test_bad_parts_are_refused(
     answer = invoke("task-queue", "config", verb, waiting, *options)
     assert answer.exit_code != 0
     assert said in answer.stderr
+
+
+def test_a_sample_and_the_routes_are_described(
+    invoke: Invoke, waiting: str, client: BlockingClient
+) -> None:
+    rule = TrafficRule(
+        id="lend", task_queue=waiting, to_task_queue="laptop", by="ann", reason="try"
+    )
+    client.operations.traffic.set(rule, force=True, wait_s=0.0)
+    describe = ("task-queue", "describe", waiting, "--sample", "5", *QUICK)
+    lines = invoke(*describe).output.splitlines()
+    assert [
+        " ".join(line.split()) for line in lines if "sample" in line or "priority 3" in line
+    ] == [
+        "sample 2 of 2 tasks read, all",
+        "waiting with priority 3 2",
+    ]
+    assert any("rule 'lend'" in line and "set by ann: try" in line for line in lines)
+    told = json.loads(invoke(*describe, "--json").stdout)
+    assert told["sample"]["priorities"] == [{"priority": 3, "count": 2}]
+    assert told["sample"]["is_whole"]
+    assert len(told["routes"]) == 1
+    assert [one["kind"] for one in told["queues"]] == ["activity"]
+    assert invoke("task-queue", "describe", waiting, "--sample", "1001").exit_code == 2
+
+
+def test_what_waits_for_a_version_is_shown_with_nobody_there(
+    invoke: Invoke, client: BlockingClient
+) -> None:
+    with Worker(client, task_queue="film", activities=[rate], deployment="cut", build_id="1"):
+        pass
+    route = Route.version("cut.1")
+    client.start_activity(rate, task_queue="film", route=route, wait_result=False)
+    lines = invoke("task-queue", "describe", "film", *QUICK).output.splitlines()
+    (line,) = [line for line in lines if "version" in line and "waiting" in line]
+    assert " ".join(line.split()) == "waiting for version cut.1 1, NOBODY takes them now"
+    answer = invoke("task-queue", "peek", "film").output
+    assert "version cut.1" in answer
+    assert invoke("task-queue", "purge", "film", "--yes").output == "1 tasks dropped\n"
+
+
+def test_a_key_tells_what_limits_it() -> None:
+    limit = LimitFigures(
+        rate=2.0,
+        burst=1,
+        concurrency=3,
+        source="setting",
+        by="ann",
+        is_paused=True,
+        is_limiting=True,
+    )
+    part = PartFigures(
+        priority=None,
+        key="k",
+        dispatch_rate=1.5,
+        begun=2,
+        last_waited_s=2.0,
+        backlog=7,
+        oldest_age_s=30.0,
+        limit=limit,
+    )
+    assert part_told(part) == (
+        "1.5/s, last wait 2.0s, 7 held back, oldest 30s, limit 2/s (setting),"
+        " limit 3 at once (setting), BACKED OFF, LIMITED"
+    )

@@ -1,4 +1,4 @@
-"""What waits in both queues of a task queue is counted together."""
+"""What waits in the queues of a task queue is counted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.worker.worlds import NAMES, QUEUE, World
-from tq_broker.client.backlog import stats_of
+from tq_broker.client.backlog import counted
 from tq_broker.client.observer import Observer
+from tq_broker.model.composition import Member
+from tq_broker.model.control import WorkerInfo
 from tq_broker.model.limits import Side
-from tq_broker.queues.broker import QueueStats
-
-PRIORITIZED = frozenset({("activity", "q")})
+from tq_broker.model.names import Kind
 
 
 @pytest.fixture
@@ -22,18 +22,42 @@ def world() -> Iterator[World]:
     world.close()
 
 
-def test_a_task_queue_that_is_not_there_has_no_counts(world: World) -> None:
-    assert stats_of(world.client.core, QUEUE, PRIORITIZED, world.soon()) is None
+def usher(**waiting: int) -> WorkerInfo:
+    return WorkerInfo(
+        worker_id="w",
+        identity="w",
+        host="h",
+        pid=1,
+        started_ms=0,
+        task_queues=["q"],
+        activities=[],
+        slots=1,
+        running=0,
+        waiting=waiting,
+    )
 
 
-def test_both_queues_count(world: World) -> None:
-    core = world.client.core
+def test_only_what_is_there_is_counted_and_nothing_is_declared(world: World) -> None:
+    core, members = world.client.core, [Member(QUEUE), Member(NAMES.priority(QUEUE))]
+    assert counted(core, members, (), world.soon()) == {}
     world.start("note")
-    assert stats_of(core, QUEUE, PRIORITIZED, world.soon()) == QueueStats(1, 0)
+    (found,) = counted(core, members, (), world.soon()).values()
+    assert (found.name, found.kind, found.backlog, found.consumers) == (
+        str(QUEUE),
+        "activity",
+        1,
+        0,
+    )
     world.start("note", priority=1)
-    assert world.count(NAMES.priority(QUEUE)) == 1
-    assert stats_of(core, QUEUE, PRIORITIZED, world.soon()) == QueueStats(2, 0)
-    assert stats_of(core, QUEUE, frozenset(), world.soon()) == QueueStats(1, 0)
+    assert [one.backlog for one in counted(core, members, (), world.soon()).values()] == [1, 1]
+
+
+def test_what_an_usher_has_in_sight_waits_as_well(world: World) -> None:
+    anteroom = Member(NAMES.queue(Kind.ANTEROOM, "q"))
+    world.client.connection.sender.ensure([anteroom.queue], world.soon())
+    workers = [usher(q=7, other=9), usher()]
+    found = counted(world.client.core, [anteroom], workers, world.soon())
+    assert found[anteroom].backlog == 7
 
 
 def test_figures_count_both(world: World) -> None:

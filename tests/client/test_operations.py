@@ -428,7 +428,8 @@ def test_a_set_is_looked_at_and_purged_for_itself_or_with_the_rest(
     assert [one.arguments for one in operations.peek("jobs", requires=["gpu"])] == [
         "[0]", "[1]", "[2]",
     ]  # fmt: skip
-    assert len(operations.peek("jobs")) == 2
+    where = [(one.kind, one.target) for one in operations.peek("jobs")]
+    assert where == [("activity", "")] * 2 + [("capable", "gpu")] * 3 + [("capable", "ssd")]
     assert operations.purge("jobs", requires=["gpu"]) == 3
     assert operations.purge("jobs") == 3
     with pytest.raises(NotFound, match="nobody has required tpu of task queue 'jobs'"):

@@ -12,13 +12,25 @@ import pytest
 
 from tq_broker.client import BlockingClient
 from tq_broker.client import transfer as transfers
-from tq_broker.client.transfer import Job, Transfer, Verb, copied, is_wanted, moved, stayed, type_of
+from tq_broker.client.transfer import (
+    Job,
+    Transfer,
+    Verb,
+    copied,
+    is_wanted,
+    moved,
+    pass_news,
+    stayed,
+    type_of,
+)
 from tq_broker.exceptions import InvalidArgument, Rejected
 from tq_broker.model.message import Message
-from tq_broker.model.names import Names, QueueName
+from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.passes import News, What
 from tq_broker.queues import memory
 
 NAMES = Names("default")
+SOURCE = NAMES.activity("source")
 
 
 @dataclass
@@ -53,23 +65,41 @@ def task(**headers: Any) -> Message:
 
 def test_what_is_moved_keeps_all_but_the_marks_of_rabbitmq_and_of_transfers() -> None:
     message = task(x_death=[{}], tq_transfer="old", tq_attempt=2)
-    fresh = moved(Handed(message))
+    fresh = moved(Handed(message), SOURCE)
     assert fresh.headers == {"tq-activity-type": "Send", "tq-attempt": 2}
     assert (fresh.reply_to, fresh.priority, fresh.message_id) == (
         "tq.default.reply.me",
         6,
         "a1",
     )
-    assert stayed(Handed(message), "job").headers["tq-transfer"] == "job"
+    assert stayed(Handed(message), SOURCE, "job").headers["tq-transfer"] == "job"
 
 
 def test_the_mark_of_a_lost_attempt_is_kept_over_any_number_of_moves() -> None:
-    once = moved(Handed(task(), redelivered=True))
-    twice = moved(Handed(once))
+    once = moved(Handed(task(), redelivered=True), SOURCE)
+    twice = moved(Handed(once), SOURCE)
     assert twice.headers["tq-handed-out"] == 1
     # History knows by itself which workflow task is stale.
     workflow_task = Message(body=b"", message_id="w", kind="workflow-task")
-    assert not moved(Handed(workflow_task, redelivered=True)).headers
+    assert not moved(Handed(workflow_task, redelivered=True), SOURCE).headers
+    # An usher begins nothing.
+    anteroom = NAMES.queue(Kind.ANTEROOM, "q")
+    assert "tq-handed-out" not in moved(Handed(task(), redelivered=True), anteroom).headers
+    assert moved(Handed(once), anteroom).headers["tq-handed-out"] == 1
+
+
+def test_a_pass_does_not_go_elsewhere_and_its_usher_is_told() -> None:
+    message = task(tq_pass="p1:q:with:colons")
+    assert "tq-pass" not in moved(Handed(message), SOURCE).headers
+    assert "tq-pass" not in copied(message, "j").headers
+    assert "tq-pass" in stayed(Handed(message), SOURCE, "j").headers
+    assert pass_news(Handed(message)) == ("q:with:colons", News("p1", What.UNUSED))
+    assert pass_news(Handed(message, redelivered=True)) == (
+        "q:with:colons",
+        News("p1", What.ENDED),
+    )
+    for mark in (None, 7, "p1", "p1:", "p1:a\0b"):
+        assert pass_news(Handed(task(tq_pass=mark))) is None
 
 
 def test_a_copy_is_the_same_whenever_its_job_makes_it() -> None:

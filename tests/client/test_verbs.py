@@ -75,7 +75,9 @@ def test_a_paused_task_queue_is_consumed_by_nobody_and_loses_nothing(world: Worl
     # Then they wait, and it is told why
     (told,) = world.client.list_task_queues()
     assert told.pause == record
-    assert (told.backlog, told.consumers) == (5, 0)
+    assert (told.backlog, told.consumers) == (6, 0)
+    waits = {(one.kind, one.target): one.backlog for one in told.queues}
+    assert waits == {("activity", ""): 5, ("host", "h1"): 1}
     description = world.client.describe_task_queue("q")
     assert description.summary.pause == record
     assert paused_of(description.workers) == [["q"]]

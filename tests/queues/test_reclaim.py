@@ -9,8 +9,9 @@ import pytest
 
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import BrokerUnavailable, InvalidArgument, TqBrokerError
+from tq_broker.model.composition import Known, Member, members
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Names
+from tq_broker.model.names import Exchange, Kind, Names, QueueName
 from tq_broker.model.settings import Record, TaskQueueDeclared, TaskQueueReclaimed
 from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
@@ -336,15 +337,41 @@ def test_no_queues_cost_nothing(process: Process) -> None:
     assert process.reclaimer.reclaim([]) == []
 
 
-def test_idle_are_the_empty_ones_without_consumers(process: Process, other: Process) -> None:
+def test_what_may_go_are_the_empty_ones_without_consumers(process: Process, other: Process) -> None:
     process.declare("empty", "served")
     process.publish("full")
     subscription = other.broker.subscribe(
         str(NAMES.activity("served")), nothing, SubscribeOptions(prefetch=1)
     )
     other.broker.wait_subscribed([subscription], soon())
-    candidates = ["empty", "served", "full", "missing"]
-    assert process.reclaimer.idle(candidates, soon()) == ["empty", "missing"]
+    for name, may_go in (("empty", True), ("served", False), ("full", False), ("missing", True)):
+        found = process.reclaimer.removable(members(NAMES, "activity", name, Known()), soon())
+        assert found == ([NAMES.activity(name)] if may_go else [])
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        NAMES.version("activity", "shop.1", "a"),
+        NAMES.queue(Kind.ANTEROOM, "a"),
+        NAMES.queue(Kind.HOST, "h", "a"),
+    ],
+    ids=lambda queue: queue.kind.value,
+)
+def test_a_task_queue_stays_while_tasks_wait_in_any_of_its_queues(
+    process: Process, elsewhere: QueueName
+) -> None:
+    gpu = NAMES.capable("a", ["gpu"])
+    process.declare("a")
+    process.sender.ensure([elsewhere, gpu], soon())
+    parts = [Member(one) for one in (NAMES.activity("a"), elsewhere, gpu)]
+    assert process.reclaimer.removable(parts, soon()) == [NAMES.activity("a"), gpu]
+    assert process.reclaimer.removable(parts, soon(), is_served=True) == [gpu]
+    message = Message(body=b"{}", message_id="m")
+    publication = Publication(NAMES.exchange(Exchange.TASKS), elsewhere.key, message)
+    process.broker.publish(publication, soon(), lambda receipt: None)
+    process.broker.wait_quiet(soon())
+    assert process.reclaimer.removable(parts, soon()) == [gpu]
 
 
 @pytest.mark.parametrize("grace_s", [-1.0, 61.0, float("nan")])

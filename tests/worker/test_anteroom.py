@@ -233,3 +233,14 @@ def test_the_last_of_the_longest_line_are_spilled_but_never_a_whole_line() -> No
     assert room.spill(9) == []
     assert room.clear() == ["a1", "b1"]
     assert len(room) == 0
+
+
+def test_the_longest_lines_are_told_with_who_is_first() -> None:
+    room: Anteroom[str] = Anteroom(PartTable({EACH_KEY: Limits(rate=0.001)}), 0.0)
+    assert room.longest(5) == []
+    for item in ("a1", "b1", "b2", "c1", "c2", "c3"):
+        room.arrive(item, "T", item[0], 3)
+    assert room.longest(2) == [(("T", "c", 3), 3, "c1"), (("T", "b", 3), 2, "b1")]
+    assert sorted(room.all()) == ["a1", "b1", "b2", "c1", "c2", "c3"]
+    room.clear()
+    assert room.all() == []

@@ -26,7 +26,7 @@ from tq_broker.model.tasks import ActivityTask, Status, TaskBody
 from tq_broker.queues.sender import NoRoute
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.insistence import INSIST_EVERY_S
-from tq_broker.worker.reporter import Reporter, claim_queue_name
+from tq_broker.worker.reporter import Reporter
 
 NAMES = Names("n")
 REPLY = "tq.n.reply.c"
@@ -128,7 +128,7 @@ def test_an_outcome_says_which_start_it_answers(bench: Bench) -> None:
 
 def test_a_result_with_an_id_is_kept_for_those_who_join(bench: Bench) -> None:
     bench.reporter.completed(task(id_retention_ms=1000), b"1", 5, bench.done)
-    claim = str(claim_queue_name(NAMES, "q", "a"))
+    claim = str(NAMES.claim("q", "a"))
     assert [p.routing_key for p in bench.sender.sent] == [REPLY, claim]
     assert bench.done_count == 1
 
@@ -268,9 +268,9 @@ def test_a_message_that_has_no_place_to_be_parked_is_not_dropped(bench: Bench) -
 
 
 def test_the_claim_of_an_id_belongs_to_its_task_queue() -> None:
-    claim = claim_queue_name(NAMES, "q", "a")
+    claim = NAMES.claim("q", "a")
     assert claim.kind is Kind.CLAIM
-    assert claim == claim_queue_name(NAMES, "q", "a")
-    assert claim != claim_queue_name(NAMES, "p", "a")
-    assert claim != claim_queue_name(NAMES, "q", "b")
-    assert claim_queue_name(NAMES, "ab", "c") != claim_queue_name(NAMES, "a", "bc")
+    assert claim == NAMES.claim("q", "a")
+    assert claim != NAMES.claim("p", "a")
+    assert claim != NAMES.claim("q", "b")
+    assert NAMES.claim("ab", "c") != NAMES.claim("a", "bc")

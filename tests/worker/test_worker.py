@@ -498,6 +498,26 @@ def test_a_route_works_however_few_slots_there_are(world: World, slots: int) -> 
     assert world.run(where) == "w"
 
 
+def test_a_worker_without_a_free_slot_still_is_where_a_route_leads(world: World) -> None:
+    """Found: nobody declared the queue before a slot was free, and the start failed."""
+    go = threading.Event()
+
+    @activity.defn
+    def hold() -> str:
+        assert go.wait(SOON_S)
+        return activity.info().host
+
+    worker = world.worker(hold, host="h", max_concurrent_activities=1)
+    first = world.start(hold)
+    world.eventually(lambda: worker.running == 1)
+    try:
+        second = world.start(hold, route=Route.host("h"))
+        assert [one.kind for one in world.client.operations.estate("q")] == ["activity", "host"]
+    finally:
+        go.set()
+    assert (first.result(SOON_S), second.result(SOON_S)) == ("h", "h")
+
+
 def test_a_target_that_is_gone_fails_falls_back_or_is_waited_for(timed: World) -> None:
     @activity.defn
     async def where() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,10 +12,12 @@ import click
 
 from tq_broker.cli import exits
 from tq_broker.cli.commands import Group, shared
-from tq_broker.cli.output import visible
+from tq_broker.cli.output import age, visible
 from tq_broker.cli.session import Session, session_of
+from tq_broker.cli.task_queue import WAIT
 from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_requires, parse_route
-from tq_broker.client import BlockingActivityHandle
+from tq_broker.client import ActivityDescription, ActivityState, BlockingActivityHandle
+from tq_broker.client.finding import describe_activity
 from tq_broker.common import ActivityIDConflictPolicy, RetryPolicy
 from tq_broker.exceptions import ActivityError, FailureError, InvalidArgument
 
@@ -32,13 +35,14 @@ _TIMEOUTS = (
 
 @click.group(cls=Group)
 def activity() -> None:
-    """Start and cancel activities.
+    """Start, find and cancel activities.
 
     \b
     Examples:
       tq-broker activity start send --task-queue mail --arg '"ann"' --start-to-close 30s
       tq-broker activity execute add --task-queue math --args '[1, 2]' --start-to-close 5s
       tq-broker activity cancel order-17 --reason 'customer called'
+      tq-broker activity describe order-17 --task-queue shop --search 100
     """
 
 
@@ -137,6 +141,82 @@ def cancel(ctx: click.Context, id: str, reason: str) -> None:
     with session.client() as client:
         client.cancel_activity(id, reason)
     session.output.done(f"cancellation of {id} requested", data={"id": id, "requested": True})
+
+
+@activity.command()
+@click.argument("id", metavar="ID")
+@click.option("-t", "--task-queue", default="", metavar="NAME", help="Its task queue, if known.")
+@click.option(
+    "--search",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Look through the first N tasks of that task queue. They go to the back of it.",
+)
+@WAIT
+@click.pass_context
+def describe(ctx: click.Context, id: str, task_queue: str, search: int, wait: timedelta) -> int:
+    """Tell what can be known of the activity with this ID: who has it, and where it goes and why.
+
+    Workers are asked for it. RabbitMQ has no list of tasks, so one that waits is found only with
+    --search, and one that is delayed until a start or a retry not at all: then its state is
+    unknown, and the exit code 5. Activities of workflows are in: tq-broker workflow describe
+    """
+    session = session_of(ctx)
+    with session.client() as client:
+        told = describe_activity(
+            client.core,
+            id,
+            task_queue=task_queue,
+            search=search,
+            wait_s=wait.total_seconds(),
+        )
+    session.output.record(_told_fields(told), data=_told_data(told))
+    return exits.NOT_FOUND if told.state is ActivityState.UNKNOWN else exits.OK
+
+
+def _told_fields(told: ActivityDescription) -> list[tuple[str, object]]:
+    fields: list[tuple[str, object]] = [
+        ("activity", told.id),
+        ("state", told.state.value),
+        ("type", told.type or "-"),
+        ("task queue", told.task_queue or "-"),
+        ("attempt", told.attempt or "-"),
+    ]
+    for worker in told.found:
+        fields += [("worker", f"{worker.identity}: {one.hold.value}") for one in worker.tasks]
+    if told.waits is not None:
+        where = f"{told.waits.kind} {told.waits.target}".strip()
+        fields.append(("waits in", f"{where}, for {age(told.waits.age_s)}"))
+    if told.cancel_reason is not None:
+        fields.append(("cancel requested", told.cancel_reason or "no reason given"))
+    if told.parked_reason:
+        fields.append(("parked", told.parked_reason))
+    return fields + [("goes", f"{number}. {step}") for number, step in enumerate(told.steps, 1)]
+
+
+def _told_data(told: ActivityDescription) -> dict[str, Any]:
+    return {
+        "id": told.id,
+        "state": told.state.value,
+        "type": told.type,
+        "task_queue": told.task_queue,
+        "attempt": told.attempt,
+        "found": [
+            {
+                "worker": worker.identity,
+                "hold": one.hold.value,
+                "attempt": one.attempt,
+                "at_ms": one.at_ms,
+            }
+            for worker in told.found
+            for one in worker.tasks
+        ],
+        "waits": None if told.waits is None else dataclasses.asdict(told.waits),
+        "cancel_reason": told.cancel_reason,
+        "parked_reason": told.parked_reason,
+        "steps": list(told.steps),
+    }
 
 
 def _application(session: Session) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.model.figures import Figures
+from tq_broker.model.figures import Figures, LimitFigures, Part, QueueFigures
 
 PREFIX = "tq_broker_task_queue_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
-    ("backlog", "gauge", "Tasks that wait in the shared queue.", lambda one: one.backlog),
-    ("add_rate", "gauge", "Tasks put on it per second.", lambda one: one.add_rate),
+    ("backlog", "gauge", "Tasks that wait.", lambda one: one.backlog),
+    ("add_rate", "gauge", "Tasks that come per second.", lambda one: one.add_rate),
     ("dispatch_rate", "gauge", "Tasks begun per second.", lambda one: one.dispatch_rate),
     (
         "oldest_age_seconds",
@@ -66,6 +66,31 @@ METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
 )
 
 
+def _limit(
+    value_of: Callable[[LimitFigures], float | None],
+) -> Callable[[Part], float | None]:
+    return lambda part: None if part.limit is None else value_of(part.limit)
+
+
+PART_METRICS: tuple[tuple[str, str, Callable[[Part], float | None]], ...] = (
+    ("part_dispatch_rate", "The same by priority or key.", lambda one: one.dispatch_rate),
+    ("part_backlog", "Tasks that are known to wait.", lambda one: one.backlog),
+    ("part_oldest_age_seconds", "The first of those.", lambda one: one.oldest_age_s),
+    ("part_last_wait_seconds", "Of the one begun last.", lambda one: one.last_waited_s),
+    ("part_limit_rate", "The rate of the key.", _limit(lambda limit: limit.rate)),
+    (
+        "part_limit_concurrency",
+        "The concurrency of the key.",
+        _limit(lambda limit: limit.concurrency),
+    ),
+    ("part_limiting", "1 if it is held back.", _limit(lambda limit: limit.is_limiting)),
+)
+QUEUE_METRICS: tuple[tuple[str, str, Callable[[QueueFigures], float]], ...] = (
+    ("queue_backlog", "Tasks that wait in one of its queues.", lambda one: one.backlog),
+    ("queue_consumers", "Consumers of one of its queues.", lambda one: one.consumers),
+)
+
+
 def prometheus(namespace: str, figures: Sequence[Figures]) -> str:
     """All figures in Prometheus's text format."""
     lines: list[str] = []
@@ -76,13 +101,21 @@ def prometheus(namespace: str, figures: Sequence[Figures]) -> str:
             if (value := value_of(one)) is not None
         ]
         lines += _metric(name, kind, help_, samples)
-    parts = [
-        _sample("part_dispatch_rate", {**_labels(namespace, one), **labels}, part.dispatch_rate)
-        for one in figures
-        for part in one.parts
-        for labels in [_part_labels(part.priority, part.key)]
-    ]
-    lines += _metric("part_dispatch_rate", "gauge", "The same by priority or key.", parts)
+    for name, help_, part_of in PART_METRICS:
+        samples = [
+            _sample(name, {**_labels(namespace, one), **_part_labels(part)}, value)
+            for one in figures
+            for part in one.parts
+            if (value := part_of(part)) is not None
+        ]
+        lines += _metric(name, "gauge", help_, samples)
+    for name, help_, queue_of in QUEUE_METRICS:
+        samples = [
+            _sample(name, {**_labels(namespace, one), **_queue_labels(queue)}, queue_of(queue))
+            for one in figures
+            for queue in one.queues
+        ]
+        lines += _metric(name, "gauge", help_, samples)
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -90,11 +123,15 @@ def _labels(namespace: str, one: Figures) -> dict[str, str]:
     return {"namespace": namespace, "task_queue": one.task_queue, "side": one.side.value}
 
 
-def _part_labels(priority: int | None, key: str | None) -> dict[str, str]:
+def _part_labels(part: Part) -> dict[str, str]:
     return {
-        **({} if priority is None else {"priority": f"{priority}"}),
-        **({} if key is None else {"key": key}),
+        **({} if part.priority is None else {"priority": f"{part.priority}"}),
+        **({} if part.key is None else {"key": part.key}),
     }
+
+
+def _queue_labels(queue: QueueFigures) -> dict[str, str]:
+    return {"kind": queue.kind, "target": queue.target}
 
 
 def _metric(name: str, kind: str, help_: str, samples: Iterable[str]) -> list[str]:

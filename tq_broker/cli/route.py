@@ -23,7 +23,7 @@ from tq_broker.clock import SystemClock, epoch_ms
 from tq_broker.common import to_ms
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.rule_table import Facts
-from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind, TrafficRule
+from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind, TrafficRule, matching
 from tq_broker.model.settings import RuleChange, TrafficRuleSet
 from tq_broker.queues.routing import Asked
 
@@ -202,23 +202,6 @@ def remove(ctx: click.Context, rule_id: str, reason: str) -> None:
     with session.operations() as operations:
         operations.traffic.remove(rule_id, reason=reason)
     session.output.done(f"rule {rule_id!r} removed", data={"rule": rule_id})
-
-
-def matching(rule: TrafficRule) -> str:
-    """What a rule matches, in words."""
-    parts = [f"{rule.percent:g} % of" if rule.percent < 100 else "all"]
-    parts.append(f"{rule.kind.value} tasks" if rule.kind else "tasks")
-    if rule.type != "*":
-        parts.append(f"of type {rule.type}")
-    if rule.task_queue:
-        parts.append(f"in {rule.task_queue}")
-    parts += [f"with {name}={text}" for name, text in rule.headers.items()]
-    parts += [f"with memo {name}={text}" for name, text in rule.memo.items()]
-    if rule.priority is not None:
-        parts.append(f"of priority {rule.priority}")
-    if rule.fairness_key:
-        parts.append(f"with fairness key {rule.fairness_key}")
-    return " ".join(parts)
 
 
 def _rule(rule_id: str, said: dict[str, Any]) -> TrafficRule:

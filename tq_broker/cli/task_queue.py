@@ -21,9 +21,11 @@ from tq_broker.client.operations import (
     TaskQueueSummary,
     WorkflowSideDescription,
 )
+from tq_broker.client.sampling import Sample
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.capabilities import in_words
-from tq_broker.model.figures import Figures
+from tq_broker.model.composition import Way
+from tq_broker.model.figures import Figures, QueueFigures
 from tq_broker.model.figures import Part as PartFigures
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.names import check_task_queue
@@ -111,17 +113,28 @@ def list_(ctx: click.Context, wait: timedelta) -> None:
     help="Tell how long the first task has waited. RabbitMQ lets nobody look at a message in its"
     " place, so that task goes to the back of the queue.",
 )
+@click.option(
+    "--sample",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Read the first N activities, which go to the back as well, and count their priorities and"
+    " keys: RabbitMQ does not tell those.",
+)
 @WAIT
 @click.pass_context
-def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> None:
+def describe(ctx: click.Context, name: str, oldest: bool, sample: int, wait: timedelta) -> None:
     """Tell all about the task queue NAME.
 
-    Backlog, age of the oldest task, consumers, tasks in flight, workers, the types they have
-    registered and those that only some of them have.
+    Backlog, where it waits and for whom, age of the oldest task, figures of the whole, of its
+    priorities and of the busiest keys, limits, traffic rules and versions, consumers, tasks in
+    flight, workers, the types they have registered and those that only some of them have.
     """
     session = session_of(ctx)
     with session.operations() as operations:
-        told = operations.describe(name, read_head=oldest, wait_s=wait.total_seconds())
+        told = operations.describe(
+            name, read_head=oldest, sample=sample, wait_s=wait.total_seconds()
+        )
     if session.output.as_json:
         session.output.json(_description(told))
         return
@@ -149,8 +162,11 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
     fields += [
         ("SETTINGS LOG", f"{who}: {fault}" if who else fault) for who, fault in told.settings_faults
     ]
-    fields += [(f"waiting for {b.kind} {b.target}", b.backlog) for b in told.private]
+    fields += queues_fields(one.queues)
     fields += [_capable_field(one) for one in told.capable]
+    if told.sample is not None:
+        fields += _sample_fields(told.sample)
+    fields += [("route", step) for step in told.routes]
     fields += [
         (
             "worker",
@@ -181,15 +197,18 @@ def describe(ctx: click.Context, name: str, oldest: bool, wait: timedelta) -> No
 def peek(ctx: click.Context, name: str, count: int, side: str, requires: tuple[str, ...]) -> None:
     """Show the first tasks that wait in the task queue NAME.
 
-    They go to the BACK of the queue: RabbitMQ marks a message that was looked at as redelivered,
-    and a worker would take that for a lost attempt, so fresh copies are put there instead. A
-    queue of up to 500 tasks that nobody serves keeps its order.
+    Those of all its queues, and where each waits. They go to the BACK: RabbitMQ marks a message
+    that was looked at as redelivered, and a worker would take that for a lost attempt, so fresh
+    copies are put there instead. A queue of up to 500 tasks that nobody serves keeps its order.
     """
     session = session_of(ctx)
     with session.operations() as operations:
         tasks = operations.peek(name, count, side=side, requires=requires)
     session.output.rows(
-        ("TYPE", "ID", "PRIORITY", "ATTEMPT", "AGE", "BYTES", "REDELIVERED", "ARGUMENTS"),
+        (
+            *("TYPE", "ID", "PRIORITY", "ATTEMPT", "AGE", "BYTES", "REDELIVERED"),
+            *("WAITS IN", "ARGUMENTS"),
+        ),
         [
             (
                 one.type,
@@ -199,6 +218,7 @@ def peek(ctx: click.Context, name: str, count: int, side: str, requires: tuple[s
                 age(one.age_s),
                 one.size_bytes,
                 "yes" if one.redelivered else "no",
+                f"{one.kind} {one.target}".strip(),
                 one.arguments,
             )
             for one in tasks
@@ -214,16 +234,14 @@ def peek(ctx: click.Context, name: str, count: int, side: str, requires: tuple[s
 @REQUIRES
 @click.pass_context
 def purge(ctx: click.Context, name: str, yes: bool, requires: tuple[str, ...]) -> None:
-    """Drop all tasks that wait in the task queue NAME, for ever. Nobody is told of it."""
+    """Drop all activities that wait in the task queue NAME, for ever. Nobody is told of it.
+
+    Those of all its queues: also what is for a version, a host or a process, or waits for a limit.
+    """
     session = session_of(ctx)
     with session.operations() as operations:
-        told = operations.describe(name, wait_s=0.0)
-        needed = tuple(sorted(set(requires)))
-        backlog = sum(
-            one.backlog
-            for one in (told.summary, *told.capable)
-            if not needed or one.requires == needed
-        )
+        estate = operations.estate(name, requires=requires)
+        backlog = sum(one.backlog for one in estate.values())
         confirm(f"Drop {backlog} tasks of task queue {name!r} for ever?", yes)
         dropped = operations.purge(name, requires=requires)
     session.output.done(f"{dropped} tasks dropped", data={"task_queue": name, "dropped": dropped})
@@ -473,7 +491,7 @@ def figures_fields(told: Figures) -> list[tuple[str, object]]:
         (f"{side} last wait", waits),
         (f"{side} slots", f"{told.slots_used} of {told.slots} used"),
     ]
-    fields += [(f"{side} {_part_name(part)}", f"{part.dispatch_rate:.3g}/s") for part in told.parts]
+    fields += [(f"{side} {_part_name(part)}", part_told(part)) for part in told.parts]
     if told.sticky_hits or told.sticky_misses:
         hits, sent = told.sticky_hits, told.sticky_hits + told.sticky_misses
         fields.append((f"{side} sticky cache", f"{hits} of {sent} hits"))
@@ -486,6 +504,45 @@ def figures_fields(told: Figures) -> list[tuple[str, object]]:
 
 def _part_name(part: PartFigures) -> str:
     return f"priority {part.priority}" if part.key is None else f"key {part.key}"
+
+
+def part_told(part: PartFigures) -> str:
+    """The figures of a priority or key, for people."""
+    told = [f"{part.dispatch_rate:.3g}/s"]
+    if part.last_waited_s is not None:
+        told.append(f"last wait {age(part.last_waited_s)}")
+    if part.backlog:
+        told.append(f"{part.backlog} held back, oldest {age(part.oldest_age_s)}")
+    limit = part.limit
+    if limit is not None:
+        told += [] if limit.rate is None else [f"limit {limit.rate:g}/s ({limit.source})"]
+        if limit.concurrency is not None:
+            told.append(f"limit {limit.concurrency} at once ({limit.source})")
+        told += ["BACKED OFF"] if limit.is_paused else []
+        told += ["LIMITED"] if limit.is_limiting else []
+    return ", ".join(told)
+
+
+def queues_fields(queues: Iterable[QueueFigures]) -> list[tuple[str, object]]:
+    """What waits for some workers only, for people."""
+    fields: list[tuple[str, object]] = []
+    for one in queues:
+        if one.way in (Way.SHARED, Way.LIMITED):
+            continue
+        nobody = ", NOBODY takes them now" if one.backlog and not one.consumers else ""
+        verb = "lent to" if one.way is Way.DETOUR else f"waiting for {one.kind}"
+        fields.append((f"{verb} {one.target}", f"{one.backlog}{nobody}"))
+    return fields
+
+
+def _sample_fields(told: Sample) -> list[tuple[str, object]]:
+    more = "" if told.is_whole else " or more"
+    what = "all" if told.is_whole else "the first ones"
+    return [
+        ("sample", f"{told.read} of {told.waiting} tasks read, {what}"),
+        *((f"waiting with priority {one}", f"{count}{more}") for one, count in told.priorities),
+        *((f"waiting with key {one}", f"{count}{more}") for one, count in told.keys),
+    ]
 
 
 def note_if_unused(session: Session, operations: Operations) -> None:
@@ -540,6 +597,7 @@ def _workflow_fields(told: WorkflowSideDescription) -> list[tuple[str, object]]:
         ("workflow consumers", one.consumers),
         ("workflow workers", ", ".join(one.workers) or "none answered"),
         ("workflows", ", ".join(told.workflows) or "-"),
+        *((f"workflows {name}", value) for name, value in queues_fields(one.queues)),
     ]
     fields += [
         ("MISMATCH", f"workflow {type_} is not registered on {', '.join(who)}")
@@ -566,9 +624,10 @@ def _oldest(told: TaskQueueDescription) -> str:
 
 
 def _summary(one: TaskQueueSummary) -> dict[str, Any]:
-    plain = dataclasses.asdict(dataclasses.replace(one, pause=None, back_offs=()))
+    plain = dataclasses.asdict(dataclasses.replace(one, pause=None, back_offs=(), queues=()))
     return {
         **plain,
+        "queues": msgspec.to_builtins(one.queues),
         "pause": None if one.pause is None else msgspec.to_builtins(one.pause),
         "back_offs": back_offs_data(one.back_offs),
     }
@@ -588,6 +647,16 @@ def back_offs_data(back_offs: Iterable[BackedOff]) -> list[dict[str, Any]]:
     ]
 
 
+def _sample_data(told: Sample) -> dict[str, Any]:
+    return {
+        "read": told.read,
+        "waiting": told.waiting,
+        "is_whole": told.is_whole,
+        "priorities": [{"priority": one, "count": count} for one, count in told.priorities],
+        "keys": [{"key": one, "count": count} for one, count in told.keys],
+    }
+
+
 def _mismatches(found: Iterable[tuple[str, tuple[str, ...]]]) -> list[dict[str, Any]]:
     return [{"type": name, "missing_on": list(who)} for name, who in found]
 
@@ -602,7 +671,9 @@ def _description(told: TaskQueueDescription) -> dict[str, Any]:
         "part_limits": parts_data(told.part_limits),
         "waiting_for_limits": told.waiting,
         "settings_faults": [{"worker": who, "fault": what} for who, what in told.settings_faults],
-        "private": [dataclasses.asdict(backlog) for backlog in told.private],
+        "private": msgspec.to_builtins(told.private),
+        "routes": list(told.routes),
+        "sample": None if told.sample is None else _sample_data(told.sample),
         "workers": [
             {
                 "identity": w.identity,

@@ -25,6 +25,7 @@ from tq_broker.client.faces import (
     BlockingClient,
     Client,
 )
+from tq_broker.client.finding import ActivityDescription, ActivityState
 from tq_broker.client.interceptors import (
     CancelActivityInput,
     CancelWorkflowInput,
@@ -47,11 +48,8 @@ from tq_broker.client.interceptors import (
     TerminateWorkflowInput,
     UpdateWithStartUpdateWorkflowInput,
 )
-from tq_broker.client.operations import (
-    PeekedTask,
-    TaskQueueDescription,
-    TaskQueueSummary,
-)
+from tq_broker.client.operations import TaskQueueDescription, TaskQueueSummary
+from tq_broker.client.peeking import PeekedTask
 from tq_broker.client.transfer import Transferred
 from tq_broker.client.workflow_faces import (
     BlockingWithStartWorkflowOperation,
@@ -76,7 +74,9 @@ from tq_broker.exceptions import (
 from tq_broker.model.history_json import WorkflowHistory
 
 __all__ = [
+    "ActivityDescription",
     "ActivityHandle",
+    "ActivityState",
     "AsyncActivityHandle",
     "BlockingActivityHandle",
     "BlockingAsyncActivityHandle",

@@ -1,34 +1,48 @@
-"""Backlog: what waits in the shared queues of one side of a task queue, counted together."""
+"""Backlog: what waits in the queues of one side of a task queue."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable, Mapping, Sequence
 
 from tq_broker.client.core import ClientCore
-from tq_broker.model.names import ORDERED, QueueName
-from tq_broker.model.settings import side_of
-from tq_broker.queues.broker import QueueStats
+from tq_broker.model.composition import Member
+from tq_broker.model.control import WorkerInfo
+from tq_broker.model.figures import QueueFigures
+from tq_broker.model.names import Kind
+
+Estate = Mapping[Member, QueueFigures]
+"""The queues of one side of a task queue that are there."""
 
 
-def stats_of(
+def counted(
     core: ClientCore,
-    plain: QueueName,
-    prioritized: Container[tuple[str, str]],
+    members: Iterable[Member],
+    workers: Sequence[WorkerInfo],
     deadline: float,
-) -> QueueStats | None:
-    """The counts of a task queue; ``None`` if it does not exist.
+) -> Estate:
+    """The counts of those of ``members`` that are there.
 
     Args:
-        plain: Its plain queue, which says the side; or that of what requires something.
-        prioritized: Sides and task queues that have a priority queue. Then the consumers are that
-            one's: those of the plain queue only bring its tasks into order.
+        workers: One of them may be an usher, which has tasks in sight that RabbitMQ does not count
+            as waiting.
+
+    Raises:
+        BrokerUnavailable, DeadlineExceeded: there was no answer.
     """
-    stats = core.broker.stats(str(plain), deadline)
-    if stats is None or plain.kind not in ORDERED:
-        return stats
-    if (side_of(plain), plain.parts[0]) not in prioritized:
-        return stats
-    in_order = core.broker.stats(str(core.names.priority(plain)), deadline)
-    if in_order is None:
-        return stats
-    return QueueStats(stats.ready + in_order.ready, in_order.consumers)
+    found = {}
+    for one in members:
+        stats = core.broker.stats(str(one.queue), deadline)
+        if stats is None:
+            continue
+        in_sight = 0
+        if one.queue.kind is Kind.ANTEROOM:
+            in_sight = sum(worker.waiting.get(one.queue.parts[0], 0) for worker in workers)
+        found[one] = QueueFigures(
+            name=str(one.queue),
+            kind=one.kind,
+            target=one.target,
+            way=one.way,
+            backlog=stats.ready + in_sight,
+            consumers=stats.consumers,
+        )
+    return found

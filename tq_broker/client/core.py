@@ -48,7 +48,7 @@ TIMEOUT_GRACE_S = 1.0
 """Workers answer for timeouts; the client only steps in when no worker has, this much later."""
 
 T = TypeVar("T")
-A = TypeVar("A", control.WorkerInfo, control.Recent)
+A = TypeVar("A", control.WorkerInfo, control.Recent, control.FoundActivity)
 
 
 class Pending:

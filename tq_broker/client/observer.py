@@ -7,22 +7,45 @@ task queues there are, and their limits, it has from the settings log, which it 
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from tq_broker.client.backlog import stats_of
+from tq_broker.client.backlog import counted
 from tq_broker.client.core import ClientCore
 from tq_broker.clock import remaining
 from tq_broker.exceptions import DeadlineExceeded
+from tq_broker.model.composition import Member
 from tq_broker.model.control import WorkerInfo
-from tq_broker.model.figures import Figures, Look, Series
+from tq_broker.model.figures import Figures, Look, QueueFigures, Series
 from tq_broker.model.limits import Side
-from tq_broker.model.names import Kind, QueueName, check_task_queue
+from tq_broker.model.names import Kind, check_task_queue
 from tq_broker.model.registrations import serving
-from tq_broker.queues.broker import QueueStats
 from tq_broker.queues.settings_log import SettingsLog
 
 QUEUES_PER_S = 200
 """What a look takes at most, beside the client's timeout: a question to RabbitMQ for each queue."""
+
+_Place = tuple[str, Side]
+
+
+def seen(
+    settings: SettingsLog,
+    place: tuple[str, Side],
+    at: float,
+    queues: Collection[QueueFigures],
+    workers: Sequence[WorkerInfo],
+) -> Look:
+    """What is seen at ``at`` (monotonic seconds) of one side of a task queue."""
+    name, side = place
+    is_activity = side is Side.ACTIVITY
+    return Look(
+        at=at,
+        queues=queues,
+        workers=workers,
+        limits=settings.limits(side, name),
+        is_paused=settings.is_stopped(side.value, name),
+        part_limits=settings.part_limits(name) if is_activity else (),
+        held_keys=[one.key for one in settings.back_offs(name)] if is_activity else (),
+    )
 
 
 class Observer:
@@ -55,14 +78,18 @@ class Observer:
         if core.broker.stats(str(core.names.queue(Kind.PARKED)), deadline) is None:
             return []  # nobody has used this namespace
         self._follow(deadline)
-        for name, side in self._known(()):
-            self._begin(name, side)
+        for place in self._known(()):
+            self._begin(place)
         workers = self._workers(wait_s, deadline)
         known = self._known(workers)
         for gone in set(self._series) - set(known):
             del self._series[gone]
-        deadline = core.deadline() + len(known) / QUEUES_PER_S
-        found = (self._figures(name, side, workers, deadline) for name, side in known)
+        estates = {place: self._members(place, workers) for place in known}
+        deadline = core.deadline() + sum(map(len, estates.values())) / QUEUES_PER_S
+        found = (
+            self._figures(place, counted(core, members, workers, deadline).values(), workers)
+            for place, members in estates.items()
+        )
         return [one for one in found if one is not None]
 
     def close(self) -> None:
@@ -99,32 +126,22 @@ class Observer:
             found = {(name, side) for name, side in found if name in self._wanted}
         return sorted(found, key=lambda one: (one[0], one[1].value))
 
-    def _queue(self, name: str, side: Side) -> QueueName:
-        return self._core.names.queue(Kind(side.value), name)
+    def _members(self, place: _Place, workers: Sequence[WorkerInfo]) -> list[Member]:
+        name, side = place
+        return self._settings.composition(side.value, name, workers)
 
-    def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
-        return stats_of(self._core, queue, self._settings.prioritized, deadline)
-
-    def _begin(self, name: str, side: Side) -> None:
-        series = self._series.setdefault((name, side), Series(name, side))
+    def _begin(self, place: _Place) -> None:
+        series = self._series.setdefault(place, Series(*place))
         if not series.has_looked:
-            stats = self._stats(self._queue(name, side), self._core.deadline())
-            series.begin(self._core.clock.monotonic(), stats.ready if stats else 0)
+            queues = counted(self._core, self._members(place, ()), (), self._core.deadline())
+            series.begin(self._core.clock.monotonic(), queues.values())
 
     def _figures(
-        self, name: str, side: Side, workers: Sequence[WorkerInfo], deadline: float
+        self, place: _Place, queues: Collection[QueueFigures], workers: Sequence[WorkerInfo]
     ) -> Figures | None:
-        queue = self._queue(name, side)
-        stats = self._stats(queue, deadline)
-        if stats is None and not serving(workers, name, side.value):
+        name, side = place
+        if not queues and not serving(workers, name, side.value):
             return None  # the log knows of it, and it is not there any more
-        series = self._series.setdefault((name, side), Series(name, side))
-        return series.look(
-            Look(
-                at=self._core.clock.monotonic(),
-                backlog=stats.ready if stats else 0,
-                workers=workers,
-                limits=self._settings.limits(side, name),
-                is_paused=bool(self._settings.pause_of(queue)),
-            )
-        )
+        series = self._series.setdefault(place, Series(*place))
+        now = self._core.clock.monotonic()
+        return series.look(seen(self._settings, place, now, queues, workers))

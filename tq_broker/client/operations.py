@@ -5,11 +5,8 @@ Rules of this file:
 * blocking; every method takes one absolute deadline, the client's ``timeout`` from its start;
 * a look changes nothing: `task_queues`, `describe`, `workers` and `parked` read counts, the
   settings log, the answers of workers, and the parked queue, which nobody consumes;
-* what must read *tasks* says so. RabbitMQ has no way to look at a message in its place: one that
-  was handed out and given back is marked ``redelivered``, and to a worker that mark means that
-  somebody may have begun, so the attempt counts as lost (and an activity with
-  ``maximum_attempts=1`` fails). Hence `peek` puts a fresh, confirmed copy of each task at the
-  *back* of its queue instead: the mark keeps its meaning, the place in the queue does not;
+* what must read *tasks* says so, because it changes their order: see `tq_broker.client.peeking`;
+* which queues a task queue consists of is asked of `tq_broker.model.composition` only;
 * nothing is declared in a namespace that nobody uses: a mistyped name leaves no trace.
 """
 
@@ -20,11 +17,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import msgspec
-
-from tq_broker.client.backlog import stats_of
+from tq_broker.client.backlog import Estate, counted
 from tq_broker.client.core import ClientCore
 from tq_broker.client.deployments import DeploymentOperations
+from tq_broker.client.observer import seen
 from tq_broker.client.parked import (
     DELIVERY_COUNT,
     ParkedMessage,
@@ -32,24 +28,26 @@ from tq_broker.client.parked import (
     read_parked,
     renewed,
 )
+from tq_broker.client.peeking import PeekedTask, give_back, peeked, taken
+from tq_broker.client.purging import aside, purged
+from tq_broker.client.sampling import Sample, sampled
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
-from tq_broker.common import PRIORITY_DEFAULT, Requires
+from tq_broker.common import Requires
 from tq_broker.exceptions import (
     Conflict,
     DeadlineExceeded,
     InvalidArgument,
     Malformed,
     NotFound,
-    TqBrokerError,
 )
-from tq_broker.model import control, envelope, workflow_tasks
+from tq_broker.model import control, envelope
 from tq_broker.model.capabilities import check_requires, in_words
-from tq_broker.model.figures import Figures, Look, Series
+from tq_broker.model.composition import Way, begin_first
+from tq_broker.model.figures import Figures, QueueFigures, Series
 from tq_broker.model.limits import Limits, Side, check_limits
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import (
-    ORDERED,
     PLAIN,
     Exchange,
     Kind,
@@ -67,19 +65,14 @@ from tq_broker.model.settings import (
     LimitsSet,
     LimitState,
     TaskQueuePaused,
-    side_of,
 )
-from tq_broker.model.tasks import ActivityTask
-from tq_broker.queues.broker import Delivery, QueueStats
+from tq_broker.queues import routing
+from tq_broker.queues.broker import QueueStats
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import DELIVERY_LIMIT
 
 PEEK_MAX = 1_000
-TURN_ROUND_MAX = 500
-"""A queue no longer than this, which nobody consumes, is peeked at as a whole: then every task
-has gone to the back once, and their order is what it was."""
 PARKED_MAX = 10_000
-PREVIEW_CHARS = 200
 PING_WAIT_S = 1.0
 LOOKS_MAX = DELIVERY_LIMIT // 2
 """A parked message that was looked at so often is parked anew: from 4.0 RabbitMQ drops what was
@@ -94,8 +87,8 @@ class TaskQueueSummary:
     """A task queue at a glance.
 
     Attributes:
-        backlog: Tasks that wait in the shared queue.
-        consumers: Consumers that RabbitMQ counts, which also counts frozen ones.
+        backlog: Tasks that wait, in all its queues but those of tasks that require something.
+        consumers: Consumers of the shared queue that RabbitMQ counts, frozen ones as well.
         in_flight: Tasks that the workers that answered have in hand.
         workers: Identities of those workers.
         exists: False when workers say they serve it, but its queue is not there now.
@@ -106,6 +99,7 @@ class TaskQueueSummary:
         pause: Who paused it, when and why; ``None`` if it is not paused.
         back_offs: What was asked from inside, of all or of keys; they lift themselves.
         prioritized: Its tasks wait in a priority queue, which the counts include.
+        queues: Its queues that are there, with what waits in each.
     """
 
     task_queue: str
@@ -119,15 +113,13 @@ class TaskQueueSummary:
     pause: TaskQueuePaused | None = None
     back_offs: tuple[BackedOff, ...] = ()
     prioritized: bool = False
+    queues: tuple[QueueFigures, ...] = ()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivateBacklog:
-    """Tasks that wait for one host or process. ``kind`` is ``host`` or ``process``."""
-
-    kind: str
-    target: str
-    backlog: int
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, and nobody is there who takes it."""
+        has_consumers = any(one.consumers for one in self.queues)
+        return not (self.backlog or has_consumers or self.workers or self.pause)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +129,7 @@ class TaskQueueDescription:
     Attributes:
         oldest_age_s: How long the task at the head has waited. ``None``: not known without
             reading it, see `Operations.describe`.
+        private: What waits for some workers only: of a host, a process or a traffic rule.
         activities: Types that every one of its workers has.
         mismatches: Types that only some of its workers have, with the identities of those that
             lack them.
@@ -147,13 +140,15 @@ class TaskQueueDescription:
         part_limits: The same of types and keys of its activities.
         settings_faults: What of the settings log could not be read, and by whom ("" is us): the
             last settings that could are in force there.
-        waiting: Activities in sight that wait for limits of their types or keys; beside the
-            backlog.
+        waiting: Those of the backlog that limits of their types or keys hold back.
+        routes: What sends tasks of it elsewhere, or tasks of others here: traffic rules in force
+            and deployment versions, step by step, as the router says it.
+        sample: What was found when the first tasks were read; ``None`` if they were not.
     """
 
     summary: TaskQueueSummary
     oldest_age_s: float | None
-    private: tuple[PrivateBacklog, ...]
+    private: tuple[QueueFigures, ...]
     workers: tuple[control.WorkerInfo, ...]
     activities: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
@@ -164,6 +159,8 @@ class TaskQueueDescription:
     waiting: int = 0
     settings_faults: tuple[tuple[str, str], ...] = ()
     workflow: WorkflowSideDescription | None = None
+    routes: tuple[str, ...] = ()
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,28 +172,6 @@ class WorkflowSideDescription:
     workers: tuple[control.WorkerInfo, ...]
     workflows: tuple[str, ...]
     mismatches: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeekedTask:
-    """A task that waits.
-
-    Attributes:
-        age_s: Since this attempt was put on its queue; ``None`` if it does not tell.
-        arguments: The JSON of its arguments, shortened; or why they cannot be read.
-        redelivered: Somebody has had it and given it back or died: a worker that gets it takes
-            the attempt for lost.
-        priority: 1 (first) to 5.
-    """
-
-    type: str
-    id: str
-    attempt: int
-    age_s: float | None
-    size_bytes: int
-    arguments: str
-    redelivered: bool
-    priority: int = PRIORITY_DEFAULT
 
 
 class Operations:
@@ -244,17 +219,19 @@ class Operations:
             for name in worker.task_queues
             if serving((worker,), name, side)
         }
-        deadline = self._core.deadline() + len(found) / QUEUES_PER_S
-        summaries = [
-            self._summary(self._names.queue(Kind(side), name), workers, logged, deadline)
-            for name, side in sorted(found)
-        ]
-        summaries += [
-            self._summary(queue, workers, logged, deadline)
-            for queue in sorted(
-                logged.capable_queues(), key=lambda q: (q.parts[-1], *requirements(q))
-            )
-        ]
+        places = sorted(
+            found | {(queue.parts[-1], ACTIVITY_SIDE) for queue in logged.capable_queues()}
+        )
+        estates = {place: logged.composition(place[1], place[0], workers) for place in places}
+        deadline = self._core.deadline() + sum(map(len, estates.values())) / QUEUES_PER_S
+        summaries: list[TaskQueueSummary] = []
+        capable: list[TaskQueueSummary] = []
+        for place, members in estates.items():
+            estate = counted(self._core, members, workers, deadline)
+            if place in found:
+                summaries.append(_summary(*place, estate, workers, logged))
+            capable += _capable(place[0], estate, workers, logged)
+        summaries += capable
         # Known to the log but gone, and served by nobody: it was deleted behind our back, or it is
         # the side that a pause of both means, too.
         there = {one.task_queue for one in summaries if one.exists or one.workers}
@@ -266,54 +243,79 @@ class Operations:
         ]
 
     def describe(
-        self, task_queue: str, *, read_head: bool = False, wait_s: float = PING_WAIT_S
+        self,
+        task_queue: str,
+        *,
+        read_head: bool = False,
+        sample: int = 0,
+        wait_s: float = PING_WAIT_S,
     ) -> TaskQueueDescription:
         """All about one task queue.
 
         Args:
             read_head: Read the task at the head to tell its age, at the price of `peek`: it
                 goes to the back. Without it the age is told only when nothing waits.
+            sample: Read so many of the first activities, 0 to 1000, at the same price, and count
+                their priorities and keys, which RabbitMQ does not tell.
 
         Raises:
             NotFound: there is no such task queue.
+            InvalidArgument: ``sample`` is out of bounds.
         """
         check_task_queue(task_queue)
-        sides = [side for side in SIDES if self._is_there(task_queue, side)]
+        if sample:
+            _check_count("sample", sample)
         deadline = self._core.deadline()
-        series = [self._begun(task_queue, Side(side), deadline) for side in sides]
-        ping = self._pinged(wait_s)
         logged = self._logged(deadline)
-        capable = self._capable(task_queue, logged)
-        if not sides and not capable:
-            self._existing(task_queue)
-        found = self._waited(ping, deadline, wait_s)
+        series = [self._begun(task_queue, side, logged, deadline) for side in Side]
+        found = self._waited(self._pinged(wait_s), deadline, wait_s)
+        estates = {
+            side: counted(self._core, logged.composition(side, task_queue, found), found, deadline)
+            for side in SIDES
+        }
+        if not any(map(_is_there, estates.values())):
+            raise self._missing(task_queue)
+        estate = estates[ACTIVITY_SIDE]
         workers = serving(found, task_queue, ACTIVITY_SIDE)
-        queue = self._queue(task_queue)
-        summary = self._summary(queue, workers, logged, deadline)
-        age_s: float | None = None
-        if not summary.backlog:
-            age_s = 0.0
-        elif read_head:
-            heads = self._heads(queue, 1, deadline)
-            age_s = heads[0].age_s if heads else 0.0
+        summary = _summary(task_queue, ACTIVITY_SIDE, estate, workers, logged)
+        heads: list[PeekedTask] = []
+        if summary.backlog and (read_head or sample):
+            heads = self._heads(estate, task_queue, max(1, sample), deadline)
+        now = self._core.clock.monotonic()
         compared = compare(workers, ACTIVITY_SIDE)
         return TaskQueueDescription(
             summary=summary,
-            oldest_age_s=age_s,
-            private=self._private(task_queue, workers, deadline),
+            oldest_age_s=heads[0].age_s if heads else 0.0 if not summary.backlog else None,
+            private=tuple(counts for member, counts in estate.items() if member.is_fleeting),
             workers=workers,
             activities=compared.everywhere,
             mismatches=compared.mismatches,
             workflow=(
-                self._workflow_side(task_queue, found, logged, deadline)
-                if WORKFLOW_SIDE in sides
+                _workflow_side(task_queue, estates[WORKFLOW_SIDE], found, logged)
+                if _is_there(estates[WORKFLOW_SIDE])
                 else None
             ),
-            capable=tuple(self._summary(one, found, logged, deadline) for one in capable),
+            capable=tuple(_capable(task_queue, estate, found, logged)),
             limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
-            figures=tuple(self._figures(one, found, logged, deadline) for one in series),
+            figures=tuple(
+                one.look(
+                    seen(
+                        logged,
+                        (task_queue, one.side),
+                        now,
+                        estates[one.side.value].values(),
+                        found,
+                    )
+                )
+                for one in series
+                if _is_there(estates[one.side.value])
+            ),
             part_limits=tuple(logged.part_limits(task_queue)),
-            waiting=self._waiting(task_queue, workers, deadline),
+            waiting=sum(
+                counts.backlog
+                for member, counts in estate.items()
+                if member.queue.kind is Kind.ANTEROOM
+            ),
             settings_faults=tuple(
                 (who, fault)
                 for who, fault in (
@@ -322,57 +324,21 @@ class Operations:
                 )
                 if fault
             ),
+            routes=tuple(
+                routing.explain_task_queue(
+                    task_queue, logged.rules, logged.deployments, epoch_ms(self._core.clock)
+                )
+            ),
+            sample=sampled(heads, summary.backlog) if sample else None,
         )
 
-    def _begun(self, task_queue: str, side: Side, deadline: float) -> Series:
+    def _begun(self, task_queue: str, side: Side, logged: SettingsLog, deadline: float) -> Series:
         """A first look."""
-        waiting = self.waiting(self._names.queue(Kind(side.value), task_queue), deadline)
+        members = logged.composition(side.value, task_queue)
         series = Series(task_queue, side)
-        series.begin(self._core.clock.monotonic(), sum(waiting.values()))
+        queues = counted(self._core, members, (), deadline)
+        series.begin(self._core.clock.monotonic(), queues.values())
         return series
-
-    def _figures(
-        self,
-        series: Series,
-        workers: Sequence[control.WorkerInfo],
-        logged: SettingsLog,
-        deadline: float,
-    ) -> Figures:
-        """A second look, after which there are rates."""
-        queue = self._names.queue(Kind(series.side.value), series.task_queue)
-        stats = stats_of(self._core, queue, logged.prioritized, deadline)
-        return series.look(
-            Look(
-                at=self._core.clock.monotonic(),
-                backlog=stats.ready if stats else 0,
-                workers=workers,
-                limits=logged.limits(series.side, series.task_queue),
-                is_paused=bool(logged.pause_of(queue)),
-            )
-        )
-
-    def _waiting(
-        self, task_queue: str, workers: Sequence[control.WorkerInfo], deadline: float
-    ) -> int:
-        stats = self._stats(self._names.queue(Kind.ANTEROOM, task_queue), deadline)
-        out_of_sight = 0 if stats is None else stats.ready
-        return out_of_sight + sum(one.waiting.get(task_queue, 0) for one in workers)
-
-    def _workflow_side(
-        self,
-        task_queue: str,
-        found: Sequence[control.WorkerInfo],
-        logged: SettingsLog,
-        deadline: float,
-    ) -> WorkflowSideDescription:
-        workers = serving(found, task_queue, WORKFLOW_SIDE)
-        compared = compare(workers, WORKFLOW_SIDE)
-        return WorkflowSideDescription(
-            summary=self._summary(self._names.workflow(task_queue), workers, logged, deadline),
-            workers=workers,
-            workflows=compared.everywhere,
-            mismatches=compared.mismatches,
-        )
 
     def settings(self) -> SettingsLog:
         """The settings of the namespace, read as far as they go now; not followed any more."""
@@ -386,25 +352,26 @@ class Operations:
         side: str = ACTIVITY_SIDE,
         requires: Sequence[str] = (),
     ) -> list[PeekedTask]:
-        """The first ``count`` tasks that wait, in order.
+        """The first ``count`` tasks that wait, in order: those that begin first, of all queues of
+        the task queue, and after them those of its other queues.
 
-        They go to the back of the queue (see the rules of this file), as fresh copies which no
-        attempt is used up by; but for those that were redelivered already, which keep place and
+        They go to the back of their queues (see `tq_broker.client.peeking`), as fresh copies which
+        no attempt is used up by; but for those that were redelivered already, which keep place and
         mark. A short queue without consumers is turned round as a whole, so that its order
         stays. Should this process be killed meanwhile, each task in its hands comes back as a
-        lost attempt, and may run beside its copy.
+        lost attempt, and may run beside its copy. Activities in sight of an usher
+        (``docs/throttling.rst``) are not shown.
 
         Args:
-            requires: Those of the tasks that require just these capabilities.
+            requires: Only those of the tasks that require just these capabilities.
 
         Raises:
             NotFound: there is no such task queue.
             InvalidArgument: ``count`` is not from 1 to 1000.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
-            raise InvalidArgument(f"count is {count!r}; it must be from 1 to {PEEK_MAX}")
-        (queue,) = self.queues_of(task_queue, side, requires, every=False)
-        return self._heads(queue, count, self._core.deadline())
+        _check_count("count", count)
+        estate = self.estate(task_queue, side, requires)
+        return self._heads(estate, task_queue, count, self._core.deadline())
 
     def parked(self, limit: int = 1_000) -> list[ParkedMessage]:
         """The parked messages, oldest first, ``limit`` at most. They stay where they are.
@@ -497,8 +464,8 @@ class Operations:
             return settings.limits(side, task_queue, part)
 
     def purge(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
-        """Drop all tasks that wait, for ever; returns how many. Nobody is told of it: who waits
-        for a result waits until a timeout.
+        """Drop all activities that wait, in all queues of the task queue, for ever; returns how
+        many. Nobody is told of it: who waits for a result waits until a timeout.
 
         Args:
             requires: Only those that require just these capabilities.
@@ -506,52 +473,44 @@ class Operations:
         Raises:
             NotFound: there is no such task queue.
         """
-        queues = self.queues_of(task_queue, ACTIVITY_SIDE, requires)
-        purge, deadline = self._core.broker.purge, self._core.deadline()
-        return sum(
-            purge(str(one), deadline) for queue in queues for one in self.waiting(queue, deadline)
-        )
+        estate = self.estate(task_queue, ACTIVITY_SIDE, requires)
+        has_usher = self.settings().part_table(task_queue) is not None
+        with aside(self._core, task_queue, estate):
+            return sum(purged(self._core, one, has_usher=has_usher) for one in estate)
 
-    def queues_of(
-        self,
-        task_queue: str,
-        side: str = ACTIVITY_SIDE,
-        requires: Sequence[str] = (),
-        *,
-        every: bool = True,
-    ) -> list[QueueName]:
-        """The shared queues of one side of a task queue, at least one.
+    def estate(
+        self, task_queue: str, side: str = ACTIVITY_SIDE, requires: Sequence[str] = ()
+    ) -> Estate:
+        """The queues of one side of a task queue that are there, with what waits in each.
 
         Args:
             requires: Only the one of the tasks that require just these capabilities.
-            every: Also those of tasks that require something; False: only the plain one.
 
         Raises:
+            InvalidArgument: there can be no such.
             NotFound: there is none.
         """
+        check_task_queue(task_queue)
+        if side not in SIDES:
+            raise InvalidArgument(f"side is {side!r}; it must be one of {', '.join(SIDES)}")
         if requires and side != ACTIVITY_SIDE:
             raise InvalidArgument("requires is for activities only")
-        if requires:
-            needed = check_requires(Requires(tuple(requires))).names
-            queue = self._names.capable(check_task_queue(task_queue), needed)
-            if self._stats(queue, self._core.deadline()) is None:
-                raise NotFound(
-                    f"nobody has required {in_words(needed)} of task queue {task_queue!r},"
-                    " or its queue was reclaimed"
-                )
-            return [queue]
-        capable = (
-            self._capable(task_queue, self.settings()) if every and side == ACTIVITY_SIDE else []
-        )
-        if capable and not self._is_there(check_task_queue(task_queue), side):
-            return capable
-        return [self._existing(task_queue, side), *capable]
-
-    def _capable(self, task_queue: str, logged: SettingsLog) -> list[QueueName]:
-        """The queues of a task queue's tasks that require something; those that are there."""
-        deadline = self._core.deadline()
-        queues = (self._names.capable(task_queue, one) for one in logged.capable(task_queue))
-        return [queue for queue in queues if self._stats(queue, deadline) is not None]
+        needed = check_requires(Requires(tuple(requires))).names if requires else ()
+        logged, deadline = self.settings(), self._core.deadline()
+        workers = self._waited(self._pinged(PING_WAIT_S), deadline, PING_WAIT_S)
+        members = logged.composition(side, task_queue, workers)
+        if needed:
+            wanted = self._names.capable(task_queue, needed)
+            members = [one for one in members if one.queue == wanted]
+        estate = counted(self._core, members, workers, deadline)
+        if needed and not estate:
+            raise NotFound(
+                f"nobody has required {in_words(needed)} of task queue {task_queue!r},"
+                " or its queue was reclaimed"
+            )
+        if not _is_there(estate):
+            raise self._missing(task_queue)
+        return estate
 
     def reclaim(self, task_queues: Sequence[str] | None = None, *, grace_s: float) -> list[str]:
         """Remove task queues that are empty and unserved.
@@ -567,9 +526,7 @@ class Operations:
         """
         if task_queues is None:
             task_queues = [
-                one.task_queue
-                for one in self.task_queues()
-                if one.exists and not (one.backlog or one.consumers or one.workers or one.pause)
+                one.task_queue for one in self.task_queues() if one.exists and one.is_idle
             ]
         for name in task_queues:
             check_task_queue(name)
@@ -584,13 +541,11 @@ class Operations:
             queue
             for side in SIDES
             for name in task_queues
-            if name not in served and self._is_there(name, side)
-            for queue in reclaimer.queues_of(name, side, logged.prioritized)
-        ]
-        queues += [
-            queue
-            for name in task_queues
-            for queue in self._capable(name, logged)
+            for queue in reclaimer.removable(
+                logged.composition(side, name, workers),
+                self._core.deadline(),
+                is_served=name in served,
+            )
             if not capable_of(workers, queue)
         ]
         if not queues:
@@ -626,29 +581,19 @@ class Operations:
     def _queue(self, task_queue: str) -> QueueName:
         return self._names.activity(check_task_queue(task_queue))
 
-    def _is_there(self, task_queue: str, side: str) -> bool:
-        queue = self._names.queue(Kind(side), task_queue)
-        return self._stats(queue, self._core.deadline()) is not None
-
     def _existing(self, task_queue: str, side: str = ACTIVITY_SIDE) -> QueueName:
         if side not in SIDES:
             raise InvalidArgument(f"side is {side!r}; it must be one of {', '.join(SIDES)}")
         queue = self._names.queue(Kind(side), check_task_queue(task_queue))
         if self._stats(queue, self._core.deadline()) is None:
-            raise NotFound(
-                f"there is no task queue {task_queue!r} in namespace"
-                f" {self._names.namespace!r}: nobody has used it, or it was reclaimed"
-            )
+            raise self._missing(task_queue)
         return queue
 
-    def waiting(self, queue: QueueName, deadline: float) -> dict[QueueName, int]:
-        """The queues in which tasks for ``queue`` wait, in the order in which they begin, with
-        how many; none if there is no such task queue."""
-        queues = [queue]
-        if queue.kind in ORDERED:
-            queues = [self._names.priority(queue), queue]
-        stats = [(one, self._stats(one, deadline)) for one in queues]
-        return {one: found.ready for one, found in stats if found is not None}
+    def _missing(self, task_queue: str) -> NotFound:
+        return NotFound(
+            f"there is no task queue {task_queue!r} in namespace"
+            f" {self._names.namespace!r}: nobody has used it, or it was reclaimed"
+        )
 
     def _stats(self, queue: QueueName, deadline: float) -> QueueStats | None:
         return self._core.broker.stats(str(queue), deadline)
@@ -685,158 +630,21 @@ class Operations:
         finally:
             follower.stop()
 
-    def _summary(
-        self,
-        queue: QueueName,
-        workers: Iterable[control.WorkerInfo],
-        logged: SettingsLog,
-        deadline: float,
-    ) -> TaskQueueSummary:
-        stats = stats_of(self._core, queue, logged.prioritized, deadline)
-        name, side, needed = queue.parts[-1], side_of(queue), requirements(queue)
-        served_by = capable_of(workers, queue) if needed else serving(workers, name, side)
-        return TaskQueueSummary(
-            task_queue=name,
-            backlog=stats.ready if stats else 0,
-            consumers=stats.consumers if stats else 0,
-            # Of workflow tasks a worker does not tell of which task queue they are.
-            in_flight=(
-                0
-                if needed
-                else sum(worker.held.get(name, 0) for worker in served_by)
-                if side == ACTIVITY_SIDE
-                else sum(worker.workflow_tasks for worker in served_by)
-            ),
-            workers=tuple(worker.identity for worker in served_by),
-            exists=stats is not None,
-            side=side,
-            requires=needed,
-            pause=logged.pauses().get((side, name)),
-            back_offs=tuple(logged.back_offs(name)) if side == ACTIVITY_SIDE else (),
-            prioritized=not needed and (side, name) in logged.prioritized,
-        )
-
-    def _private(
-        self, task_queue: str, workers: Iterable[control.WorkerInfo], deadline: float
-    ) -> tuple[PrivateBacklog, ...]:
-        targets = dict.fromkeys(
-            target
-            for worker in workers
-            for target in ((Kind.HOST, worker.host), (Kind.PROCESS, worker.worker_id))
-        )
-        backlogs = []
-        for kind, target in targets:
-            stats = self._stats(self._names.queue(kind, target, task_queue), deadline)
-            if stats is not None:
-                backlogs.append(PrivateBacklog(kind=kind.value, target=target, backlog=stats.ready))
-        return tuple(backlogs)
-
-    # --- peeking ------------------------------------------------------------------------------
-
-    def _heads(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
+    def _heads(
+        self, estate: Estate, task_queue: str, count: int, deadline: float
+    ) -> list[PeekedTask]:
         tasks: list[PeekedTask] = []
-        for one in self.waiting(queue, deadline):
+        for one in begin_first(estate):
             if len(tasks) < count:
-                tasks += self._peeked(one, count - len(tasks), deadline)
+                tasks += peeked(self._core, one, task_queue, count - len(tasks), deadline)
         return tasks
-
-    def _peeked(self, queue: QueueName, count: int, deadline: float) -> list[PeekedTask]:
-        stats = self._stats(queue, deadline)
-        if stats is None or not stats.ready:
-            return []
-        alone = not stats.consumers and stats.ready <= TURN_ROUND_MAX
-        deliveries = self._got(queue, stats.ready if alone else count, deadline)
-        now_ms = epoch_ms(self._core.clock)
-        tasks = [self._task(delivery, queue, now_ms) for delivery in deliveries[:count]]
-        # What was redelivered before must stay so: a fresh copy would run a lost attempt again.
-        marked = [delivery for delivery in deliveries if delivery.redelivered]
-        unmarked = [delivery for delivery in deliveries if not delivery.redelivered]
-        try:
-            self._send_round(queue, unmarked, deadline)
-        finally:
-            _give_back(marked)
-        return tasks
-
-    def _got(self, queue: QueueName, count: int, deadline: float) -> list[Delivery]:
-        deliveries: list[Delivery] = []
-        try:
-            while len(deliveries) < count:
-                delivery = self._core.broker.get(str(queue), deadline)
-                if delivery is None:
-                    break
-                deliveries.append(delivery)
-        except TqBrokerError:
-            _give_back(deliveries)
-            raise
-        return deliveries
-
-    def _send_round(
-        self, queue: QueueName, deliveries: Sequence[Delivery], deadline: float
-    ) -> None:
-        """Put a copy of each at the back, then let go of the originals."""
-        exchange = self._names.exchange(Exchange.TASKS)
-        ends: list[Future[None]] = [Future() for _ in deliveries]
-        self._core.sender.send_many(
-            [Publication(exchange, queue.key, fresh(one.message)) for one in deliveries],
-            (queue,),
-            deadline,
-            lambda index, error: _end(ends[index], error),
-        )
-        problem: BaseException | None = None
-        for delivery, end in zip(deliveries, ends, strict=True):
-            error = end.exception()
-            problem = problem or error
-            if error is None:
-                delivery.ack()
-            else:
-                delivery.reject(requeue=True)
-        if problem is not None:
-            raise problem
-
-    def _task(self, delivery: Delivery, queue: QueueName, now_ms: int) -> PeekedTask:
-        message = delivery.message
-        if side_of(queue) == WORKFLOW_SIDE:
-            return _workflow_task(delivery, now_ms)
-        try:
-            task = envelope.read_task(message, queue.parts[-1])
-        except Malformed as error:
-            return PeekedTask(
-                type=message.kind or "?",
-                id=message.message_id,
-                attempt=1,
-                age_s=None,
-                size_bytes=len(message.body),
-                arguments=f"unreadable: {error.reason}",
-                redelivered=delivery.redelivered,
-                priority=envelope.priority_of(message),
-            )
-        since_ms = task.attempt_scheduled_ms or task.scheduled_ms
-        return PeekedTask(
-            type=task.activity_type,
-            id=task.activity_id,
-            attempt=task.attempt,
-            age_s=max(0, now_ms - since_ms) / 1000 if since_ms else None,
-            size_bytes=len(message.body),
-            arguments=self.preview(task),
-            redelivered=delivery.redelivered,
-            priority=envelope.priority_of(message),
-        )
-
-    def preview(self, task: ActivityTask, chars_max: int = PREVIEW_CHARS) -> str:
-        """The JSON of a task's arguments, shortened; or why they cannot be read."""
-        try:
-            body = envelope.read_task_body(task, self._core.converter)
-        except Malformed as error:
-            return f"unreadable: {error.reason}"
-        text = msgspec.json.encode(body.args).decode()
-        return text if len(text) <= chars_max else f"{text[: chars_max - 3]}..."
 
     # --- parked -------------------------------------------------------------------------------
 
     def _each_parked(self, limit: int, handle: Callable[[ParkedMessage], bool]) -> None:
         """Show each message to ``handle``; those that it answers with True leave the queue."""
         queue, deadline = self._names.queue(Kind.PARKED), self._core.deadline()
-        left = dict(enumerate(self._got(queue, limit, deadline)))
+        left = dict(enumerate(taken(self._core, queue, limit, deadline)))
         try:
             for index, delivery in list(left.items()):
                 parked = read_parked(delivery.message, self._names.namespace, delivery.routing_key)
@@ -848,7 +656,7 @@ class Operations:
                     del left[index]
                     delivery.ack()
         finally:
-            _give_back(left.values())
+            give_back(left.values())
 
     def _taken(
         self, keys: Iterable[str] | None, take: Callable[[ParkedMessage], None]
@@ -907,38 +715,84 @@ class Operations:
         sent.result()
 
 
-def _workflow_task(delivery: Delivery, now_ms: int) -> PeekedTask:
-    message = delivery.message
-    type_, attempt, age_s, told = message.kind or "?", 1, None, ""
-    try:
-        task = workflow_tasks.read_task(message)
-    except Malformed as error:
-        told = f"unreadable: {error.reason}"
-    else:
-        type_, attempt = task.workflow_type, task.attempt
-        if task.scheduled_ms:
-            age_s = max(0, now_ms - task.scheduled_ms) / 1000
-        told = f"workflow {task.run.workflow_id} run {task.run.run_id}"
-    return PeekedTask(
-        type=type_,
-        id=message.message_id,
-        attempt=attempt,
-        age_s=age_s,
-        size_bytes=len(message.body),
-        arguments=told,
-        redelivered=delivery.redelivered,
-        priority=envelope.priority_of(message),
+def _check_count(argument: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= PEEK_MAX:
+        raise InvalidArgument(f"{argument} is {count!r}; it must be from 1 to {PEEK_MAX}")
+
+
+def _is_there(estate: Estate) -> bool:
+    """Whether there is a task queue: what its limits were kept with may outlive it."""
+    return any(one.way is not Way.LIMITED for one in estate)
+
+
+def _summary(
+    task_queue: str,
+    side: str,
+    estate: Estate,
+    workers: Iterable[control.WorkerInfo],
+    logged: SettingsLog,
+) -> TaskQueueSummary:
+    queues = {one: counts for one, counts in estate.items() if one.way is not Way.CAPABLE}
+    shared = [counts for one, counts in queues.items() if one.way is Way.SHARED]
+    served_by = serving(workers, task_queue, side)
+    return TaskQueueSummary(
+        task_queue=task_queue,
+        backlog=sum(one.backlog for one in queues.values()),
+        # Those of a plain queue only bring its tasks into order, if there is a priority queue.
+        consumers=shared[-1].consumers if shared else 0,
+        # Of workflow tasks a worker does not tell of which task queue they are.
+        in_flight=(
+            sum(worker.held.get(task_queue, 0) for worker in served_by)
+            if side == ACTIVITY_SIDE
+            else sum(worker.workflow_tasks for worker in served_by)
+        ),
+        workers=tuple(worker.identity for worker in served_by),
+        exists=_is_there(queues),
+        side=side,
+        pause=logged.pauses().get((side, task_queue)),
+        back_offs=tuple(logged.back_offs(task_queue)) if side == ACTIVITY_SIDE else (),
+        prioritized=(side, task_queue) in logged.prioritized,
+        queues=tuple(queues.values()),
+    )
+
+
+def _capable(
+    task_queue: str, estate: Estate, workers: Sequence[control.WorkerInfo], logged: SettingsLog
+) -> list[TaskQueueSummary]:
+    """What waits for workers with certain capabilities; by set."""
+    return [
+        TaskQueueSummary(
+            task_queue=task_queue,
+            backlog=counts.backlog,
+            consumers=counts.consumers,
+            in_flight=0,
+            workers=tuple(worker.identity for worker in capable_of(workers, one.queue)),
+            requires=requirements(one.queue),
+            pause=logged.pauses().get((ACTIVITY_SIDE, task_queue)),
+            back_offs=tuple(logged.back_offs(task_queue)),
+            queues=(counts,),
+        )
+        for one, counts in estate.items()
+        if one.way is Way.CAPABLE
+    ]
+
+
+def _workflow_side(
+    task_queue: str, estate: Estate, found: Sequence[control.WorkerInfo], logged: SettingsLog
+) -> WorkflowSideDescription:
+    workers = serving(found, task_queue, WORKFLOW_SIDE)
+    compared = compare(workers, WORKFLOW_SIDE)
+    return WorkflowSideDescription(
+        summary=_summary(task_queue, WORKFLOW_SIDE, estate, workers, logged),
+        workers=workers,
+        workflows=compared.everywhere,
+        mismatches=compared.mismatches,
     )
 
 
 def _looks(message: Message) -> int:
     count = message.headers.get(DELIVERY_COUNT, 0)
     return count if isinstance(count, int) else 0
-
-
-def _give_back(deliveries: Iterable[Delivery]) -> None:
-    for delivery in deliveries:
-        delivery.reject(requeue=True)
 
 
 def _end(future: Future[None], error: BaseException | None) -> None:

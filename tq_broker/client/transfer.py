@@ -9,7 +9,9 @@ Rules of this file:
   attempt. So we give nothing back: what stays is put at the back of its queue as a fresh copy,
   marked with the id of the job, so that the job knows it when it comes round;
 * a task that was handed out before, to a worker or to a transfer that was killed, keeps that mark:
-  as the header ``tq-handed-out``;
+  as the header ``tq-handed-out``. What an usher alone has had in sight nobody has begun;
+* a task that an usher has let in has a pass, which it does not take elsewhere: the usher's roster
+  is told what becomes of it, and has confirmed that, before the task is gone from here;
 * a job ends after as many tasks as waited when it began. What comes meanwhile is not its concern,
   and workers may consume on both sides.
 """
@@ -27,9 +29,10 @@ import msgspec
 
 from tq_broker.client.core import ClientCore
 from tq_broker.exceptions import InvalidArgument, Malformed, TqBrokerError
-from tq_broker.model import envelope, workflow_tasks
+from tq_broker.model import envelope, passes, workflow_tasks
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName, check_text
+from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue, check_text
+from tq_broker.model.passes import News, What
 from tq_broker.queues.broker import Delivery
 
 BATCH = 100
@@ -47,6 +50,7 @@ _NOT_COPIED = (
     "tq-id-conflict",
     envelope.RESENT,
     envelope.HANDED_OUT,
+    envelope.PASS,
     JOB,
 )
 
@@ -57,6 +61,8 @@ class Verb(enum.Enum):
     MOVE = "move"
     COPY = "copy"
     COUNT = "count"
+    DROP = "drop"
+    """They go nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +155,32 @@ def is_wanted(type_: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(type_, pattern) for pattern in patterns)
 
 
-def moved(delivery: Delivery) -> Message:
-    """The task of ``delivery`` as it is put elsewhere."""
-    begun = _may_have_begun(delivery)
-    return _without(envelope.handed_on(delivery.message, may_have_begun=begun), JOB)
+def moved(delivery: Delivery, source: QueueName) -> Message:
+    """The task of ``delivery``, from ``source``, as it is put elsewhere."""
+    begun = _may_have_begun(delivery, source)
+    handed_on = envelope.handed_on(delivery.message, may_have_begun=begun)
+    return _without(handed_on, JOB, envelope.PASS)
 
 
-def stayed(delivery: Delivery, job: str) -> Message:
-    """The task of ``delivery`` as it goes to the back of its queue."""
-    return envelope.forwarded(moved(delivery), headers={JOB: job})
+def stayed(delivery: Delivery, source: QueueName, job: str) -> Message:
+    """The same as it goes to the back of its queue."""
+    begun = _may_have_begun(delivery, source)
+    copy = envelope.handed_on(delivery.message, may_have_begun=begun)
+    return envelope.forwarded(copy, headers={JOB: job})
+
+
+def pass_news(delivery: Delivery) -> tuple[str, News] | None:
+    """What is to be told of the pass of a task that is gone from its queue, and of which task queue
+    the usher is told; ``None`` if it has no pass."""
+    mark = delivery.message.headers.get(envelope.PASS)
+    if not isinstance(mark, str):
+        return None
+    pass_id, task_queue = passes.read_mark(mark)
+    try:
+        check_task_queue(task_queue)
+    except InvalidArgument:
+        return None
+    return task_queue, News(pass_id, What.ENDED if delivery.redelivered else What.UNUSED)
 
 
 def copied(message: Message, job: str) -> Message:
@@ -176,9 +199,11 @@ def copied(message: Message, job: str) -> Message:
     )
 
 
-def _may_have_begun(delivery: Delivery) -> bool:
-    is_task = delivery.message.kind != workflow_tasks.WORKFLOW_TASK
-    return is_task and (delivery.redelivered or envelope.HANDED_OUT in delivery.message.headers)
+def _may_have_begun(delivery: Delivery, source: QueueName) -> bool:
+    if delivery.message.kind == workflow_tasks.WORKFLOW_TASK:
+        return False
+    is_redelivered = delivery.redelivered and source.kind is not Kind.ANTEROOM
+    return is_redelivered or envelope.HANDED_OUT in delivery.message.headers
 
 
 def _without(message: Message, *names: str) -> Message:
@@ -252,6 +277,7 @@ class Transfer:
     def _place(self, deliveries: Sequence[Delivery]) -> None:
         there: list[tuple[Delivery, Message]] = []
         back: list[tuple[Delivery, Message]] = []
+        over: list[Delivery] = []
         job, counts = self._job, dict(self._state.types)
         done = 0
         for one in deliveries:
@@ -260,13 +286,15 @@ class Transfer:
             if wanted:
                 done += 1
                 counts[type_] = counts.get(type_, 0) + 1
-            if wanted and job.verb is Verb.MOVE:
-                there.append((one, moved(one)))
+            if wanted and job.verb in (Verb.MOVE, Verb.DROP):
+                over.append(one)
+                if job.verb is Verb.MOVE:
+                    there.append((one, moved(one, self._source)))
                 continue
             if wanted and job.verb is Verb.COPY:
                 there.append((one, copied(one.message, job.id)))
-            back.append((one, stayed(one, job.id)))
-        self._send(there, back)
+            back.append((one, stayed(one, self._source, job.id)))
+        self._send(there, back, over)
         self._state = replace(
             self._state,
             seen=self._state.seen + len(deliveries),
@@ -278,11 +306,13 @@ class Transfer:
         self,
         there: Sequence[tuple[Delivery, Message]],
         back: Sequence[tuple[Delivery, Message]],
+        over: Sequence[Delivery] = (),
     ) -> None:
-        """Publish, and let go of each original when all that is made of it is confirmed."""
-        ends: dict[int, list[Future[None]]] = {}
-        originals: dict[int, Delivery] = {}
-        for queue, pairs in (*self._targets(there), (self._source, back)):
+        """Publish, and let go of each original when all that is made of it is confirmed; ``over``
+        are those that are gone from here then."""
+        originals: dict[int, Delivery] = {id(one): one for one in over}
+        ends: dict[int, list[Future[None]]] = {id(one): [] for one in over}
+        for queue, pairs in (*self._targets(there), *self._news(over), (self._source, back)):
             if not pairs:
                 continue
             futures: list[Future[None]] = []
@@ -301,6 +331,19 @@ class Transfer:
                 originals[key].ack()
         if problem is not None:
             raise problem
+
+    def _news(
+        self, over: Sequence[Delivery]
+    ) -> Iterable[tuple[QueueName, Sequence[tuple[Delivery, Message]]]]:
+        """What the rosters are told of those that are gone."""
+        groups: dict[QueueName, list[tuple[Delivery, Message]]] = {}
+        for one in over:
+            if (found := pass_news(one)) is not None:
+                task_queue, news = found
+                message = passes.news_message(news, self._core.new_id())
+                roster = self._core.names.queue(Kind.ROSTER, task_queue)
+                groups.setdefault(roster, []).append((one, message))
+        return groups.items()
 
     def _targets(
         self, there: Sequence[tuple[Delivery, Message]]
@@ -338,4 +381,4 @@ class Transfer:
         held, self._held = self._held, []
         for start in range(0, len(held), BATCH):
             some = held[start : start + BATCH]
-            self._send((), [(one, stayed(one, self._job.id)) for one in some])
+            self._send((), [(one, stayed(one, self._source, self._job.id)) for one in some])

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from tq_broker.client.broadcast import WorkerResult, broadcast
 from tq_broker.client.core import ClientCore
+from tq_broker.client.finding import ActivityDescription, describe_activity
 from tq_broker.client.operations import (
     PING_WAIT_S,
     Operations,
-    PeekedTask,
     TaskQueueDescription,
     TaskQueueSummary,
 )
+from tq_broker.client.peeking import PeekedTask
 from tq_broker.client.transfer import OnProgress, Transferred
 from tq_broker.client.verbs import Verbs
 from tq_broker.client.waiting import UNSET, Timeout, one_or_many, to_seconds
@@ -131,6 +132,15 @@ class AsyncVerbs(_Verbs):
         """Drop all tasks that wait, for ever; returns how many. See `Operations.purge`."""
         return await asyncio.to_thread(self.operations.purge, task_queue, requires=requires)
 
+    async def describe_activity(
+        self, activity_id: str, *, task_queue: str = "", search: int = 0
+    ) -> ActivityDescription:
+        """What can be known of an activity, and where it goes. See
+        `tq_broker.client.finding.describe_activity`."""
+        return await asyncio.to_thread(
+            describe_activity, self.core, activity_id, task_queue=task_queue, search=search
+        )
+
     async def broadcast_activity(
         self,
         activity: Callable[..., Any] | str,
@@ -203,6 +213,13 @@ class BlockingVerbs(_Verbs):
     def purge_task_queue(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all tasks that wait, for ever; returns how many. See `Operations.purge`."""
         return self.operations.purge(task_queue, requires=requires)
+
+    def describe_activity(
+        self, activity_id: str, *, task_queue: str = "", search: int = 0
+    ) -> ActivityDescription:
+        """What can be known of an activity, and where it goes. See
+        `tq_broker.client.finding.describe_activity`."""
+        return describe_activity(self.core, activity_id, task_queue=task_queue, search=search)
 
     def broadcast_activity(
         self,

@@ -11,11 +11,13 @@ from dataclasses import replace
 
 from tq_broker.client.core import ClientCore
 from tq_broker.client.operations import Operations
+from tq_broker.client.purging import aside
 from tq_broker.client.settings_book import append
 from tq_broker.client.transfer import Job, OnProgress, Transfer, Transferred, Verb
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import InvalidArgument, NotFound
-from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text, requirements
+from tq_broker.model.composition import begin_first, counterpart
+from tq_broker.model.names import Kind, QueueName, check_task_queue, check_text
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
@@ -58,7 +60,7 @@ class Verbs:
             self._stats(task_queue, one) is not None or (one, task_queue) in paused
             for one in sides_of(side)
         ):
-            self._operations.queues_of(task_queue)  # its tasks may all require something
+            self._operations.estate(task_queue)  # its tasks may all require something
         record = TaskQueuePaused(
             task_queue, epoch_ms(self._core.clock), self._core.identity, reason, side
         )
@@ -111,12 +113,16 @@ class Verbs:
         as you like, and call it again for the rest. With ``types`` what stays goes to the back of
         its queue. Retries of a moved activity of a workflow go to where the workflow said.
 
+        All queues of ``source`` are meant but those of a host, a process or a traffic rule, and of
+        a version that does not serve ``target``: what is for these workers only stays with them. In
+        ``target`` tasks are for the same version and capabilities; limits of types and keys are
+        those of ``target``.
+
         Args:
             types: Patterns of the types to move, such as ``Send*``; none means all.
             limit: Move so many at most.
             side: ``activity`` or ``workflow``.
-            requires: Only tasks that require just these capabilities. In ``target`` tasks require
-                what they do in ``source``.
+            requires: Only tasks that require just these capabilities.
             create: ``target`` need not exist.
             dry_run: Only count. With ``types`` all tasks are read for it, and go round once.
             on_progress: Called every hundred tasks, when none is in hand; what it raises ends the
@@ -183,36 +189,34 @@ class Verbs:
             limit=limit,
             id=job or self._core.new_id(),
         )
-        sources = self._operations.queues_of(source, side, requires)
+        estate = self._operations.estate(source, side, requires)
         if not create and self._stats(target, side) is None:
             raise self._missing(target, "; say create if it is to be made")
         told = Transferred(job=first.id, waiting=0, is_dry=verb is Verb.COUNT)
-        for queue in sources:
-            left = None if limit is None else limit - told.done
-            if left is None or left > 0:
-                told = self._one(first, queue, target, left, told, on_progress)
+        deployments = self._operations.settings().deployments
+        found = [
+            (member, to)
+            for member in begin_first(estate)
+            if (to := counterpart(self._core.names, member, target, deployments)) is not None
+        ]
+        if verb is Verb.COUNT and not first.types:
+            ready = sum(estate[member].backlog for member, _ in found)
+            return replace(told, waiting=ready, done=ready if limit is None else min(limit, ready))
+        with aside(self._core, source, estate):
+            for member, to in found:
+                left = None if limit is None else limit - told.done
+                if left is None or left > 0:
+                    work = replace(first, source=member.queue, target=to, limit=left)
+                    told = self._one(work, told, on_progress)
         return told
 
-    def _one(
-        self,
-        job: Job,
-        source: QueueName,
-        target: str,
-        limit: int | None,
-        before: Transferred,
-        on_progress: OnProgress | None,
-    ) -> Transferred:
+    def _one(self, job: Job, before: Transferred, on_progress: OnProgress | None) -> Transferred:
         """Do it for one queue of the task queue; ``before`` is what was done for the others."""
-        waiting = self._operations.waiting(source, self._core.deadline())
-        ready = sum(waiting.values())
-        if job.verb is Verb.COUNT and not job.types:
-            count = ready if limit is None else min(limit, ready)
-            return replace(before, waiting=before.waiting + ready, done=before.done + count)
-        needed = requirements(source)
-        to = self._core.names.capable(target, needed) if needed else job.target
-        work = replace(job, source=source, target=to, limit=limit)
+        core = self._core
+        stats = core.broker.stats(str(job.source), core.deadline())
+        ready = 0 if stats is None else stats.ready
         tell = None if on_progress is None else lambda now: on_progress(before.plus(now))
-        return before.plus(Transfer(self._core, work, tell).run(waiting))
+        return before.plus(Transfer(core, job, tell).run({job.source: ready}))
 
     # --- task queues --------------------------------------------------------------------------
 

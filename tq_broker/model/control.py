@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +27,7 @@ from tq_broker.model.tasks import NO_RESULT
 
 EVERY_WORKER = "worker"
 """The control key that all workers of a namespace answer to."""
+ASIDE_MS_MAX = 60_000
 
 
 def worker_key(worker_id: str) -> str:
@@ -63,6 +65,20 @@ class AskRecent(msgspec.Struct, frozen=True, tag="recent"):
     """Which tasks did you take lately?"""
 
 
+class StandAside(msgspec.Struct, frozen=True, tag="stand-aside"):
+    """The usher of ``task_queue`` is to leave what waits to RabbitMQ for ``for_ms``, at most
+    `ASIDE_MS_MAX`; 0: it may come back. Nobody answers it."""
+
+    task_queue: str
+    for_ms: int
+
+
+class FindActivity(msgspec.Struct, frozen=True, tag="find-activity"):
+    """Who has the activity with this id?"""
+
+    activity_id: str
+
+
 class CompleteAttempt(msgspec.Struct, frozen=True, tag="complete"):
     """An attempt that completes asynchronously has ended, or only sends a ``heartbeat``.
 
@@ -82,10 +98,12 @@ class Begins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         total: Since the worker started.
         shared: Those of them that came through the queue that all workers share.
+        ways: All of them by the way on which they came, see `tq_broker.model.composition.Way`.
         per_second: The average of the last half minute.
         waited_ms: How long the last one had waited on its queue; ``None`` if it did not tell.
         priority: Only those of this priority; ``None`` means all.
-        key: Only those with this key; ``None`` means all.
+        key: Only those with this ``rate_limit_key``; ``None`` means all. Only the busiest keys are
+            told, with what was counted while they were among them.
     """
 
     task_queue: str
@@ -96,6 +114,23 @@ class Begins(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waited_ms: int | None = None
     priority: int | None = None
     key: str | None = None
+    ways: dict[str, int] = {}
+
+
+class HeldBack(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks of one type and key that limits hold back, in sight of their usher.
+
+    Attributes:
+        count: How many.
+        oldest_age_s: How long the first of them has waited; ``None`` if it does not tell.
+    """
+
+    task_queue: str
+    activity_type: str
+    key: str
+    priority: int
+    count: int
+    oldest_age_s: float | None
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
@@ -153,6 +188,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     """What of the settings log it could not read; the last settings that it could are in force."""
     waiting: dict[str, int] = {}
     """Tasks in sight that wait for limits of their types or keys, where it is the usher."""
+    held_back: list[HeldBack] = []
+    """The longest lines of those."""
+    serves: list[Serve] = []
+    """The queues of its host, its process, its niches and of traffic rules that it was asked to
+    serve."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -188,8 +228,50 @@ class Recent(msgspec.Struct, frozen=True, tag="recent"):
     tasks: list[RecentTask]
 
 
-Request = Ping | Probe | Serve | AskRecent | CompleteAttempt | Hello | Present
-Reply = WorkerInfo | Answer | Recent
+class Hold(str, enum.Enum):
+    """How a worker has a task. The value is the word on the wire."""
+
+    RUNNING = "running"
+    OPEN = "open"
+    """Its code has returned: it is completed by somebody else, or its end is being told."""
+    IN_HAND = "in-hand"
+    """It waits there for a slot, or for leave to begin."""
+    HELD_BACK = "held-back"
+    """It waits for limits of its type or key, in sight of their usher."""
+    TAKEN = "taken"
+    """It was there lately, and is not any more."""
+
+
+class FoundTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task of an activity that a worker has, or had.
+
+    Attributes:
+        at_ms: When it began, or was taken (epoch ms); 0 if that is not told.
+        facts: What traffic rules may ask of it.
+        route: As its header says it, and so ``requires``; ``None`` without one.
+        attempt: 0 if it is not known any more.
+    """
+
+    hold: Hold
+    facts: Facts
+    attempt: int = 0
+    at_ms: int = 0
+    route: str | None = None
+    requires: str | None = None
+
+
+class FoundActivity(msgspec.Struct, frozen=True, tag="found-activity"):
+    """The answer to `FindActivity`: what this worker has of it."""
+
+    worker_id: str
+    identity: str
+    tasks: list[FoundTask]
+
+
+Request = (
+    Ping | Probe | Serve | StandAside | FindActivity | AskRecent | CompleteAttempt | Hello | Present
+)
+Reply = WorkerInfo | Answer | Recent | FoundActivity
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)

@@ -299,6 +299,15 @@ class Deployments(msgspec.Struct, frozen=True):
         deployment = self.by_name.get(name)
         return deployment is not None and (side, task_queue) in deployment.serves(build_id)
 
+    def versions(self, side: str, task_queue: str) -> list[str]:
+        """All versions that serve one side of a task queue, or did."""
+        return [
+            version_of(deployment.name, build_id)
+            for deployment in self.by_name.values()
+            for build_id, version in deployment.versions.items()
+            if (side, task_queue) in version.serves
+        ]
+
     def knows(self, version: str) -> bool:
         """Whether there is such a version."""
         name, _, build_id = version.partition(".")

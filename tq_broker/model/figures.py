@@ -1,31 +1,35 @@
 """Figures of task queues: how much comes, how much is begun, what waits, and what limits it.
 
-RabbitMQ tells how many tasks wait in a queue, and nothing of what has gone through it; the workers
-tell what they have begun. Looks at both, one after another, add up to all the rest:
+RabbitMQ tells how many tasks wait in a queue, and nothing of what has gone through it, nor of their
+priorities and keys; the workers tell what they have begun, and an usher which keys it holds back.
+Looks at all that, one after another, add up to the rest:
 
 * *dispatch rate*: what the workers have begun per second, on the average of the last half minute;
 * *add rate*: what the workers have begun between the looks of the last half minute, and what the
   backlog has grown by, per second; with no more than one look at the workers, the dispatch rate and
   the growth;
 * *oldest age*: tasks leave a queue in the order in which they came, so the one at the head came
-  with the first look at which there had been as many as have left by now, and one. Priorities
+  with the first look at which there had been as many as have left by now, and one. That is reckoned
+  for each `Way` on which tasks come to their workers, and the oldest of those counts. Priorities
   disturb that order; then it is the age that it would have without.
 
 Rules of this file: a count that a worker has taken with it to its grave makes no negative rates;
-what is not known is ``None``, and not 0; all is plain values, so that there may be further parts of
-a task queue (priorities, keys) in the same shape.
+what is not known is ``None``, and not 0.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from tq_broker.model.control import Begins, WorkerInfo
+from tq_broker.model.composition import Way
+from tq_broker.model.control import Begins, HeldBack, WorkerInfo
 from tq_broker.model.limits import Side
+from tq_broker.model.parts import EACH_KEY, PartKind
+from tq_broker.model.parts import Part as LimitedPart
 from tq_broker.model.registrations import serving
 from tq_broker.model.settings import LimitState
 
@@ -35,6 +39,28 @@ WORKERS_MAX = 10_000
 """Workers remembered, also those that do not answer just now."""
 ARRIVALS_MAX = 2_000
 """Looks remembered for the age of what waits; of more every second one is forgotten."""
+KEYS_MAX = 20
+"""Keys that are told of, at the most."""
+
+
+class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue of a task queue.
+
+    Attributes:
+        name: RabbitMQ's.
+        kind: What it is for, in a word; see `tq_broker.model.composition`.
+        target: Whom its tasks are for: a version, capabilities, a host, a worker; may be empty.
+        way: The `Way` on which its tasks come to their workers.
+        backlog: Tasks that wait in it, with those in sight of an usher.
+        consumers: Those that RabbitMQ counts, which also counts frozen ones.
+    """
+
+    name: str
+    kind: str
+    target: str
+    way: Way
+    backlog: int
+    consumers: int
 
 
 class LimitFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,28 +85,45 @@ class LimitFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """What is begun of a part of a task queue: of a ``priority``, or of a ``key``."""
+    """A part of a task queue: the tasks of a ``priority``, or those with a ``key``.
+
+    Attributes:
+        begun: As in `Figures`; of a key, since it is among the busiest.
+        last_waited_s: As in `Figures`.
+        backlog: How many wait. RabbitMQ does not tell it of a priority, nor of a key: it is known
+            of keys that are held back, as far as their usher sees them, and when nothing waits at
+            all; otherwise ``None``.
+        oldest_age_s: How long the first of these has waited.
+        limit: Of a key, what was set for it or for each key, beside the limits of its task queue
+            and types; ``None`` without such, and if nothing is held back.
+    """
 
     priority: int | None
     key: str | None
     dispatch_rate: float
     begun: int
+    last_waited_s: float | None = None
+    backlog: int | None = None
+    oldest_age_s: float | None = None
+    limit: LimitFigures | None = None
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a task queue now.
 
     Attributes:
-        backlog: Tasks that wait in the shared queue.
-        add_rate: Tasks per second that are put on it.
+        backlog: Tasks that wait, in all its queues.
+        add_rate: Tasks per second that are put on them.
         dispatch_rate: Tasks per second that are begun, whichever way they came.
-        oldest_age_s: How long the task at the head of the backlog has waited, 0.0 if there is none;
+        oldest_age_s: How long the first task of the backlog has waited, 0.0 if there is none;
             ``None``: it was there before anybody looked, and no worker has begun another lately.
         last_waited_s: How long the task had waited that a worker has begun last.
         begun: Tasks begun by the workers that live, since they started.
         workers: Workers that have answered, with all their slots, and those in use.
         sticky_hits: Workflow tasks sent to a worker because of its cache, whose run was there.
-        parts: The same by priority and key, busiest first.
+        parts: The same by priority and by key, of the busiest keys and of those of which most is
+            held back; busiest first.
+        queues: What waits where.
         unserved: Tasks that wait for capabilities that no living worker has.
     """
 
@@ -101,6 +144,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     limit: LimitFigures
     parts: list[Part]
     unserved: int = 0
+    queues: list[QueueFigures] = []
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,16 +152,28 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         at: Monotonic seconds of whoever looked.
-        backlog: Ready tasks of the shared queue.
+        queues: What waits in the queues of the task queue.
         workers: Those that have answered.
-        limits: What the settings log says.
+        limits: What the settings log says, of the whole
+        part_limits: and of its parts.
+        held_keys: Keys that a back-off holds.
     """
 
     at: float
-    backlog: int
+    queues: Collection[QueueFigures] = ()
     workers: Sequence[WorkerInfo] = ()
     limits: LimitState = LimitState()
     is_paused: bool = False
+    part_limits: Sequence[tuple[LimitedPart, LimitState]] = ()
+    held_keys: Sequence[str] = ()
+
+    @property
+    def backlog(self) -> int:
+        """All that waits."""
+        return sum(one.backlog for one in self.queues)
+
+
+_TOLD_BY_WORKERS = {Way.LIMITED, Way.PRIVATE, Way.DETOUR}
 
 
 class _Seen(NamedTuple):
@@ -129,6 +185,37 @@ class _Seen(NamedTuple):
     added: int | None
 
 
+class _Arrivals:
+    """When the tasks came that wait on one way, as far as looks tell."""
+
+    def __init__(self) -> None:
+        self._added = 0
+        self._times: list[tuple[float, int]] = []
+        """Times, and how many tasks had been added until then; the first one is no arrival."""
+
+    def add(self, at: float, count: int) -> None:
+        self._added += count
+        if count or not self._times:
+            self._times.append((at, self._added))
+        if len(self._times) > ARRIVALS_MAX:
+            self._times = self._times[:1] + self._times[2::2]
+
+    def oldest(self, at: float, backlog: int, last_waited_s: float | None) -> float | None:
+        """How long the first of so many has waited."""
+        if not backlog:
+            self._times = self._times[-1:]
+            return 0.0
+        head = self._added - backlog + 1
+        first = self._times[0]
+        found = next(one for one in self._times if one[1] >= head)
+        if found is not first:
+            self._times = self._times[self._times.index(found) - 1 :]
+            return round(at - found[0], 3)
+        if last_waited_s is None:
+            return None
+        return round(max(last_waited_s, at - first[0]), 3)
+
+
 class Series:
     """Looks at one side of a task queue, one after another. Not thread-safe."""
 
@@ -137,19 +224,20 @@ class Series:
         self.side = side
         self._looks: deque[_Seen] = deque()
         self._begun: dict[str, Begins] | None = None
-        self._added = 0
-        self._arrivals: list[tuple[float, int]] = []
-        """Times, and how many tasks had been added until then; the first one is no arrival."""
+        self._backlogs: Counter[Way] = Counter()
+        self._arrivals: dict[Way, _Arrivals] = {}
 
     @property
     def has_looked(self) -> bool:
         """Whether anybody has looked before."""
         return bool(self._looks)
 
-    def begin(self, at: float, backlog: int) -> None:
-        """The first look of all, with nothing known but the backlog."""
-        self._looks.append(_Seen(at, backlog, None))
-        self._arrive(at, backlog)
+    def begin(self, at: float, queues: Iterable[QueueFigures]) -> None:
+        """The first look of all, before any worker has told what only workers know: what waits on
+        ways that they see better counts from the next look on."""
+        backlogs = _by_way(one for one in queues if one.way not in _TOLD_BY_WORKERS)
+        self._looks.append(_Seen(at, backlogs.total(), None))
+        self._arrive(at, backlogs, Counter())
 
     def look(self, look: Look) -> Figures:
         """What there is, with all that was seen before."""
@@ -158,11 +246,11 @@ class Series:
         was_waiting = bool(self._looks) and self._looks[-1].backlog > 0
         self._count(look)
         dispatch_rate = sum(one.per_second for one in whole)
-        waits = [one.waited_ms for one in whole if one.waited_ms is not None and one.per_second]
-        last_waited_s = max(waits) / 1000 if waits else None
+        last_waited_s = _last_waited(whole)
         workers = serving(look.workers, self.task_queue, self.side.value)
         slots, used = self._slots(workers)
         is_workflow = self.side is Side.WORKFLOW
+        is_free = slots > used
         return Figures(
             task_queue=self.task_queue,
             side=self.side,
@@ -179,8 +267,9 @@ class Series:
             sticky_hits=sum(one.sticky_hits for one in workers) if is_workflow else 0,
             sticky_misses=sum(one.sticky_misses for one in workers) if is_workflow else 0,
             limit=self._limit(look, workers, is_held=was_waiting and look.backlog > 0),
-            parts=_parts(mine),
+            parts=_parts(mine, look, self._held_back(look), is_free=is_free),
             unserved=0 if is_workflow else max(map(self._unserved, workers), default=0),
+            queues=list(look.queues),
         )
 
     def _is_mine(self, begins: Begins) -> bool:
@@ -188,6 +277,12 @@ class Series:
 
     def _unserved(self, worker: WorkerInfo) -> int:
         return sum(worker.unserved.get(self.task_queue, {}).values())
+
+    def _held_back(self, look: Look) -> list[HeldBack]:
+        if self.side is Side.WORKFLOW:
+            return []
+        lines = (line for worker in look.workers for line in worker.held_back)
+        return [one for one in lines if one.task_queue == self.task_queue]
 
     def _slots(self, workers: Iterable[WorkerInfo]) -> tuple[int, int]:
         if self.side is Side.WORKFLOW:
@@ -201,21 +296,25 @@ class Series:
     def _count(self, look: Look) -> None:
         """Tell from what was begun, and from what waits, how many were added since the last."""
         is_first, seen = self._begun is None, self._begun or {}
-        shared = total = 0
+        total, ways = 0, Counter[Way]()
         for worker in look.workers:
             for one in worker.begins:
                 if self._is_mine(one) and _is_whole(one):
                     # What they had begun before the first look came before it as well.
                     before = seen.pop(worker.worker_id, one if is_first else None)
-                    shared += max(0, one.shared - (before.shared if before else 0))
+                    ways += _ways(one) - (_ways(before) if before else Counter())
                     total += max(0, one.total - (before.total if before else 0))
                     seen[worker.worker_id] = one
         while len(seen) > WORKERS_MAX:
             del seen[next(iter(seen))]
         self._begun = seen
+        backlogs = _by_way(look.queues)
+        if is_first and self._looks:
+            hidden = sum(backlogs[way] for way in _TOLD_BY_WORKERS)
+            self._looks[-1] = self._looks[-1]._replace(backlog=self._looks[-1].backlog + hidden)
         last = self._looks[-1] if self._looks else None
         growth = look.backlog - (last.backlog if last else 0)
-        self._arrive(look.at, max(0, growth + shared))
+        self._arrive(look.at, backlogs, ways)
         added = 0 if last is None or last.added is None else last.added + max(0, growth + total)
         self._looks.append(_Seen(look.at, look.backlog, added))
         while self._looks[0].at < look.at - WINDOW_S and len(self._looks) > 2:
@@ -229,39 +328,35 @@ class Series:
         first = self._looks[0]
         return dispatch_rate + (last.backlog - first.backlog) / max(1.0, last.at - first.at)
 
-    def _arrive(self, at: float, count: int) -> None:
-        self._added += count
-        if count or not self._arrivals:
-            self._arrivals.append((at, self._added))
-        if len(self._arrivals) > ARRIVALS_MAX:
-            self._arrivals = self._arrivals[:1] + self._arrivals[2::2]
+    def _arrive(self, at: float, backlogs: Counter[Way], begun: Counter[Way]) -> None:
+        for way in Way if self._begun is not None else set(Way) - _TOLD_BY_WORKERS:
+            growth = backlogs[way] - self._backlogs[way]
+            self._arrivals.setdefault(way, _Arrivals()).add(at, max(0, growth + begun[way]))
+        self._backlogs = backlogs
 
     def _oldest(self, look: Look, last_waited_s: float | None) -> float | None:
-        if not look.backlog:
-            self._arrivals = self._arrivals[-1:]
-            return 0.0
-        head = self._added - look.backlog + 1
-        first = self._arrivals[0]
-        found = next(one for one in self._arrivals if one[1] >= head)
-        if found is not first:
-            self._arrivals = self._arrivals[self._arrivals.index(found) - 1 :]
-            return round(look.at - found[0], 3)
-        if last_waited_s is None:
-            return None
-        return round(max(last_waited_s, look.at - first[0]), 3)
+        # Only what came the common way tells how long others there may have waited.
+        ages = [
+            self._arrivals[way].oldest(
+                look.at, self._backlogs[way], last_waited_s if way is Way.SHARED else None
+            )
+            for way in Way
+        ]
+        known = [age for age in ages if age is not None]
+        return max(known) if len(known) == len(ages) else None
 
     # --- what limits it ---------------------------------------------------------------------------
 
     def _limit(self, look: Look, workers: Sequence[WorkerInfo], *, is_held: bool) -> LimitFigures:
-        limits, source = look.limits.limits, look.limits.source
-        named, by, rate = "none", "", limits.rate
-        if source is not None and not limits.is_unlimited:
-            named, by = ("default" if source.is_default else "setting"), source.by
+        limits = look.limits.limits
+        named, by = _source(look.limits)
+        rate = limits.rate
         own = _own_rate(workers) if self.side is Side.ACTIVITY else None
         if own is not None and (rate is None or own < rate):
             rate, named, by = own, "workers", ""
         slots, used = self._slots(workers)
-        is_limited = look.is_paused or named != "none"
+        # Also limits of some of its tasks do.
+        is_limited = look.is_paused or named != "none" or bool(self._held_back(look))
         return LimitFigures(
             rate=rate,
             burst=limits.burst_size if limits.rate is not None else None,
@@ -271,6 +366,14 @@ class Series:
             is_paused=look.is_paused,
             is_limiting=is_limited and is_held and slots > used,
         )
+
+
+def _source(state: LimitState) -> tuple[str, str]:
+    """Where limits in force come from, and who has set them."""
+    source = state.source
+    if source is None or state.limits.is_unlimited:
+        return "none", ""
+    return ("default" if source.is_default else "setting"), source.by
 
 
 def _begins(workers: Iterable[WorkerInfo]) -> list[Begins]:
@@ -289,14 +392,80 @@ def _own_rate(workers: Sequence[WorkerInfo]) -> float | None:
     return sum(rate for rate in rates if rate is not None)
 
 
-def _parts(begins: Iterable[Begins]) -> list[Part]:
-    found: dict[tuple[int | None, str | None], tuple[float, int]] = {}
+def _ways(begins: Begins) -> Counter[Way]:
+    ways = begins.ways or {Way.SHARED.value: begins.shared}
+    return Counter({way: count for way in Way if (count := ways.get(way.value, 0))})
+
+
+def _by_way(queues: Iterable[QueueFigures]) -> Counter[Way]:
+    found = Counter[Way]()
+    for one in queues:
+        found[one.way] += one.backlog
+    return found
+
+
+def _last_waited(begins: Iterable[Begins]) -> float | None:
+    waits = [one.waited_ms for one in begins if one.waited_ms is not None and one.per_second]
+    return max(waits) / 1000 if waits else None
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _parts(
+    begins: Iterable[Begins], look: Look, lines: Sequence[HeldBack], *, is_free: bool
+) -> list[Part]:
+    """Priorities, and the top ones of keys.
+
+    Args:
+        lines: What is held back.
+        is_free: There are free slots.
+    """
+    found: dict[tuple[int | None, str | None], list[Begins]] = {}
     for one in begins:
         if not _is_whole(one):
-            rate, begun = found.get((one.priority, one.key), (0.0, 0))
-            found[one.priority, one.key] = rate + one.per_second, begun + one.total
+            found.setdefault((one.priority, one.key), []).append(one)
+    for line in lines:
+        if line.key:
+            found.setdefault((None, line.key), [])
     parts = [
-        Part(priority=priority, key=key, dispatch_rate=round(rate, 3), begun=begun)
-        for (priority, key), (rate, begun) in found.items()
+        Part(
+            priority=priority,
+            key=key,
+            dispatch_rate=round(sum(one.per_second for one in ones), 3),
+            begun=sum(one.total for one in ones),
+            last_waited_s=_last_waited(ones),
+            backlog=0 if not look.backlog else None,
+            oldest_age_s=0.0 if not look.backlog else None,
+        )
+        for (priority, key), ones in found.items()
     ]
-    return sorted(parts, key=lambda part: part.dispatch_rate, reverse=True)
+    keys = [_with_limit(one, look, lines, is_free=is_free) for one in parts if one.key is not None]
+    keys.sort(key=lambda one: (one.backlog or 0, one.dispatch_rate), reverse=True)
+    told = [*(one for one in parts if one.key is None), *keys[:KEYS_MAX]]
+    return sorted(told, key=lambda one: one.dispatch_rate, reverse=True)
+
+
+def _with_limit(part: Part, look: Look, lines: Sequence[HeldBack], *, is_free: bool) -> Part:
+    """A key, with what limits it and what that holds back."""
+    key = part.key or ""
+    states = dict(look.part_limits)
+    state = states.get(LimitedPart(PartKind.KEY, key)) or states.get(EACH_KEY) or LimitState()
+    is_held = key in look.held_keys
+    mine = [one for one in lines if one.key == key]
+    named, by = _source(state)
+    if named == "none" and not is_held and not mine:
+        return part
+    ages = [one.oldest_age_s for one in mine if one.oldest_age_s is not None]
+    count, limits = sum(one.count for one in mine), state.limits
+    limit = LimitFigures(
+        rate=limits.rate,
+        burst=limits.burst_size if limits.rate is not None else None,
+        concurrency=limits.concurrency,
+        source=named,
+        by=by,
+        is_paused=is_held,
+        is_limiting=count > 0 and is_free,
+    )
+    oldest_age_s = (max(ages) if ages else None) if count else 0.0
+    return msgspec.structs.replace(part, backlog=count, oldest_age_s=oldest_age_s, limit=limit)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -382,6 +383,11 @@ class Names:
     def ramping(self, side: str, task_queue: str) -> QueueName:
         """The queue of one side of a task queue for tasks that the ramp takes."""
         return self.queue(Kind.RAMPING, side, task_queue)
+
+    def claim(self, task_queue: str, activity_id: str) -> QueueName:
+        """The queue that stands for one activity id of one task queue."""
+        digest = hashlib.blake2b(f"{task_queue}\0{activity_id}".encode(), digest_size=16)
+        return self.queue(Kind.CLAIM, digest.hexdigest())
 
     def history(self, shard: int) -> QueueName:
         """The inbox of a history shard."""

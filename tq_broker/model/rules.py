@@ -141,3 +141,20 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         """Where it sends tasks, in words."""
         where = f"task queue {self.to_task_queue!r}" if self.to_task_queue else "their task queue"
         return f"{where} on host {self.to_host!r}" if self.to_host else where
+
+
+def matching(rule: TrafficRule) -> str:
+    """What a rule matches, in words."""
+    parts = [f"{rule.percent:g} % of" if rule.percent < 100 else "all"]
+    parts.append(f"{rule.kind.value} tasks" if rule.kind else "tasks")
+    if rule.type != "*":
+        parts.append(f"of type {rule.type}")
+    if rule.task_queue:
+        parts.append(f"in {rule.task_queue}")
+    parts += [f"with {name}={text}" for name, text in rule.headers.items()]
+    parts += [f"with memo {name}={text}" for name, text in rule.memo.items()]
+    if rule.priority is not None:
+        parts.append(f"of priority {rule.priority}")
+    if rule.fairness_key:
+        parts.append(f"with fairness key {rule.fairness_key}")
+    return " ".join(parts)

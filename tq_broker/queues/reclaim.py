@@ -44,6 +44,7 @@ from tq_broker.exceptions import (
     TqBrokerError,
 )
 from tq_broker.model import envelope
+from tq_broker.model.composition import Member, Way, shared
 from tq_broker.model.message import Publication
 from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
@@ -82,36 +83,30 @@ class Reclaimer:
         self._clock = clock
         self._busy = threading.Lock()
 
-    def idle(
-        self,
-        candidates: Iterable[str],
-        deadline: float,
-        *,
-        side: str = ACTIVITY_SIDE,
-        prioritized: Container[tuple[str, str]] = frozenset(),
-    ) -> list[str]:
-        """Those of the task queues ``candidates`` that are empty and without consumers now.
+    def removable(
+        self, members: Iterable[Member], deadline: float, *, is_served: bool = False
+    ) -> list[QueueName]:
+        """Those queues of one side of a task queue that may go now.
 
-        Queues that do not exist are among them: `reclaim` takes them off the list of those
-        that do. Those of ``prioritized`` have a priority queue, which must be idle as well.
+        What requires capabilities goes when it is idle itself; the others go together, when nothing
+        waits in any of them, and nobody consumes one. Those of versions go with their version, and
+        what limits are kept with stays as the limits do.
+
+        Args:
+            is_served: There are workers of the task queue.
 
         Raises:
             BrokerUnavailable, DeadlineExceeded: there was no answer.
         """
-        return [
-            name
-            for name in candidates
-            if all(
-                self.is_idle(queue, deadline) for queue in self.queues_of(name, side, prioritized)
-            )
-        ]
-
-    def queues_of(
-        self, name: str, side: str, prioritized: Container[tuple[str, str]]
-    ) -> list[QueueName]:
-        """The queues of one side of a task queue, in the order in which they are removed."""
-        plain = self._names.queue(Kind(side), name)
-        return [self._names.priority(plain), plain] if (side, name) in prioritized else [plain]
+        capable, others = list[QueueName](), list[Member]()
+        for one in members:
+            if one.way is not Way.CAPABLE:
+                others.append(one)
+            elif self.is_idle(one.queue, deadline):
+                capable.append(one.queue)
+        if is_served or not all(self.is_idle(one.queue, deadline) for one in others):
+            return capable
+        return [*(one.queue for one in others if one.way is Way.SHARED), *capable]
 
     def reclaim(
         self,
@@ -141,7 +136,9 @@ class Reclaimer:
             BrokerUnavailable, AccessRefused: what has been removed is in the settings log.
         """
         queues = [
-            queue for name in task_queues for queue in self.queues_of(name, side, prioritized)
+            one.queue
+            for name in task_queues
+            for one in shared(self._names, side, name, prioritized)
         ]
         removed = self.reclaim_queues(queues, grace_s=grace_s)
         return [queue.parts[-1] for queue in removed if queue.kind not in PLAIN]

@@ -21,7 +21,7 @@ from tq_broker.model.detours import Detour
 from tq_broker.model.envelope import AMQP_PRIORITY_DEFAULT
 from tq_broker.model.names import ORDERED, Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
-from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.model.workflow_tasks import WorkflowTask
@@ -142,6 +142,35 @@ def explain_version(of: Facts, task_queue: str, deployments: Deployments) -> lis
         f"of the versions there {shown(line.plain)!r} is current{ramping}; so it goes to"
         f" {shown(target)!r}, unless its run is pinned to another"
     ]
+
+
+def explain_task_queue(
+    task_queue: str, rules: RuleTable, deployments: Deployments, now_ms: int
+) -> list[str]:
+    """What sends tasks of ``task_queue`` elsewhere, or tasks of others to it, for people: traffic
+    rules in their order, and what its versions take."""
+    steps = [
+        f"rule {one.id!r} (order {one.order}): {matching(one)} to {one.target}"
+        f"{_coming_home(one)}; set by {one.by or '?'}: {one.reason or 'no reason given'}"
+        for one in rules.rules
+        if not one.is_over(now_ms)
+        and (one.task_queue in ("", task_queue) or one.to_task_queue == task_queue)
+    ]
+    for kind in TaskKind:
+        line = deployments.line(kind.value, task_queue)
+        if line != Line():
+            ramp = ""
+            if line.ramping is not None:
+                ramp = f", and {shown(line.ramping)!r} takes {line.percent:g} % of what is new"
+            current = f"unpinned {kind.value} tasks are for version {shown(line.plain)!r}"
+            steps.append(f"{current}, which is current{ramp}")
+    return steps
+
+
+def _coming_home(rule: TrafficRule) -> str:
+    if not rule.fallback:
+        return ", where they stay"
+    return f", and back if not taken within {rule.take_within_ms / 1000:g} s"
 
 
 @dataclass(frozen=True, slots=True)

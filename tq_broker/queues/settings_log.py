@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tq_broker.clock import Clock, epoch_ms, remaining
 from tq_broker.exceptions import Malformed
+from tq_broker.model.composition import Known, Member, members
+from tq_broker.model.control import WorkerInfo
 from tq_broker.model.deployments import Deployments
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
@@ -19,6 +21,7 @@ from tq_broker.model.parts import ALL, Part, PartTable
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
+    ActivityCanceled,
     BackedOff,
     LimitsSet,
     LimitState,
@@ -137,6 +140,10 @@ class SettingsLog:
         record = self._settings.cancelled.get(activity_id)
         return record is not None and scheduled_ms <= record.at_ms
 
+    def cancellation(self, activity_id: str) -> ActivityCanceled | None:
+        """The last request to cancel an activity of this id, as far as it is remembered."""
+        return self._settings.cancelled.get(activity_id)
+
     def task_queues(self, side: str = ACTIVITY_SIDE) -> dict[str, int]:
         """Task queues known to exist, with the time (epoch ms) of their last declaration."""
         with self._lock:
@@ -172,6 +179,10 @@ class SettingsLog:
         that is not over; ``None`` if nobody has."""
         # As above: look-ups.
         return self._settings.pause_of(queue, epoch_ms(self._clock))
+
+    def is_stopped(self, side: str, task_queue: str) -> bool:
+        """Whether somebody has, of one side of a task queue."""
+        return self.pause_of(self._names.queue(Kind(side), task_queue)) is not None
 
     def back_off(self, task_queue: str, key: str = "") -> BackedOff | None:
         """The back-off that a task queue, or a key of it, is under now."""
@@ -239,6 +250,19 @@ class SettingsLog:
         """The limits of the parts of an activity task queue; ``None`` if it has never had any."""
         # One look-up, as above.
         return self._settings.part_tables.get(task_queue)
+
+    def composition(
+        self, side: str, task_queue: str, workers: Iterable[WorkerInfo] = ()
+    ) -> list[Member]:
+        """The queues of one side of a task queue, with those that only ``workers`` tell of."""
+        known = Known(
+            prioritized=self.prioritized,
+            capable=self.capable(task_queue),
+            deployments=self.deployments,
+            has_parts=self.part_table(task_queue) is not None,
+            served=[one for worker in workers for one in worker.serves],
+        )
+        return members(self._names, side, task_queue, known)
 
     def wait_default(self, record: LimitsSet, deadline: float) -> bool:
         """Wait until ``record``, a default, was read; False if the deadline came first."""

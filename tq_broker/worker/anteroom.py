@@ -35,6 +35,13 @@ class _Line(Generic[T]):
     parts: tuple[Part, ...]
     waiting: deque[T] = field(default_factory=deque)
 
+    def first(self) -> list[T]:
+        """The first that waits, if any does."""
+        try:
+            return [self.waiting[0]]
+        except IndexError:  # it has gone in this very moment
+            return []
+
 
 _Turns = list[tuple[int, int, _Line[T]]]
 """A heap: lines by their priority, and then by who waits longest for a turn."""
@@ -92,6 +99,17 @@ class Anteroom(Generic[T]):
     def out(self) -> int:
         """How many have leave and have not ended."""
         return len(self._out)
+
+    def all(self) -> list[T]:
+        """All that wait; on any thread: it sees each line as it is in some moment."""
+        return [item for line in list(self._lines.values()) for item in line.waiting.copy()]
+
+    def longest(self, most: int) -> list[tuple[tuple[str, str, int], int, T]]:
+        """The longest lines: type, key and priority of each, how many stand there, and the first of
+        them. On any thread: it sees each line as it is in some moment."""
+        lines = list(self._lines.values())
+        found = [(one.name, len(one.waiting), first) for one in lines for first in one.first()]
+        return heapq.nlargest(most, found, key=lambda line: line[1])
 
     # --- what happens ---------------------------------------------------------------------------
 

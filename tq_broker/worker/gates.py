@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.control import HeldBack
 from tq_broker.model.limits import SETTLE_S, UNLIMITED, Limits, Side
 from tq_broker.model.names import PLAIN, Kind, QueueName
 from tq_broker.model.permits import Flavor, issue_of, place_of
+from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.sender import Sender
 from tq_broker.worker.bank import Bank
 from tq_broker.worker.pace import Pace
@@ -127,6 +129,25 @@ class Gates:
         with self._lock:
             ushers = list(self._ushers.values())
         return {one.task_queue: one.waiting for one in ushers if one.is_kept_here}
+
+    def held_back(self) -> list[HeldBack]:
+        """The longest lines of those."""
+        with self._lock:
+            ushers = list(self._ushers.values())
+        return [line for one in ushers for line in one.held_back()]
+
+    def find(self, activity_id: str) -> list[ActivityTask]:
+        """The tasks of an activity that wait for limits of their type or key, in sight of us."""
+        with self._lock:
+            ushers = list(self._ushers.values())
+        return [task for one in ushers for task in one.find(activity_id)]
+
+    def stand_aside(self, task_queue: str, for_s: float) -> None:
+        """Have the usher leave what waits to RabbitMQ for so long, if it is here."""
+        with self._lock:
+            usher = self._ushers.get(task_queue)
+        if usher is not None:
+            usher.stand_aside(for_s)
 
     # --- from the supervisor ----------------------------------------------------------------------
 

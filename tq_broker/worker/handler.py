@@ -19,11 +19,12 @@ from tq_broker.activity import CompleteAsyncError
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.common import ActivityIDConflictPolicy
 from tq_broker.exceptions import Malformed, TimeoutType, TqBrokerError
-from tq_broker.model import envelope
+from tq_broker.model import control, envelope
 from tq_broker.model import failure as failures
+from tq_broker.model.composition import way_of
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import SHARED, Kind, Names, QueueName
+from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.parts import NO_PARTS, PartTable
 from tq_broker.model.requests import shard_of
 from tq_broker.model.sessions import SESSION_TYPE
@@ -33,7 +34,7 @@ from tq_broker.queues import routing, topology
 from tq_broker.queues.broker import Delivery
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
-from tq_broker.worker import back_off, intake
+from tq_broker.worker import back_off, found, intake
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.begins import BeginCounts
 from tq_broker.worker.conclusion import claim_token, failure_of, shut_down, twin_tokens
@@ -47,7 +48,7 @@ from tq_broker.worker.passage import FREE, Passage
 from tq_broker.worker.poller import Source
 from tq_broker.worker.recent import RecentTasks
 from tq_broker.worker.registry import Registered, Registry
-from tq_broker.worker.reporter import Reporter, claim_queue_name
+from tq_broker.worker.reporter import Reporter
 from tq_broker.worker.roster import UsheredPassage, covering_mark
 from tq_broker.worker.slots import Slots
 from tq_broker.worker.table import Held, Key, Table, key_of
@@ -200,6 +201,15 @@ class Handler:
         attempt.passage = passage.within(attempt.passage)
         if not attempt.code_running:  # since we looked
             passage.ended()
+
+    def find(self, activity_id: str) -> list[control.FoundTask]:
+        """What is here of the activity with this id, or was lately."""
+        attempts = self._table.with_id(activity_id)
+        with self._lock:
+            early = [one.task for one in self._early.values()]
+        waiting = [task for task in early if task.activity_id == activity_id]
+        tasks = [*map(found.open_attempt, attempts), *map(found.in_hand, waiting)]
+        return tasks or found.taken(self.recent.of(activity_id))
 
     # --- taking ---------------------------------------------------------------------------------
 
@@ -390,8 +400,9 @@ class Handler:
             task.task_queue,
             Side.ACTIVITY,
             since_ms=task.attempt_scheduled_ms or task.scheduled_ms,
-            shared=early.window.queue.kind in SHARED,
+            way=way_of(early.window.queue),
             priority=task.priority,
+            key=task.rate_limit_key,
         )
         if self.settings.is_cancelled(task.activity_id, task.scheduled_ms):  # since intake looked
             attempt.request_cancel()
@@ -505,7 +516,7 @@ class Handler:
     def _claim(self, early: _Early, is_lost: bool) -> None:
         """Claim the task's id on the broker, and run it or answer for it; blocks."""
         task = early.task
-        queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
+        queue = self._names.claim(task.task_queue, task.activity_id)
         deadline = self._clock.monotonic() + CLAIM_WITHIN_S
 
         def claim(token: str) -> bool:
@@ -549,7 +560,7 @@ class Handler:
         """Its id was started before: tell the caller where the outcome is, or that it is."""
         early.passage.unused()
         task = early.task
-        queue = claim_queue_name(self._names, task.task_queue, task.activity_id)
+        queue = self._names.claim(task.task_queue, task.activity_id)
         joins = task.id_conflict is ActivityIDConflictPolicy.USE_EXISTING
         status = Status.JOINED if joins else Status.REFUSED
         done = self._reported(lambda: self._let_go(early))

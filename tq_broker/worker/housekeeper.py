@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterable
 
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
-from tq_broker.model.names import Kind, requirements
-from tq_broker.model.settings import ACTIVITY_SIDE, SIDES
+from tq_broker.model.names import PLAIN, Kind, QueueName, requirements
+from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, side_of
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
@@ -88,32 +88,22 @@ class Housekeeper:
         What is paused has no consumers although somebody serves it, so it stays.
         """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
-        paused, prioritized = self._settings.pauses(), self._settings.prioritized
-        idle: list[TaskQueue] = [
-            (side, name)
-            for side in SIDES
-            for name in self._reclaimer.idle(
-                self._settings.task_queues(side), deadline, side=side, prioritized=prioritized
-            )
-            if (side, name) not in paused
-        ]
-        capable = {
-            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue)): queue
-            for queue in self._settings.capable_queues()
-            if self._settings.pause_of(queue) is None
-        }
-        idle += [key for key, queue in capable.items() if self._reclaimer.is_idle(queue, deadline)]
+        names = {(side, name) for side in SIDES for name in self._settings.task_queues(side)}
+        names |= {(ACTIVITY_SIDE, queue.parts[-1]) for queue in self._settings.capable_queues()}
+        idle: dict[TaskQueue, list[QueueName]] = {}
+        for side, name in sorted(names):
+            if self._settings.is_stopped(side, name):
+                continue
+            members = self._settings.composition(side, name)
+            for queue in self._reclaimer.removable(members, deadline):
+                idle.setdefault((side, name, *requirements(queue)), []).append(queue)
         due = idleness.observe(idle, self._clock.monotonic())
+        queues = [queue for key in due for queue in idle[key]]
+        gone = self._reclaimer.reclaim_queues(queues) if queues else ()
         removed: list[TaskQueue] = [
-            (side, name)
-            for side in SIDES
-            if (names := [name for of, name, *needs in due if of == side and not needs])
-            for name in self._reclaimer.reclaim(names, side=side, prioritized=prioritized)
-        ]
-        queues = [capable[key] for key in due if key in capable]
-        removed += [
-            (ACTIVITY_SIDE, queue.parts[-1], *requirements(queue))
-            for queue in (self._reclaimer.reclaim_queues(queues) if queues else ())
+            (side_of(queue), queue.parts[-1], *requirements(queue))
+            for queue in gone
+            if queue.kind not in PLAIN
         ]
         if due:
             log.info("removed %d idle task queues", len(removed))

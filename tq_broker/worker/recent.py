@@ -34,6 +34,11 @@ class RecentTasks:
             facts = routing.workflow_facts(task, first.headers, first.priority, first.memo)
             self._kept.append((now_ms, facts))
 
+    def of(self, activity_id: str) -> list[RecentTask]:
+        """The tasks of the activity with this id."""
+        kept = self._kept.copy()
+        return [RecentTask(at_ms, facts) for at_ms, facts in kept if facts.id == activity_id]
+
     def told(self, worker_id: str) -> Recent:
         """The answer to who asks for them."""
         return Recent(worker_id, [RecentTask(at_ms, facts) for at_ms, facts in self._kept.copy()])

@@ -7,7 +7,6 @@ worker lives. If it does not live that long the broker gives the delivery to som
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -36,12 +35,6 @@ from tq_broker.worker.insistence import Insistence, Then
 from tq_broker.worker.roster import Roster
 
 log = logging.getLogger(__name__)
-
-
-def claim_queue_name(names: Names, task_queue: str, activity_id: str) -> QueueName:
-    """The queue that stands for one activity id of one task queue."""
-    digest = hashlib.blake2b(f"{task_queue}\0{activity_id}".encode(), digest_size=16)
-    return names.queue(Kind.CLAIM, digest.hexdigest())
 
 
 class Reporter:
@@ -203,7 +196,7 @@ class Reporter:
         """Send ``outcome`` to whoever waits for it; who has left loses only its own answer."""
         listeners = [] if task.reply_to is None else [task.reply_to]
         if task.id_retention_ms:
-            claim = claim_queue_name(self._names, task.task_queue, task.activity_id)
+            claim = self._names.claim(task.task_queue, task.activity_id)
             listeners.append(str(claim))
         if not listeners:
             done()

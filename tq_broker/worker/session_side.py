@@ -126,10 +126,6 @@ class SessionSide:
         self._poller.serve(self.private[queue])
         self._poller.adjust(self._table.occupied())
 
-    def serves(self, queue: QueueName) -> bool:
-        """Whether it takes what comes to ``queue``."""
-        return self._poller.serves(queue)
-
     def request_cancel(self, activity_id: str, at_ms: int) -> None:
         """An activity was cancelled; if it is a session, its slot is free."""
         self._handler.request_cancel(activity_id, at_ms)

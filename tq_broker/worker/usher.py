@@ -31,6 +31,7 @@ import msgspec
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError, Unavailable
 from tq_broker.model import envelope, passes
+from tq_broker.model.control import HeldBack
 from tq_broker.model.limits import SETTLE_S
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
@@ -54,6 +55,8 @@ SPILL_MAX = 500
 the queue, and others come in sight."""
 TIDY_S = 5.0
 AGAIN_S = 1.0
+LINES_TOLD = 20
+"""Lines that answers to a ping tell of."""
 
 State = tuple[PartTable, Mapping[str, int]]
 """The limits, and which keys are held until when (epoch ms)."""
@@ -99,6 +102,9 @@ class Usher:
         self._anteroom: Subscription | None = None
         self._closed = False
         self._epoch = 0
+        self._sight = 0
+        """Counts how often what waits was lost from sight."""
+        self._aside_until = float("-inf")
         self._room: Anteroom[_Task] | None = None
         self._heeded: State | None = None
         self._settled_at: dict[Part, float] = {}
@@ -120,6 +126,32 @@ class Usher:
         """How many tasks in sight wait."""
         room = self._room
         return 0 if room is None else len(room)
+
+    def held_back(self) -> list[HeldBack]:
+        """The longest lines of those, as they are in this moment."""
+        room, now_ms = self._room, epoch_ms(self._clock)
+        lines = [] if room is None else room.longest(LINES_TOLD)
+        return [
+            HeldBack(
+                task_queue=self.task_queue,
+                activity_type=type_,
+                key=key,
+                priority=priority,
+                count=count,
+                oldest_age_s=_age_s(first.task, now_ms),
+            )
+            for (type_, key, priority), count, first in lines
+        ]
+
+    def find(self, activity_id: str) -> list[ActivityTask]:
+        """The tasks of an activity that wait in sight; on any thread."""
+        room = self._room
+        waiting = [] if room is None else room.all()
+        return [one.task for one in waiting if one.task.activity_id == activity_id]
+
+    def stand_aside(self, for_s: float) -> None:
+        """Leave what waits to RabbitMQ for so long, and let nobody in; 0: do so no more."""
+        self._later(lambda: self._stand_aside(for_s))
 
     def open(self) -> None:
         """Stand for election."""
@@ -158,8 +190,8 @@ class Usher:
     def _on_roster(self, deliveries: Sequence[Delivery]) -> None:
         self._later(lambda: self._receive(deliveries))
 
-    def _on_tasks(self, epoch: int, deliveries: Sequence[Delivery]) -> None:
-        self._later(lambda: self._arrive(epoch, deliveries))
+    def _on_tasks(self, sight: int, deliveries: Sequence[Delivery]) -> None:
+        self._later(lambda: self._arrive(sight, deliveries))
 
     # --- on the usher's thread --------------------------------------------------------------------
 
@@ -170,6 +202,10 @@ class Usher:
         if room is None or not self._is_read_in:
             return None
         now = self._clock.monotonic()
+        if self._anteroom is None:
+            if now < self._aside_until:
+                return self._aside_until
+            self._look()
         self._heed(room, now)
         for admission in room.admit(now):
             self._moved_at = now
@@ -225,6 +261,7 @@ class Usher:
     def _forget(self) -> None:
         """We are not the usher any more. What is held goes back, if RabbitMQ has not taken it."""
         self._epoch += 1
+        self._sight += 1
         room, self._room = self._room, None
         if self._anteroom is not None:
             self._anteroom.cancel_nowait()
@@ -280,21 +317,33 @@ class Usher:
             delivery.ack()
             return
         self._baton = delivery
-        epoch = self._epoch
+
+    def _look(self) -> None:
+        """Have in sight what waits."""
+        sight = self._sight
         self._anteroom = self._sender.broker.subscribe(
             str(self._anteroom_queue),
-            lambda deliveries: self._on_tasks(epoch, deliveries),
+            lambda deliveries: self._on_tasks(sight, deliveries),
             SubscribeOptions(
                 prefetch=IN_SIGHT_MAX,
                 plan=self._sender.plan(self._anteroom_queue),
-                on_lost=lambda: self._later(lambda: self._lose_sight(epoch)),
+                on_lost=lambda: self._later(lambda: self._lose_sight(sight)),
             ),
         )
 
-    def _lose_sight(self, epoch: int) -> None:
+    def _lose_sight(self, sight: int) -> None:
         """RabbitMQ has taken back what waits; it comes again."""
-        if epoch == self._epoch and self._room is not None:
+        if sight == self._sight and self._room is not None:
             self._room.clear()
+
+    def _stand_aside(self, for_s: float) -> None:
+        self._aside_until = self._clock.monotonic() + for_s
+        if for_s and self._anteroom is not None and self._room is not None:
+            self._sight += 1
+            self._anteroom.cancel_nowait()
+            self._anteroom = None
+            for one in self._room.clear():
+                one.delivery.reject(requeue=True)
 
     def _read_pass(self, given: Pass, delivery: Delivery) -> None:
         room = self._room
@@ -326,9 +375,9 @@ class Usher:
 
     # --- tasks ------------------------------------------------------------------------------------
 
-    def _arrive(self, epoch: int, deliveries: Sequence[Delivery]) -> None:
+    def _arrive(self, sight: int, deliveries: Sequence[Delivery]) -> None:
         room = self._room
-        if room is None or epoch != self._epoch:
+        if room is None or sight != self._sight:
             for delivery in deliveries:
                 delivery.reject(requeue=True)
             return
@@ -417,6 +466,11 @@ class Usher:
             one.delivery.ack,
             is_wanted=lambda: self._epoch == epoch,
         )
+
+
+def _age_s(task: ActivityTask, now_ms: int) -> float | None:
+    since_ms = task.attempt_scheduled_ms or task.scheduled_ms
+    return max(0, now_ms - since_ms) / 1000 if since_ms else None
 
 
 def _nothing() -> None:

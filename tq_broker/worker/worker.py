@@ -37,7 +37,7 @@ from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connected
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
-from tq_broker.worker import watch
+from tq_broker.worker import found, watch
 from tq_broker.worker.activity_chain import of_activities
 from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
@@ -82,7 +82,8 @@ SETTINGS_WITHIN_S = 5.0
 """How long a starting worker waits until it has read what was cancelled before."""
 REPORT_WITHIN_S = 10.0
 KEEP_EVERY_S = 60.0
-"""How often private queues that are paused are declared, which expire without a consumer."""
+"""How often private queues are declared, which expire without a consumer: while they are paused,
+or the worker has no slot for them."""
 LEASES_WITHIN_S = 2.0
 PRIVATE_QUEUES_MAX = 1_000
 """Host's, process's and detour queues of one worker: others can ask for as many as they like."""
@@ -234,6 +235,8 @@ class Worker:
             self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
         self._detours: dict[QueueName, Plan] = {}
+        self._served: dict[str, control.Serve] = {}
+        """What it was asked to serve, and does."""
         self._detour_keys = self._make_detour_keys()
         self._desk = Desk(
             broker,
@@ -405,6 +408,8 @@ class Worker:
             deployment_version=self.options.version,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
+            held_back=self._gates.held_back(),
+            serves=list(self._served.values()),
             settings_fault=self._settings.fault,
         )
 
@@ -713,6 +718,7 @@ class Worker:
                 elif request.niche is not None:
                     self._serve_niche(queue, request.niche)
                 elif queue in self._private and not self._stopping.is_set():
+                    self._served[queue] = request
                     self._serve(queue)
                     self._wills.make(queue)
                 elif self._side is not None and queue == str(self._side.sticky):
@@ -723,10 +729,21 @@ class Worker:
                 return None
             case control.Probe():
                 return None
+            case control.StandAside(task_queue, for_ms):
+                for_ms = min(max(0, for_ms), control.ASIDE_MS_MAX)
+                self._gates.stand_aside(task_queue, for_ms / 1000)
+                return None
+            case control.FindActivity(activity_id):
+                return self._found(activity_id)
             case control.AskRecent():
                 return self._handler.recent.told(self.worker_id)
             case control.CompleteAttempt():
                 return self._on_completion(request)
+
+    def _found(self, activity_id: str) -> control.FoundActivity:
+        held_back = [found.held_back(one) for one in self._gates.find(activity_id)]
+        tasks = [*self._handler.find(activity_id), *held_back]
+        return control.FoundActivity(self.worker_id, self.identity, tasks)
 
     def _serve(self, queue: str) -> None:
         if self._sessions is not None and queue in self._sessions.private:
@@ -753,6 +770,7 @@ class Worker:
         if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
             log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
             return
+        self._served[queue] = control.Serve(queue, detour)
         name = self._private[queue] = detour.queue(names)
         plan = self._detours[name] = topology.detour_queue(names, detour)
         if detour.kind is TaskKind.ACTIVITY:
@@ -770,6 +788,7 @@ class Worker:
         if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
             log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
             return
+        self._served[queue] = control.Serve(queue, niche=niche)
         self._private[queue] = name
         self._poller.serve(name)
         self._adjust()
@@ -796,34 +815,26 @@ class Worker:
     def _ready(self, queue: QueueName) -> None:
         deadline = self._clock.monotonic() + REPORT_WITHIN_S
         try:
-            if queue in self._detours:
-                # Its target may be paused: then no consumer declares it, and tasks go home from it.
-                self._connection.broker.apply(self._detours[queue], deadline)
-            elif self._settings.pause_of(queue):
-                self._declare(queue, deadline)
+            # It may be paused, or there may be no slot for it: then no consumer declares it.
+            self._declare(queue, deadline)
             self._desk.ready(queue, deadline)
         except TqBrokerError as error:
             log.warning("%s is served, but nobody knows: %s", queue, error)
 
     def _declare(self, queue: QueueName, deadline: float) -> None:
-        """Declare a private queue that is paused: no consumer does it, or keeps it from expiring;
-        blocks."""
+        """Declare a private queue; blocks."""
         connection = self._connection
-        connection.broker.apply(connection.sender.plan(queue), deadline)
+        plan = self._detours.get(queue) or connection.sender.plan(queue)
+        connection.broker.apply(plan, deadline)
 
-    def _keep_paused(self) -> None:
-        """Declare what is paused again, and so put off its expiry; blocks."""
-        for queue in self._private.values():
-            if self._settings.pause_of(queue) and self._serves(queue):
-                deadline = self._clock.monotonic() + REPORT_WITHIN_S
-                try:
-                    self._declare(queue, deadline)
-                except TqBrokerError as error:
-                    log.warning("%s is paused and may expire: %s", queue, error)
-
-    def _serves(self, queue: QueueName) -> bool:
-        of_sessions = self._sessions is not None and self._sessions.serves(queue)
-        return of_sessions or self._poller.serves(queue)
+    def _keep_private(self) -> None:
+        """Declare what is served for a few again, and so put off its expiry; blocks."""
+        for name in list(self._served):
+            deadline = self._clock.monotonic() + REPORT_WITHIN_S
+            try:
+                self._declare(self._private[name], deadline)
+            except TqBrokerError as error:
+                log.warning("%s may expire: %s", name, error)
 
     def _on_completion(self, request: control.CompleteAttempt) -> control.Answer:
         for attempt in self._table.with_id(request.activity_id):
@@ -889,8 +900,8 @@ class Worker:
         self._adjust()
         if now >= self._keep_at:
             self._keep_at = now + KEEP_EVERY_S
-            if any(map(self._settings.pause_of, self._private.values())):
-                self._connection.sender.in_background(self._keep_paused)
+            if self._served:
+                self._connection.sender.in_background(self._keep_private)
         if self._sessions is not None:
             self._sessions.tick(now)
         if self._side is not None:

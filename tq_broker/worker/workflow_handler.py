@@ -25,10 +25,11 @@ from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import Malformed
 from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
+from tq_broker.model.composition import way_of
 from tq_broker.model.events import Event, WorkflowTaskScheduled
 from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
-from tq_broker.model.names import SHARED, Kind, QueueName
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.requests import SHARDS, Reply
 from tq_broker.model.tasks import WorkflowOrigin
 from tq_broker.model.workflow_tasks import (
@@ -210,10 +211,8 @@ class WorkflowHandler:
             return False
         held.passage = passage
         passage.begun()
-        is_shared = held.source.queue.kind in SHARED
-        self.begins.begun(
-            task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, shared=is_shared
-        )
+        way = way_of(held.source.queue)
+        self.begins.begun(task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, way=way)
         return True
 
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
