@@ -3,6 +3,7 @@ what a worker gives back unstarted."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import threading
@@ -21,8 +22,9 @@ from integration.journey_activities import work_on_loop
 from tq_broker import activity
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
+from tq_broker.common import Route
 from tq_broker.converter import ENCODED, DataConverter, ZlibCodec
-from tq_broker.exceptions import AccessRefused, PayloadTooLarge, Unavailable
+from tq_broker.exceptions import AccessRefused, DeadlineExceeded, PayloadTooLarge, Unavailable
 from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 from tq_broker.worker import Worker
@@ -147,6 +149,46 @@ def test_who_lacks_a_permission_is_told_which_at_once(
             assert "s3cret" not in str(caught.value)
             with pytest.raises(AccessRefused):
                 Worker(limited, task_queue="q", activities=[echo]).start()
+    broker.ctl("delete_user", user)
+
+
+def documented(role: str, namespace: str) -> list[str]:
+    """The three patterns that the page of the protocol has for ``role``."""
+    page = (Path(__file__).parent.parent / "docs" / "protocol.rst").read_text()
+    rows = re.split(r"\n(?=\w)", page.partition("Permissions\n")[2])
+    row = next(row for row in rows if row.startswith(f"{role} "))
+    first, *more = row.splitlines()
+    text = first[len(role) :] + "".join(line.strip() for line in more)
+    return [one.replace("ns", namespace, 1) for one in re.findall("``(.+?)``", text)]
+
+
+def test_what_the_page_of_the_protocol_lets_a_client_do_is_enough_for_it(
+    broker: LocalRabbitMQ, client: BlockingClient, namespace: str
+) -> None:
+    """Found: kinds of queues that had come later were missing."""
+    user = f"client-{namespace}"
+    broker.ctl("add_user", user, "s3cret")
+    broker.ctl("set_permissions", user, *documented("client", namespace))
+    url = f"amqp://{user}:s3cret@127.0.0.1:{broker.port}/%2F"
+    with (
+        BlockingClient.connect(url, namespace=namespace, data_converter=CONVERTER) as limited,
+        Worker(client, task_queue="q", activities=[echo], host="h", capabilities=["gpu"]),
+    ):
+        for options in (
+            {"id": "named"},
+            {"id": "named"},
+            {"start_delay": timedelta(milliseconds=100)},
+            {"route": Route.host("h")},
+            {"requires": {"gpu"}},
+            {"requires": {"gpu"}, "route": Route.host("h")},
+            {"priority": 1},
+            {"requires": {"gpu"}, "priority": 5},
+        ):
+            assert limited.execute_activity(echo, 1, task_queue="q", **options) == 1, options
+        limited.start_activity(echo, 1, task_queue="q", route=Route.version("shop.1"))
+        limited.cancel_activity("unknown")
+        with pytest.raises(DeadlineExceeded, match="no history service"):
+            limited.start_workflow("W", id="w", task_queue="q")
     broker.ctl("delete_user", user)
 
 

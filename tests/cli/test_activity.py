@@ -43,6 +43,18 @@ def test_a_failure_is_one_line_and_an_exit_code(invoke: Invoke, app: str) -> Non
     assert told["error"]["retry_state"] == "MAXIMUM_ATTEMPTS_REACHED"
 
 
+@pytest.mark.usefixtures("worker")
+def test_retries_that_ran_out_of_time_tell_why_they_were_needed(invoke: Invoke) -> None:
+    """Found: who had misspelt the type was told of a timeout only."""
+    unknown = ("activity", "execute", "nope", "-t", "math", "--schedule-to-close", "300ms")
+    answer = invoke(*unknown)
+    assert (answer.exit_code, answer.stderr.count("\n")) == (1, 1)
+    assert "schedule-to-close timeout: Activity function nope is not registered" in answer.stderr
+    error = json.loads(invoke(*unknown, "--json").stdout)["error"]
+    assert (error["kind"], error["type"]) == ("TimeoutError", "SCHEDULE_TO_CLOSE")
+    assert "available activities: add, fail" in error["cause"]
+
+
 def test_execute_waits_only_for_its_timeout(invoke: Invoke) -> None:
     answer = invoke(*EXECUTE, "--args", "[1, 2]", "--timeout", "50ms")
     assert answer.exit_code == 3

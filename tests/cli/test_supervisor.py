@@ -147,6 +147,17 @@ def test_what_ran_before_is_tried_again_without_a_broker() -> None:
     assert len(world.started) == 3
 
 
+def test_an_activity_that_ends_its_process_with_any_code_does_not_end_the_others() -> None:
+    """Found: codes that mean a start in vain were believed after hours of work, too."""
+    world = World()
+
+    def end() -> None:
+        world.started[0][1].code = exits.UNAVAILABLE
+
+    assert world.run({700: end, 1000: TERM}) == exits.OK
+    assert len(world.started) == 2
+
+
 def test_hup_restarts_one_after_the_other() -> None:
     world = World(2)
     world.make = lambda pid: FakeProcess(pid, heeds=(TERM,) if pid > 1001 else ())

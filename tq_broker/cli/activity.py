@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -271,6 +272,9 @@ def _report(session: Session, error: ActivityError) -> int:
     """Say how an activity failed: on one line, or as JSON on stdout."""
     cause = error.cause
     message = cause.message if isinstance(cause, FailureError) else str(cause)
+    type_ = getattr(cause, "type", None)
+    # Of retries that ran out of time: why they were needed.
+    last = cause.cause if isinstance(cause, FailureError) else None
     if session.output.as_json:
         session.output.json(
             {
@@ -278,15 +282,17 @@ def _report(session: Session, error: ActivityError) -> int:
                 "status": "failed",
                 "error": {
                     "kind": type(cause).__name__,
-                    "type": getattr(cause, "type", None),
+                    "type": type_.name if isinstance(type_, enum.Enum) else type_,
                     "message": message,
+                    "cause": None if last is None else str(last),
                     "attempt": error.attempt,
                     "retry_state": error.retry_state.name if error.retry_state else None,
                 },
             }
         )
     else:
-        print(f"tq-broker: {visible(error)} (attempt {error.attempt})", file=sys.stderr)
+        why = "" if last is None else f": {last}"
+        print(f"tq-broker: {visible(f'{error}{why}')} (attempt {error.attempt})", file=sys.stderr)
     return exits.FAILED
 
 

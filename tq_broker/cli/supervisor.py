@@ -168,7 +168,7 @@ class Supervisor:
     def _crashed(self, place: _Place, code: int, lived_s: float, now: float) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         place.crashes = 1 if lived_s >= LIVED_WELL_S else place.crashes + 1
-        hopeless = code in _HOPELESS and place.lives == 1
+        hopeless = code in _HOPELESS and place.lives == 1 and lived_s < LIVED_WELL_S
         # A mistake that was typed meanwhile is corrected by typing.
         hopeless |= code == exits.USAGE and self._changed is not None
         if self._changed is not None and (hopeless or place.crashes >= CRASHES_MAX):
