@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pika
@@ -13,16 +14,7 @@ import pytest
 
 from integration.journey import measured, pika_parameters, wait_until
 from integration.journey_workflows import ACTIVITIES, WORKFLOWS, Double
-from integration.test_throttling import (  # noqa: F401
-    PATIENCE_S,
-    QUEUE,
-    Workers,
-    add,
-    client,
-    kill,
-    most_in_a_window,
-    workers,
-)
+from integration.limited_workers import QUEUE, Workers, add, kill, most_in_a_window
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
 from tq_broker.clock import SystemClock
@@ -34,8 +26,21 @@ from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
 
 STAY = Part(PartKind.TYPE, "stay")
+PATIENCE_S = 30.0
 BUSY_S = 3.0
 """What a busy machine may take on top of what is promised."""
+
+
+@pytest.fixture
+def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
+    with BlockingClient.connect(broker_url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+def workers(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Workers]:
+    with ExitStack() as stack:
+        yield Workers(broker_url, namespace, tmp_path, stack)
 
 
 def test_a_dead_bank_is_replaced_within_a_second(client: BlockingClient, workers: Workers) -> None:
@@ -140,15 +145,8 @@ def test_workflow_tasks_have_limits_as_well(broker_url: str, namespace: str) -> 
         system.close()
 
 
-@pytest.fixture
-def spoilt(broker_url: str, namespace: str) -> Iterator[None]:
-    if broker_url.startswith("memory"):
-        pytest.skip("it is written to from outside")
-    yield
-
-
 def test_the_last_good_settings_hold_and_the_loser_of_two_is_told(
-    broker_url: str, namespace: str, client: BlockingClient, workers: Workers, spoilt: None
+    broker_url: str, namespace: str, client: BlockingClient, workers: Workers
 ) -> None:
     operations = Operations(client.core)
     add(client, "hit", 1)

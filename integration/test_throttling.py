@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from integration.journey import wait_until
+from integration.limited_workers import QUEUE, Workers, add, kill, most_in_a_window
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
 from tq_broker.model.limits import Limits, default_burst
 from tq_broker.model.parts import EACH_KEY, Part, PartKind
 
-MINUTE = timedelta(minutes=1)
-QUEUE = "limited"
 PATIENCE_S = 30.0
 LAG_S = 0.2
 
@@ -32,85 +27,10 @@ def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
         yield client
 
 
-class Workers:
-    """Worker processes that note in files when activities begin and end."""
-
-    def __init__(self, url: str, namespace: str, directory: Path, stack: ExitStack) -> None:
-        self._where = (url, namespace, QUEUE)
-        self._directory = directory
-        self._stack = stack
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, slots: int = 50) -> subprocess.Popen[bytes]:
-        path = self._directory / f"{len(self.processes)}"
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "benchmarks.throttle_worker"),
-                *(*self._where, str(slots), str(path)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent.parent,
-        )
-        self._stack.callback(self._end, process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        self.processes.append(process)
-        return process
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def lines(self, process: subprocess.Popen[bytes] | None = None) -> list[str]:
-        paths = sorted(self._directory.iterdir())
-        if process is not None:
-            paths = [self._directory / f"{self.processes.index(process)}"]
-        return [line for path in paths for line in path.read_text().splitlines()]
-
-    def begins(self) -> list[float]:
-        return sorted(float(line.split()[0]) for line in self.lines() if not line.endswith("-"))
-
-    def running(self, process: subprocess.Popen[bytes]) -> int:
-        lines = self.lines(process)
-        return sum(line.endswith("+") for line in lines) - sum(line.endswith("-") for line in lines)
-
-
 @pytest.fixture
 def workers(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Workers]:
     with ExitStack() as stack:
         yield Workers(broker_url, namespace, tmp_path, stack)
-
-
-def add(
-    client: BlockingClient, name: str, count: int, *arguments: object, key: str | None = None
-) -> None:
-    client.start_activities(
-        name,
-        [arguments] * count,
-        task_queue=QUEUE,
-        start_to_close_timeout=MINUTE,
-        wait_result=False,
-        rate_limit_key=key,
-    )
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def most_in_a_window(begins: list[float], rate: float, burst: int) -> float:
-    """The most that any window has above ``rate * window + burst``."""
-    return max(
-        last - first + 1 - rate * (begins[last] - begins[first]) - burst
-        for first in range(len(begins))
-        for last in range(first, len(begins))
-    )
 
 
 def test_a_rate_is_kept_while_its_workers_and_its_bank_are_killed(

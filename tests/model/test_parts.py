@@ -29,6 +29,17 @@ def test_what_is_set_for_a_key_stands_in_place_of_what_is_set_for_each() -> None
     assert exempt.changed(Part(PartKind.KEY, "x"), None).is_limited("T", "x")
 
 
+def test_a_table_knows_since_when_a_concurrency_is_limited() -> None:
+    two, three = Limits(concurrency=2), Limits(concurrency=3)
+    table = PartTable().changed(EACH_KEY, two, 10).changed(EACH_KEY, three, 20)
+    assert table.counted_ms == {EACH_KEY: 10}
+    key = Part(PartKind.KEY, "x")
+    assert table.changed(key, FAST, 30).counted_ms == {EACH_KEY: 10}
+    freed = table.changed(key, UNLIMITED, 30)
+    assert freed.changed(key, two, 40).counted_ms == {EACH_KEY: 10, key: 40}
+    assert table.changed(EACH_KEY, SLOW, 50).counted_ms == {}
+
+
 def test_a_task_is_under_the_limits_of_all_its_parts() -> None:
     table = PartTable({Part(PartKind.TYPE, "T"): SLOW})
     assert table.parts("T", "x") == (ALL, Part(PartKind.TYPE, "T"), Part(PartKind.KEY, "x"))

@@ -137,6 +137,17 @@ def test_consumers_with_credit_are_served_in_turn() -> None:
     assert handed(queue) == [(left, "e")]
 
 
+def test_consumers_of_a_higher_priority_come_first() -> None:
+    queue = ready_queue({}, *"abcd")
+    first, second, others = consumer(1), consumer(1), consumer(1)
+    queue.attach(others, {})
+    queue.attach(first, {"x-priority": 1})
+    queue.attach(second, {"x-priority": 1})
+    assert handed(queue) == [(first, "a"), (second, "b"), (others, "c")]
+    with pytest.raises(InvalidArgument, match="x-priority is 'high'"):
+        queue.attach(consumer(1), {"x-priority": "high"})
+
+
 def test_of_single_active_consumers_only_the_first_is_served() -> None:
     queue = ready_queue({"x-single-active-consumer": True}, *"abc")
     first, second = consumer(1), consumer(1)

@@ -140,6 +140,20 @@ def test_no_schedule_breaks_a_limit_and_all_go_in_at_last(
     assert play.room.buckets == 0, "memory does not grow with the keys seen"
 
 
+def test_nobody_goes_in_before_it_is_known_what_runs_already() -> None:
+    table, key = PartTable({EACH_KEY: Limits(concurrency=2)}), Part(PartKind.KEY, "a")
+    room: Anteroom[str] = Anteroom(table, 0.0)
+    room.change(table, {}, 0.0, {EACH_KEY: 1.5})
+    room.arrive("a1", "T", "a")
+    room.arrive("a2", "T", "a")
+    room.arrive("others", "T", "")
+    assert [one.item for one in room.admit(0.0)] == ["others"]
+    room.restore("ran", (key,), 1.0)
+    room.begun("ran", 1.0)
+    assert room.next_at() == 1.5
+    assert [one.item for one in room.admit(1.5)] == ["a1"]
+
+
 def test_lines_take_turns() -> None:
     room: Anteroom[str] = Anteroom(PartTable({ALL: Limits(concurrency=1)}), 0.0)
     for item in ("a1", "a2", "b1", "b2"):

@@ -57,6 +57,20 @@ def test_a_task_is_let_go_when_its_end_is_safe() -> None:
     assert gone == [1, 2]
 
 
+def test_the_end_of_what_ran_before_is_not_told_before_it_is_in_the_roster() -> None:
+    told = Told()
+    passage = UsheredPassage(told, "1:q", was_begun=True, is_written=False)  # type: ignore[arg-type]
+    gone: list[int] = []
+    passage.ended()
+    passage.settled(lambda: gone.append(1))
+    assert not told.what
+    passage.written()
+    assert told.what == [What.ENDED]
+    assert not gone
+    told.confirm[0]()
+    assert gone == [1]
+
+
 def test_what_has_not_begun_was_not_used() -> None:
     told, passage = a_passage()
     passage.unused()

@@ -81,8 +81,8 @@ class PartTable:
     kept by it.
 
     Attributes:
-        counted_ms: Since when (epoch ms) those that have a concurrency have one: what ran already is
-            counted a moment later.
+        counted_ms: Since when (epoch ms) those that have a concurrency have one: what ran already
+            is counted a moment later.
     """
 
     limits: Mapping[Part, Limits] = field(default_factory=dict)

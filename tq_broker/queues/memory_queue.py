@@ -39,6 +39,7 @@ _ONLY_FOR = {
 """Known arguments that not every type of queue has; another type refuses them."""
 _DELIVERY_COUNT = "x-delivery-count"
 _STREAM_OFFSET = "x-stream-offset"
+_CONSUMER_PRIORITY = "x-priority"
 
 
 class Stored(msgspec.Struct):
@@ -78,6 +79,7 @@ class Consumer:
         "offset",
         "once",
         "prefetch",
+        "priority",
         "queue",
         "recipient",
         "taken",
@@ -98,6 +100,7 @@ class Consumer:
         self.prefetch = prefetch
         self.exclusive = exclusive
         self.once = once
+        self.priority = 0
         self.queue: Queue | None = None
         self.unacked = 0
         self.taken = 0
@@ -382,6 +385,10 @@ class ReadyQueue(Queue):
             or any(other.exclusive for other in self.consumers)
         ):
             raise AccessRefused(f"ACCESS_REFUSED - queue '{self.name}' in exclusive use")
+        priority = arguments.get(_CONSUMER_PRIORITY, 0)
+        if not isinstance(priority, int):
+            raise InvalidArgument(f"{_CONSUMER_PRIORITY} is {priority!r}; it must be a number")
+        consumer.priority = priority
         super().attach(consumer, arguments)
 
     def next_due(self) -> float | None:
@@ -400,12 +407,14 @@ class ReadyQueue(Queue):
         if self.arguments.single_active:
             # The one that came first is active; the next one takes over when it leaves.
             return consumers[0] if consumers and consumers[0].has_credit else None
-        for _ in range(len(consumers)):
-            consumer = consumers[0]
-            consumers.rotate(-1)
-            if consumer.has_credit:
-                return consumer
-        return None
+        found = max(
+            (one for one in consumers if one.has_credit), key=lambda one: one.priority, default=None
+        )
+        if found is not None:
+            # Those of one priority take turns.
+            consumers.remove(found)
+            consumers.append(found)
+        return found
 
     def _pop(self, lane: _Lane) -> Stored:
         stored = lane.pop()

@@ -185,6 +185,8 @@ class Turnstile:
         self._uncovered: deque[TokenPassage] = deque()
         """They run, and RabbitMQ took their permit back with a connection that broke: the next
         ones that come are theirs."""
+        self._comes_first = False
+        """Permits for these come before those for new tasks of whichever worker."""
         self._rate_tap = self._tap(sender.names, rates, self._on_rate, self._give_back_rate)
         self._slot_tap = self._tap(sender.names, slots, self._on_slot, Token.put_back)
 
@@ -462,7 +464,8 @@ class Turnstile:
         self._cover_running()
         if self.is_paused or (is_idle and not self._waiting):
             return self._step_back(now)
-        self._take_permits(max(1, free_slots))
+        if now >= self._settled_at:
+            self._take_permits(max(1, free_slots))
         self._let_wait_go_on()
         if self.is_elsewhere:
             self._give_up()
@@ -480,11 +483,15 @@ class Turnstile:
 
     def _cover_running(self) -> None:
         """Take permits for what runs without one, also while nothing may begin here."""
-        if self.limits.concurrency is None or not self._uncovered:
-            return
         tap = self._slot_tap
+        if self.limits.concurrency is None or not self._uncovered:
+            if self._comes_first:
+                self._comes_first = False
+                tap.close()
+            return
         missing = len(self._uncovered) - (tap.capacity - tap.held)
         if missing > 0:
+            self._comes_first = True
             tap.open(missing, first=True)
 
     def _step_back(self, now: float) -> float | None:
