@@ -123,7 +123,7 @@ def test_headers_are_short_texts_by_name(headers: Any) -> None:
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        InvalidArgument, match=r"option 'timeout'; known are: affinity, affinity_group, headers, .*"
+        InvalidArgument, match=r"option 'timeout'; known are: affinity, affinity_group, .*"
     ):
         options_from({"timeout": 3})
 

@@ -309,6 +309,7 @@ class Info:
     workflow_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     traffic_rule: str | None = None
+    fairness_key: str | None = None
 
     @property
     def in_workflow(self) -> bool:

@@ -360,6 +360,39 @@ def check_key(argument: str, value: object) -> str:
     return value
 
 
+FAIRNESS_KEY_BYTES_MAX = 64
+FAIRNESS_WEIGHT_MIN = 0.001
+FAIRNESS_WEIGHT_MAX = 1000.0
+
+
+def check_fairness_key(argument: str, value: object) -> str:
+    """Return ``value`` if it can be a fairness key, else raise `InvalidArgument`."""
+    bounds = (
+        f"it must be a text of 1 to {FAIRNESS_KEY_BYTES_MAX} bytes as UTF-8, without control"
+        " or invisible characters"
+    )
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{argument} is {value!r:.80}; {bounds}")
+    if not all(char == " " or char.isprintable() for char in value):
+        raise InvalidArgument(f"{argument} is {value!a:.80}; {bounds}")
+    size = len(value.encode())
+    if not 1 <= size <= FAIRNESS_KEY_BYTES_MAX:
+        raise InvalidArgument(f"{argument} has {size} bytes; {bounds}")
+    return value
+
+
+def check_fairness_weight(argument: str, value: object) -> float:
+    """Return ``value`` if it can be a fairness weight, else raise `InvalidArgument`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Of what is not a number no comparison holds.
+    if not is_number or not FAIRNESS_WEIGHT_MIN <= value <= FAIRNESS_WEIGHT_MAX:  # type: ignore[operator]
+        raise InvalidArgument(
+            f"{argument} is {value!r:.80}; it must be a number"
+            f" from {FAIRNESS_WEIGHT_MIN:g} to {FAIRNESS_WEIGHT_MAX:g}"
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
 # --- deployment versions --------------------------------------------------------------------------
 
 UNVERSIONED = "__unversioned__"
@@ -490,6 +523,12 @@ class ActivityOptions:
             of a workflow has the workflow's as well; the same name counts at the call first.
         rate_limit_key: What shares a limit with it on its task queue: a tenant, a host that it
             calls. 1 to `KEY_BYTES_MAX` bytes as UTF-8.
+        fairness_key: Whose it is: a tenant, a customer. The keys of one task queue and priority
+            share what begins by their weights, however many tasks one of them has waiting. 1 to
+            `FAIRNESS_KEY_BYTES_MAX` bytes as UTF-8. An activity of a workflow has the workflow's
+            if it says none.
+        fairness_weight: 0.001 to 1000, default 1.0: a key of weight 2 gets twice as much as one
+            of weight 1. Inherited as the key is.
     """
 
     task_queue: str | None = None
@@ -503,6 +542,8 @@ class ActivityOptions:
     heartbeat_timeout: timedelta | None = None
     headers: Mapping[str, str] | None = None
     rate_limit_key: str | None = None
+    fairness_key: str | None = None
+    fairness_weight: float | None = None
     affinity: AffinityKind | None = None
     affinity_group: str | None = None
     on_lost: OnLost | None = None
@@ -528,6 +569,10 @@ class ActivityOptions:
             check_headers("headers", self.headers)
         if self.rate_limit_key is not None:
             check_key("rate_limit_key", self.rate_limit_key)
+        if self.fairness_key is not None:
+            check_fairness_key("fairness_key", self.fairness_key)
+        if self.fairness_weight is not None:
+            check_fairness_weight("fairness_weight", self.fairness_weight)
         self._check_affinity()
         priority = self.priority
         if priority is not None and (
@@ -596,6 +641,8 @@ class ActivityOptionsDict(TypedDict, total=False):
     heartbeat_timeout: timedelta | None
     headers: Mapping[str, str] | None
     rate_limit_key: str | None
+    fairness_key: str | None
+    fairness_weight: float | None
     affinity: AffinityKind | None
     affinity_group: str | None
     on_lost: OnLost | None

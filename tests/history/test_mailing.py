@@ -6,13 +6,27 @@ from tests.history.test_records import TASK, TO
 from tq_broker.history import mailing
 from tq_broker.history.records import ShardRecord
 from tq_broker.model import requests
-from tq_broker.model.events import Event, TimerFired, dump_events
+from tq_broker.model.envelope import share
+from tq_broker.model.events import Event, TimerFired, WorkflowExecutionStarted, dump_events
 from tq_broker.model.names import Names
 from tq_broker.model.requests import Done, SignalWorkflow, shard_of
 from tq_broker.model.workflow_tasks import read_task
 from tq_broker.stores.store import EventRow
 
 NAMES = Names("n")
+STARTED = WorkflowExecutionStarted(
+    event_id=1,
+    time_ms=1,
+    workflow_type="W",
+    task_queue="q",
+    workflow_id="w",
+    run_id="r",
+    first_run_id="r",
+    continued_run_id=None,
+    priority=2,
+    fairness_key="acme",
+    fairness_weight=4.0,
+)
 
 
 def events(first: int, last: int) -> list[Event]:
@@ -41,16 +55,18 @@ def test_as_much_goes_into_a_message_as_fits() -> None:
 
 
 def test_a_task_for_everybody() -> None:
-    publication, needs = mailing.workflow_task(NAMES, TASK, events(1, 2), "x")
+    publication, needs = mailing.workflow_task(NAMES, TASK, events(1, 2), "x", STARTED)
     assert publication.routing_key == "workflow.q"
     assert needs == (NAMES.workflow("q"),)
     assert publication.message.message_id == "r/2/1"
     assert read_task(publication.message).events == events(1, 2)
+    assert publication.message.priority == 5
+    assert share(publication.message) == ("acme", 4.0)
 
 
 def test_a_task_for_a_sticky_worker() -> None:
     sticky = msgspec.structs.replace(TASK, sticky="w1")
-    publication, needs = mailing.workflow_task(NAMES, sticky, [], "x")
+    publication, needs = mailing.workflow_task(NAMES, sticky, [], "x", STARTED)
     assert publication.exchange == "tq.n.sticky"
     assert publication.routing_key == "sticky.w1.3"
     assert needs == ()
@@ -58,7 +74,7 @@ def test_a_task_for_a_sticky_worker() -> None:
 
 def test_queries_have_an_id_of_their_own() -> None:
     query = msgspec.structs.replace(TASK, scheduled_event_id=0)
-    publication, _ = mailing.workflow_task(NAMES, query, [], "x")
+    publication, _ = mailing.workflow_task(NAMES, query, [], "x", STARTED)
     assert publication.message.message_id == "x"
 
 

@@ -116,7 +116,7 @@ def test_a_task_is_put_on_the_queue_of_its_version(
     stage.run.sticky_worker = ""
     stage.tell_signal()
     publication, needs = mailing.workflow_task(
-        NAMES, stage.dispatched(), [], "id", deployments=stage.deployments
+        NAMES, stage.dispatched(), [], "id", stage.run.started, stage.deployments
     )
     assert (publication.routing_key, needs) == (queue.key, (queue,))
 

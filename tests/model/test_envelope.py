@@ -64,6 +64,8 @@ task_values = st.builds(
     lease=texts,
     headers=st.dictionaries(names, texts, max_size=3),
     fell_back=texts,
+    fairness_key=st.sampled_from(["", "acme", "é b"]),
+    fairness_weight=st.floats(0.001, 1000.0),
 )
 
 
@@ -210,8 +212,46 @@ def test_what_a_message_requires_is_read_without_the_rest() -> None:
     assert envelope.required(a_message()) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tq-fairness-key", ""),
+        ("tq-fairness-key", "k" * 65),
+        ("tq-fairness-key", "a\nb"),
+        ("tq-fairness-key", 1),
+        ("tq-fairness-weight", 0.0),
+        ("tq-fairness-weight", float("nan")),
+        ("tq-fairness-weight", "1"),
+    ],
+)
+def test_malformed_shares_are_refused_and_count_as_none(name: str, value: object) -> None:
+    message = a_message(**{"tq-fairness-key": "a", "tq-fairness-weight": 2.0, name: value})
+    with pytest.raises(Malformed, match=f"^header {name}: it "):
+        read_task(message, "q")
+    assert envelope.share(message) == ("", 1.0)
+
+
+def test_a_share_is_written_and_read_without_the_rest() -> None:
+    message = task_message(a_task(fairness_key="acme", fairness_weight=2.5))
+    assert envelope.share(message) == ("acme", 2.5)
+    assert envelope.share(envelope.with_share(a_message(), "acme", 2.5)) == ("acme", 2.5)
+    assert envelope.share(envelope.with_share(a_message(), "acme", 1.0)) == ("acme", 1.0)
+    assert envelope.with_share(a_message(), "", 2.0) == a_message()
+    assert envelope.share(a_message()) == ("", 1.0)
+
+
+def test_a_dealt_task_is_as_it_was_but_for_its_rank() -> None:
+    message = task_message(a_task(fairness_key="acme"))
+    assert envelope.MOVED in envelope.moved(message, "m").headers
+    dealt = envelope.dealt(envelope.moved(message, "m"), may_have_begun=False)
+    assert dealt == envelope.ranked(message)
+    doubted = envelope.dealt(message, may_have_begun=True)
+    assert doubted.headers == {**message.headers, envelope.HANDED_OUT: 1}
+
+
 def test_every_header_of_a_task_is_among_those_tried_here() -> None:
     others = {"tq-id-conflict", "tq-heartbeat", "tq-requires"}
+    others |= {"tq-fairness-key", "tq-fairness-weight"}
     assert {*NUMBERS, *TEXTS, *others} == set(envelope._TASK_HEADERS)
 
 

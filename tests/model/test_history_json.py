@@ -104,6 +104,7 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXTS,
     bool: st.booleans(),
     str | None: st.none() | TEXTS,
+    float | None: st.none() | st.floats(0.001, 1000.0),
 }
 
 

@@ -20,13 +20,16 @@ from tq_broker.model.settings import (
     CAPABILITIES_MAX,
     SIDES,
     VERDICTS_MAX,
+    WEIGHTS_MAX,
     ActivityCanceled,
     BackedOff,
     CapabilitiesDeclared,
+    FairnessWeightSet,
     LimitsSet,
     Record,
     Settings,
     TaskQueueDeclared,
+    TaskQueueFair,
     TaskQueuePaused,
     TaskQueuePrioritized,
     TaskQueueReclaimed,
@@ -380,5 +383,52 @@ def test_records_of_capabilities_come_back(record: Record) -> None:
 )
 def test_sets_that_no_task_can_require_are_not_read(body: bytes) -> None:
     good = record_message(TaskQueueDeclared("q", 1, requires=("gpu",)), "1")
+    with pytest.raises(Malformed):
+        read_record(msgspec.structs.replace(good, body=body))
+
+
+# --- fair shares ----------------------------------------------------------------------------------
+
+
+def test_a_task_queue_gives_fair_shares_until_their_queue_is_reclaimed() -> None:
+    log: list[Record] = [TaskQueueFair("a", 1), TaskQueueFair("a", 1, side="workflow")]
+    state = folded(log)
+    both = {("activity", "a"), ("workflow", "a")}
+    assert state.fair == both
+    assert state.prioritized == both, "they are dealt to the priority queue"
+    state = folded([*log, TaskQueueReclaimed("a", 2, fair=True)])
+    assert state.fair == {("workflow", "a")}
+    assert state.prioritized == both
+
+
+def test_weights_of_keys_are_of_one_side_or_both() -> None:
+    state = folded(
+        [
+            FairnessWeightSet("a", "acme", 2.0, 1),
+            FairnessWeightSet("a", "acme", 3.0, 2, side="workflow"),
+            FairnessWeightSet("a", "other", 5.0, 3),
+            FairnessWeightSet("a", "other", None, 4),
+        ]
+    )
+    weights = {
+        side: {key: one.weight for key, one in known.items()}
+        for (side, _), known in state.fairness_weights.items()
+    }
+    assert weights == {"activity": {"acme": 2.0}, "workflow": {"acme": 3.0}}
+
+
+def test_no_more_keys_have_weights_than_there_is_room_for() -> None:
+    records = [FairnessWeightSet("a", f"k{n}", 2.0, 1) for n in range(WEIGHTS_MAX + 5)]
+    state = folded([*records, FairnessWeightSet("a", "k0", 3.0, 1)])
+    known = state.fairness_weights["activity", "a"]
+    assert len(known) == WEIGHTS_MAX
+    assert known["k0"].weight == 3.0
+
+
+@pytest.mark.parametrize(("key", "weight"), [("", "1"), ("a\\nb", "1"), ("a", "0"), ("a", "1e9")])
+def test_weights_that_nobody_can_have_are_not_read(key: str, weight: str) -> None:
+    good = record_message(FairnessWeightSet("q", "k", 1.0, 1), "1")
+    assert read_record(good) == FairnessWeightSet("q", "k", 1.0, 1)
+    body = good.body.replace(b'"k"', f'"{key}"'.encode()).replace(b"1.0", weight.encode())
     with pytest.raises(Malformed):
         read_record(msgspec.structs.replace(good, body=body))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.model.test_deployments import fold, routed, serves
 from tq_broker.clock import SystemClock
 from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import (
@@ -298,6 +299,7 @@ class Followed:
     def __init__(self, *rules: TrafficRule) -> None:
         self.rules = RuleTable(rules)
         self.prioritized: frozenset[tuple[str, str]] = frozenset()
+        self.fair: frozenset[tuple[str, str]] = frozenset()
         self.deployments = NO_DEPLOYMENTS
 
 
@@ -382,6 +384,43 @@ def test_a_delayed_task_of_a_rule_is_looked_at_again_when_it_is_due(world: World
     delivery = world.broker.get(str(NAMES.queue(Kind.UNROUTED)), world.soon())
     assert delivery is not None
     assert destination_key(delivery.routing_key) == AWAY.key
+
+
+# --- what waits elsewhere -------------------------------------------------------------------------
+
+
+def test_a_delayed_task_that_a_ramp_takes_comes_once(world: World) -> None:
+    """The key of its queue ends with that of the plain one, which is bound to all such keys."""
+    followed = Followed()
+    followed.deployments = fold(
+        *(serves(one, side="activity") for one in ("v1", "v2")),
+        routed(0, "v1", ramping="v2", percent=100.0),
+    )
+    world.dispatcher.traffic.attach(followed)  # type: ignore[arg-type]
+    ramping = NAMES.ramping("activity", "q")
+    for queue in (NAMES.activity("q"), ramping):
+        world.sender.ensure((queue,), world.soon())
+    assert world.dispatch() is None
+    assert world.count(ramping) == 1
+    assert world.dispatch(delay_ms=100) is None
+    world.clock.advance(0.2)
+    # Whoever takes it there brings it to where the ramp says.
+    assert (world.count(NAMES.activity("q")), world.count(ramping)) == (1, 1)
+
+
+def test_a_task_with_a_key_waits_for_its_share_also_after_a_delay(world: World) -> None:
+    task = ActivityTask(
+        activity_id="a", activity_type="t", task_queue="q", body=b"{}", fairness_key="acme"
+    )
+    fair = NAMES.fair(NAMES.activity("q"))
+    for delay_ms in (0, 100):
+        ended: Future[TqBrokerError | None] = Future()
+        message = envelope.task_message(task)
+        world.dispatcher.dispatch(task, message, world.soon(), ended.set_result, delay_ms=delay_ms)
+        assert ended.result(SOON_S) is None
+        world.clock.advance(0.2)
+    assert world.count(fair) == 2
+    assert world.count(NAMES.activity("q")) == world.count(NAMES.priority(NAMES.activity("q"))) == 0
 
 
 # --- capabilities ---------------------------------------------------------------------------------

@@ -200,6 +200,26 @@ def test_only_the_first_other_priority_asks_for_a_priority_queue(
     assert str(in_order(NAMES, Q, priority, {("workflow", "q")}, is_ordered)) == expected
 
 
+@pytest.mark.parametrize("is_ordered", [None, False, True])
+def test_who_has_a_key_waits_for_its_share_and_then_all_do(is_ordered: bool | None) -> None:
+    fair = NAMES.fair(Q)
+    assert in_order(NAMES, Q, None, set(), is_ordered, has_key=True) == fair
+    known = {("activity", "q")}
+    assert in_order(NAMES, Q, 6, known, is_ordered, fair=known) == fair
+    assert in_order(NAMES, Q, 4, set(), True, fair={("workflow", "q")}) == Q
+    host = NAMES.queue(Kind.HOST, "h", "q")
+    assert in_order(NAMES, host, 4, known, True, has_key=True, fair=known) == host
+
+
+def test_a_fairness_key_is_explained() -> None:
+    of = facts(task(fairness_key="acme"))
+    steps = explain(NAMES, of, NO_RULES, 0)
+    assert steps[1] == (
+        "its fairness key is 'acme': on its task queue it waits for its share of what begins, in"
+        " queue tq.n.fair.q"
+    )
+
+
 @pytest.mark.parametrize("queue", [NAMES.priority(Q), NAMES.queue(Kind.HOST, "h", "q")])
 def test_other_queues_stay_as_they_are(queue: QueueName) -> None:
     assert in_order(NAMES, queue, 6, {("activity", "q")}, False) is queue

@@ -258,3 +258,19 @@ def test_the_longest_lines_are_told_with_who_is_first() -> None:
     assert sorted(room.all()) == ["a1", "b1", "b2", "c1", "c2", "c3"]
     room.clear()
     assert room.all() == []
+
+
+def test_fairness_keys_take_turns_at_a_limit() -> None:
+    room: Anteroom[str] = Anteroom(PartTable({Part(PartKind.TYPE, "A"): Limits(concurrency=1)}), 0)
+    for share in ("flood", "flood", "flood", "few"):
+        room.arrive(share, "A", "", 3, share)
+    room.arrive("first", "A", "", 1, "flood")
+    begun = []
+    while len(room):
+        (admission,) = room.admit(0.0)
+        begun.append(admission.item)
+        room.book(f"{len(begun)}", admission.parts)
+        room.ended(f"{len(begun)}", 0.0)
+    assert begun[0] == "first"
+    assert "few" in begun[1:3]
+    assert room.clear() == []

@@ -27,6 +27,8 @@ def test_the_size_of_the_history_is_that_of_now() -> None:
         headers={},
         parent=None,
         priority=None,
+        fairness_key=None,
+        fairness_weight=None,
         retry_policy=None,
         start_time=THEN,
         workflow_start_time=THEN,

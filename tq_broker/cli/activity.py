@@ -68,6 +68,8 @@ _start_options = shared(
     click.option("--heartbeat", type=DURATION, help="Longest silence between heartbeats."),
     click.option("--max-attempts", type=click.IntRange(min=0), help="0: no bound."),
     click.option("--priority", type=click.IntRange(1, 5), help="1 is first.  [3]"),
+    click.option("--fairness-key", help="Whose it is, where keys share what begins."),
+    click.option("--fairness-weight", type=float, help="Of its key, 0.001 to 1000.  [1]"),
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
     ),
@@ -257,6 +259,8 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "id_conflict_policy": _CONFLICTS[conflict] if conflict else None,
         "retry_policy": None if attempts is None else RetryPolicy(maximum_attempts=attempts),
         "priority": keywords["priority"],
+        "fairness_key": keywords["fairness_key"],
+        "fairness_weight": keywords["fairness_weight"],
         "headers": dict(keywords["headers"]) or None,
         "route": parse_route(route, keywords["on_gone"]) if route else None,
         "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),

@@ -17,6 +17,7 @@ from tq_broker.cli.demo import demo
 from tq_broker.cli.deployment import deployment
 from tq_broker.cli.dev import dev
 from tq_broker.cli.doctor import doctor
+from tq_broker.cli.fairness import weights
 from tq_broker.cli.figures import figures
 from tq_broker.cli.history import history
 from tq_broker.cli.output import visible
@@ -93,6 +94,7 @@ for command in (
     cli.add_command(command)
 activity.add_command(broadcast)
 task_queue.add_command(figures)
+task_queue.add_command(weights)
 for verb in VERBS:
     task_queue.add_command(verb)
 

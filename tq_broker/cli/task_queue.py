@@ -151,6 +151,8 @@ def describe(ctx: click.Context, name: str, oldest: bool, sample: int, wait: tim
     ]
     if one.prioritized:
         fields.append(("priorities", "kept by a priority queue"))
+    if one.fair:
+        fields.append(("fairness", "keys share what begins"))
     for figures in told.figures:
         fields += figures_fields(figures)
     for side, state in told.limits:

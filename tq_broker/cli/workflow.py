@@ -104,6 +104,8 @@ _start_options = shared(
     click.option("--delay", type=DURATION, help="Begin only after this pause."),
     click.option("--memo", metavar="NAME=JSON", multiple=True, help="Told with it; repeat it."),
     click.option("--priority", type=click.IntRange(1, 5), help="Of its activities; 1 is first."),
+    click.option("--fairness-key", help="Whose it is, where keys share what begins."),
+    click.option("--fairness-weight", type=float, help="Of its key, 0.001 to 1000.  [1]"),
     click.option(
         "--header", "headers", type=TEXTS, multiple=True, metavar="K=V", help="Travels with it."
     ),
@@ -376,6 +378,8 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "start_delay": keywords["delay"],
         "memo": dict(map(_named, keywords["memo"])) or None,
         "priority": keywords["priority"],
+        "fairness_key": keywords["fairness_key"],
+        "fairness_weight": keywords["fairness_weight"],
         "headers": dict(keywords["headers"]) or None,
         "versioning_override": _override(keywords["versioning_override"]),
         "static_summary": keywords["static_summary"],

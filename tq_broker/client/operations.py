@@ -100,6 +100,7 @@ class TaskQueueSummary:
         back_offs: What was asked from inside, of all or of keys; they lift themselves.
         prioritized: Its tasks wait in a priority queue, which the counts include.
         queues: Its queues that are there, with what waits in each.
+        fair: Its keys have fair shares; the counts include what waits for these.
     """
 
     task_queue: str
@@ -114,6 +115,7 @@ class TaskQueueSummary:
     back_offs: tuple[BackedOff, ...] = ()
     prioritized: bool = False
     queues: tuple[QueueFigures, ...] = ()
+    fair: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -752,6 +754,7 @@ def _summary(
         pause=logged.pauses().get((side, task_queue)),
         back_offs=tuple(logged.back_offs(task_queue)) if side == ACTIVITY_SIDE else (),
         prioritized=(side, task_queue) in logged.prioritized,
+        fair=(side, task_queue) in logged.fair,
         queues=tuple(queues.values()),
     )
 

@@ -232,6 +232,7 @@ def _told(
         task_queue=one.task_queue,
         id=one.task_id,
         headers=one.headers,
+        fairness_key=one.fairness_key,
         memo=run.memo,
         once=one.maximum_attempts == 1,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from tq_broker.client.broadcast import WorkerResult, broadcast
 from tq_broker.client.core import ClientCore
+from tq_broker.client.fairness import Fairness, FairnessOperations
 from tq_broker.client.finding import ActivityDescription, describe_activity
 from tq_broker.client.operations import (
     PING_WAIT_S,
@@ -24,7 +25,7 @@ from tq_broker.client.transfer import OnProgress, Transferred
 from tq_broker.client.verbs import Verbs
 from tq_broker.client.waiting import UNSET, Timeout, one_or_many, to_seconds
 from tq_broker.common import ActivityOptionsDict
-from tq_broker.model.settings import TaskQueuePaused, TaskQueueResumed
+from tq_broker.model.settings import FairnessWeightSet, TaskQueuePaused, TaskQueueResumed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,6 +60,10 @@ class CopyOptionsDict(TypedDict, total=False):
 class _Verbs:
     core: ClientCore
 
+    @property
+    def _fairness(self) -> FairnessOperations:
+        return FairnessOperations(self.core)
+
     @cached_property
     def operations(self) -> Operations:
         """What an operator does: look at, purge and reclaim task queues, parked messages."""
@@ -89,6 +94,23 @@ class _Verbs:
 
 class AsyncVerbs(_Verbs):
     """Verbs of `tq_broker.client.Client`."""
+
+    async def fairness(self, task_queue: str) -> Fairness:
+        """What is known of its fairness keys. See `FairnessOperations.look`."""
+        return await asyncio.to_thread(self._fairness.look, task_queue)
+
+    async def set_fairness_weights(
+        self,
+        task_queue: str,
+        weights: Mapping[str, float | None],
+        *,
+        reason: str = "",
+        side: str = "",
+    ) -> list[FairnessWeightSet]:
+        """Give fairness keys of it weights. See `FairnessOperations.set_weights`."""
+        return await asyncio.to_thread(
+            self._fairness.set_weights, task_queue, weights, reason=reason, side=side
+        )
 
     async def pause_task_queue(
         self, task_queue: str, reason: str = "", *, side: str = ""
@@ -171,6 +193,21 @@ class AsyncVerbs(_Verbs):
 
 class BlockingVerbs(_Verbs):
     """Verbs of `tq_broker.client.BlockingClient`."""
+
+    def fairness(self, task_queue: str) -> Fairness:
+        """What is known of its fairness keys. See `FairnessOperations.look`."""
+        return self._fairness.look(task_queue)
+
+    def set_fairness_weights(
+        self,
+        task_queue: str,
+        weights: Mapping[str, float | None],
+        *,
+        reason: str = "",
+        side: str = "",
+    ) -> list[FairnessWeightSet]:
+        """Give fairness keys of it weights. See `FairnessOperations.set_weights`."""
+        return self._fairness.set_weights(task_queue, weights, reason=reason, side=side)
 
     def pause_task_queue(
         self, task_queue: str, reason: str = "", *, side: str = ""

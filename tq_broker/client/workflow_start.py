@@ -17,6 +17,8 @@ from tq_broker.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
     check_duration,
+    check_fairness_key,
+    check_fairness_weight,
     check_headers,
     to_ms,
 )
@@ -56,6 +58,8 @@ class StartWorkflowOptionsDict(TypedDict, total=False):
     start_signal: str | None
     start_signal_args: Sequence[Any]
     priority: int | None
+    fairness_key: str | None
+    fairness_weight: float | None
     headers: Mapping[str, str] | None
     versioning_override: VersioningOverride | None
     result_type: Any
@@ -84,6 +88,9 @@ class StartWorkflowOptions:
         start_signal: A signal to deliver with the start, and to a run that is open already.
         start_signal_args: Its arguments.
         priority: 1 (first) to 5 of its activities that say none themselves.
+        fairness_key: Whose it is, where keys share what begins: see
+            `tq_broker.common.ActivityOptions`. Its activities and children have it, too.
+        fairness_weight: 0.001 to 1000; 1.0 if nobody says it.
         headers: Texts that travel with the run, and with ``start_signal``, for interceptors and
             routing.
         versioning_override: A deployment version to pin the run to, or that it follows the current
@@ -107,6 +114,8 @@ class StartWorkflowOptions:
     start_signal: str | None = None
     start_signal_args: Sequence[Any] = ()
     priority: int | None = None
+    fairness_key: str | None = None
+    fairness_weight: float | None = None
     headers: Mapping[str, str] | None = None
     versioning_override: VersioningOverride | None = None
     result_type: Any = None
@@ -163,6 +172,10 @@ class StartWorkflowOptions:
             )
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
+        if self.fairness_key is not None:
+            check_fairness_key("fairness_key", self.fairness_key)
+        if self.fairness_weight is not None:
+            check_fairness_weight("fairness_weight", self.fairness_weight)
         priority = self.priority
         if priority is not None and (
             isinstance(priority, bool)
@@ -216,6 +229,8 @@ def make_request(
         memo={name: encode_memo(name, v, converter) for name, v in (options.memo or {}).items()},
         headers=dict(options.headers or {}),
         priority=options.priority,
+        fairness_key=options.fairness_key or "",
+        fairness_weight=options.fairness_weight,
         start_delay_ms=_ms(options.start_delay),
         static_summary=options.static_summary or "",
         static_details=options.static_details or "",

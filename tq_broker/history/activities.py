@@ -97,6 +97,7 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         announce_start=command.announce_start,
         route=command.route,
         requires=command.requires,
+        fairness_key=command.fairness_key,
         headers=None if command.headers == turn.run.started.headers else command.headers,
     )
     turn.run.activities[event_id] = activity
@@ -201,6 +202,8 @@ def task(
         priority=scheduled.priority,
         headers=scheduled.headers,
         rate_limit_key=scheduled.rate_limit_key,
+        fairness_key=scheduled.fairness_key,
+        fairness_weight=scheduled.fairness_weight or 1.0,
         workflow=WorkflowOrigin(
             workflow_id=run.workflow_id,
             run_id=run.run_id,

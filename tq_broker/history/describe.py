@@ -100,6 +100,7 @@ def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActiv
         requires=activity.requires,
         headers=run.started.headers if activity.headers is None else activity.headers,
         task_id=wire_id(run.run_id, event_id),
+        fairness_key=activity.fairness_key,
     )
 
 

@@ -127,6 +127,8 @@ def _started(request: StartWorkflow, run_id: str, now_ms: int) -> WorkflowExecut
         memo=request.memo,
         headers=request.headers,
         priority=request.priority,
+        fairness_key=request.fairness_key,
+        fairness_weight=request.fairness_weight,
         identity=request.identity,
         first_task_backoff_ms=backoff_ms,
         static_summary=request.static_summary,

@@ -14,7 +14,7 @@ from tq_broker.history.records import ShardRecord
 from tq_broker.model import envelope, requests
 from tq_broker.model import events as histories
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
-from tq_broker.model.events import Event
+from tq_broker.model.events import Event, WorkflowExecutionStarted
 from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName, sticky_key
 from tq_broker.model.requests import Reply as Answer
@@ -53,7 +53,7 @@ def workflow_task(
     task: WorkflowTask,
     events: list[Event],
     other_id: str,
-    priority: int | None = None,
+    started: WorkflowExecutionStarted,
     deployments: Deployments = NO_DEPLOYMENTS,
 ) -> Mail:
     """A workflow task, to the worker that has its run in its cache, to the version that the run is
@@ -61,7 +61,7 @@ def workflow_task(
 
     Args:
         other_id: The message's id if there are only queries in it.
-        priority: The run's: 1 (first) to 5.
+        started: The start of its run, which says its priority and its fairness key.
     """
     message_id = other_id
     if task.scheduled_event_id:
@@ -70,7 +70,8 @@ def workflow_task(
     if task.sticky:
         key = sticky_key(names.sticky(task.sticky), task.shard)
         return Publication(names.exchange(Exchange.STICKY), key, message), ()
-    message = envelope.with_priority(message, priority)
+    message = envelope.with_priority(message, started.priority)
+    message = envelope.with_share(message, started.fairness_key, started.fairness_weight or 1.0)
     if task.version:
         queue = names.version(Kind.WORKFLOW.value, task.version, task.task_queue)
     else:

@@ -33,7 +33,7 @@ from tq_broker.history.transaction import Sending
 from tq_broker.model import envelope
 from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecutionUpdateCompleted
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
+from tq_broker.model.names import PLAIN, UNFAIR, Exchange, Kind, QueueName
 from tq_broker.model.settings import ActivityCanceled
 from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
@@ -156,7 +156,12 @@ class Outbox:
         """Send it unless something is ready in its queue: it may be among that."""
         connection, (queue,) = self._connection, needs
         queues = [queue]
-        if queue.kind in PLAIN:
+        if queue.kind in UNFAIR:
+            # It may have been dealt, may wait in a lane, or may not have been moved over yet. As
+            # long as a dealer has tasks in hand some are ready among those that were dealt.
+            plain = self._names.plain(queue)
+            queues += [*self._names.lanes(queue), self._names.priority(plain), plain]
+        elif queue.kind in PLAIN:
             # It may not have been moved over yet.
             queues.append(self._names.queue(PLAIN[queue.kind], *queue.parts))
 
@@ -206,7 +211,7 @@ class Outbox:
             task,
             events,
             self._sender.ids.next(),
-            held.run.started.priority,
+            held.run.started,
             self._connection.traffic.deployments,
         )
         # A run that is in a worker's cache stays with that worker.
@@ -234,7 +239,7 @@ class Outbox:
         if not self._connection.traffic.rules:
             return None
         started = run.started
-        facts = routing.workflow_facts(task, started.headers, started.priority, run.memo)
+        facts = routing.workflow_facts(task, started, run.memo)
         return self._connection.dispatcher.by_rule(facts)
 
     def _events(self, run: Execution, first_event_id: int, last_event_id: int) -> list[Event]:

@@ -76,6 +76,7 @@ class Activity(Noun):
         announce_start: ActivityTaskStarted is written when it starts.
         announced: That was done; ``started_event_id`` is 0 until that event has its number.
         headers: If they are not those of the workflow.
+        fairness_key: As its tasks have it.
     """
 
     activity_id: str
@@ -112,6 +113,7 @@ class Activity(Noun):
     route: str | None = None
     requires: str | None = None
     headers: dict[str, str] | None = None
+    fairness_key: str = ""
 
     @property
     def is_silent(self) -> bool:

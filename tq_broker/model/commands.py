@@ -33,6 +33,8 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     heartbeat_ms: int = 0
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     route: str | None = None
     requires: str | None = None
     headers: dict[str, str] = {}
@@ -83,6 +85,8 @@ class StartChildWorkflow(Base, frozen=True, tag="StartChildWorkflow"):
     memo: dict[str, Payload] = {}
     headers: dict[str, str] = {}
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     static_summary: str = ""
     static_details: str = ""
 

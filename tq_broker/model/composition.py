@@ -2,6 +2,7 @@
 
 =============================== ==================================================================
 plain, priority                 tasks for any worker: one of both is used, or both for a while
+fair, lane                      the same, where they wait for the share of their fairness keys
 ramping, version                tasks for workers of a deployment version
 capable                         tasks for workers that have certain capabilities
 anteroom, admitted              tasks that limits of their type or key hold back, and those let in
@@ -50,6 +51,9 @@ _WAYS = {
     Kind.WORKFLOW: Way.SHARED,
     Kind.PRIORITY: Way.SHARED,
     Kind.WORKFLOW_PRIORITY: Way.SHARED,
+    Kind.FAIR: Way.SHARED,
+    Kind.WORKFLOW_FAIR: Way.SHARED,
+    Kind.LANE: Way.SHARED,
     Kind.RAMPING: Way.VERSION,
     Kind.VERSION: Way.VERSION,
     Kind.CAPABLE: Way.CAPABLE,
@@ -111,12 +115,14 @@ class Known:
 
     Attributes:
         prioritized: Sides and task queues whose tasks wait in priority queues.
+        fair: Those whose tasks wait for their fair shares before.
         capable: Sets of capabilities that its tasks require.
         has_parts: Types or keys of it have limits, or had.
         served: What workers say that they serve for some of its tasks only.
     """
 
     prioritized: Container[tuple[str, str]] = frozenset()
+    fair: Container[tuple[str, str]] = frozenset()
     capable: Sequence[tuple[str, ...]] = ()
     deployments: Deployments = NO_DEPLOYMENTS
     has_parts: bool = False
@@ -126,7 +132,7 @@ class Known:
 def members(names: Names, side: str, task_queue: str, known: Known) -> list[Member]:
     """The queues of one side of a task queue, of which the plain one comes first."""
     return [
-        *shared(names, side, task_queue, known.prioritized),
+        *shared(names, side, task_queue, known.prioritized, known.fair),
         *_of_limits(names, side, task_queue, known),
         *_of_versions(names, side, task_queue, known.deployments),
         *_of_capabilities(names, side, task_queue, known.capable),
@@ -135,11 +141,18 @@ def members(names: Names, side: str, task_queue: str, known: Known) -> list[Memb
 
 
 def shared(
-    names: Names, side: str, task_queue: str, prioritized: Container[tuple[str, str]]
+    names: Names,
+    side: str,
+    task_queue: str,
+    prioritized: Container[tuple[str, str]],
+    fair: Container[tuple[str, str]] = frozenset(),
 ) -> list[Member]:
-    """The plain queue, and the priority queue if there is one."""
+    """The plain queue, and, if there are any, those in which tasks wait for their fair shares, and
+    the priority queue; the one from which they are begun is the last."""
     plain = names.queue(Kind(side), task_queue)
     found = [Member(plain)]
+    if (side, task_queue) in fair:
+        found += map(Member, names.unshared(plain))
     return [*found, Member(names.priority(plain))] if (side, task_queue) in prioritized else found
 
 

@@ -193,6 +193,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     serves: list[Serve] = []
     """The queues of its host, its process, its niches and of traffic rules that it was asked to
     serve."""
+    dealing: dict[str, int] = {}
+    """Activities in its hands that wait for the share of their fairness keys, by task queue of
+    which it is the dealer,"""
+    workflow_dealing: dict[str, int] = {}
+    """and workflow tasks."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -18,6 +18,8 @@ from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
     ActivityIDConflictPolicy,
+    check_fairness_key,
+    check_fairness_weight,
     check_key,
 )
 from tq_broker.converter import ENCODED, JSON, DataConverter
@@ -43,6 +45,11 @@ TASK_QUEUE = "tq-task-queue"
 PASS = "tq-pass"
 HEARTBEAT = "tq-heartbeat"
 REQUIRES = "tq-requires"
+FAIRNESS_KEY = "tq-fairness-key"
+FAIRNESS_WEIGHT = "tq-fairness-weight"
+ATTEMPT = "tq-attempt"
+MOVED = "tq-moved"
+"""Which move of a dealer has made this copy."""
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
 
@@ -124,9 +131,23 @@ def _key(name: str, value: object) -> str:
         raise Malformed(f"header {name}: {error}") from error
 
 
+def _fairness_key(name: str, value: object) -> str:
+    try:
+        return check_fairness_key("it", value)
+    except InvalidArgument as error:
+        raise Malformed(f"header {name}: {error}") from error
+
+
+def _fairness_weight(name: str, value: object) -> float:
+    try:
+        return check_fairness_weight("it", value)
+    except InvalidArgument as error:
+        raise Malformed(f"header {name}: {error}") from error
+
+
 _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-activity-type": ("activity_type", _text),
-    "tq-attempt": ("attempt", _attempt),
+    ATTEMPT: ("attempt", _attempt),
     "tq-scheduled-ms": ("scheduled_ms", _number),
     "tq-attempt-scheduled-ms": ("attempt_scheduled_ms", _number),
     "tq-start-to-close-ms": ("start_to_close_ms", _number),
@@ -148,6 +169,8 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     RULE: ("rule", _text),
     FELL_BACK: ("fell_back", _text),
     "tq-rate-limit-key": ("rate_limit_key", _key),
+    FAIRNESS_KEY: ("fairness_key", _fairness_key),
+    FAIRNESS_WEIGHT: ("fairness_weight", _fairness_weight),
     PASS: ("pass_mark", _mark),
 }
 
@@ -250,6 +273,39 @@ def priority_of(message: Message) -> int:
     if message.priority is None:
         return PRIORITY_DEFAULT
     return min(PRIORITY_LAST, max(PRIORITY_FIRST, _MAX_PRIORITY - message.priority))
+
+
+def with_share(message: Message, key: str, weight: float) -> Message:
+    """``message`` as one of a fairness key; "" leaves it as it is."""
+    if not key:
+        return message
+    said = {FAIRNESS_KEY: key} if weight == 1.0 else {FAIRNESS_KEY: key, FAIRNESS_WEIGHT: weight}
+    return msgspec.structs.replace(message, headers={**message.headers, **said})
+
+
+def share(message: Message) -> tuple[str, float]:
+    """The fairness key of ``message``, "" if it has none, and its weight. What cannot be read
+    counts as not said: whoever reads all of the message refuses it."""
+    headers = message.headers
+    if FAIRNESS_KEY not in headers:
+        return "", 1.0
+    try:
+        key = _fairness_key(FAIRNESS_KEY, headers[FAIRNESS_KEY])
+        return key, _fairness_weight(FAIRNESS_WEIGHT, headers.get(FAIRNESS_WEIGHT, 1.0))
+    except Malformed:
+        return "", 1.0
+
+
+def moved(message: Message, move_id: str) -> Message:
+    """``message`` as a dealer gives it away."""
+    return forwarded(message, headers={MOVED: move_id})
+
+
+def dealt(message: Message, *, may_have_begun: bool) -> Message:
+    """``message`` as a dealer deals it."""
+    fresh = ranked(handed_on(message, may_have_begun=may_have_begun))
+    headers = {name: value for name, value in fresh.headers.items() if name != MOVED}
+    return msgspec.structs.replace(fresh, headers=headers)
 
 
 def ranked(message: Message) -> Message:

@@ -67,6 +67,8 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     memo: dict[str, Payload] = {}
     headers: dict[str, str] = {}
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     identity: str = ""
     last_completion_result: Payload | None = None
     last_failure: Failure | None = None
@@ -211,6 +213,8 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     heartbeat_ms: int = 0
     retry_policy: WireRetryPolicy | None = None
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     route: str | None = None
     requires: str | None = None
     headers: dict[str, str] = {}
@@ -325,6 +329,8 @@ class StartChildWorkflowExecutionInitiated(
     memo: dict[str, Payload] = {}
     headers: dict[str, str] = {}
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     static_summary: str = ""
     static_details: str = ""
     workflow_task_completed_event_id: int = 0

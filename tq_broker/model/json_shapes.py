@@ -94,7 +94,6 @@ ID = Shape(str, int)
 NAME = Shape(lambda name: {"name": name}, lambda shape: shape["name"])
 DURATION = Shape(_write_duration, _read_duration)
 TIME = Shape(_write_time, _read_time)
-PRIORITY = Shape(lambda key: {"priorityKey": key}, lambda shape: shape.get("priorityKey"))
 
 
 # --- payloads ------------------------------------------------------------------------------------

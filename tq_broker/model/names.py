@@ -78,6 +78,10 @@ class Kind(enum.Enum):
     ADMITTED_PRIORITY = "admitted-priority"
     VERSION = "version"
     RAMPING = "ramping"
+    FAIR = "fair"
+    WORKFLOW_FAIR = "workflow-fair"
+    LANE = "lane"
+    DEALERS = "dealers"
 
 
 _ARITY = {
@@ -112,6 +116,10 @@ _ARITY = {
     Kind.ADMITTED_PRIORITY: 1,  # the same
     Kind.VERSION: 3,  # side, deployment version, task queue
     Kind.RAMPING: 2,  # side, task queue
+    Kind.FAIR: 1,  # task queue
+    Kind.WORKFLOW_FAIR: 1,  # task queue
+    Kind.LANE: 3,  # side, number, task queue
+    Kind.DEALERS: 2,  # side, task queue
 }
 
 ORDERED = {Kind.ACTIVITY: Kind.PRIORITY, Kind.WORKFLOW: Kind.WORKFLOW_PRIORITY}
@@ -121,11 +129,20 @@ ADMITTED = frozenset({Kind.ADMITTED, Kind.ADMITTED_PRIORITY})
 """Queues of activities that the usher of their task queue has let in."""
 SHARED = ORDERED.keys() | PLAIN.keys() | ADMITTED
 """Queues whose tasks any worker of the task queue may take."""
+FAIR = {Kind.ACTIVITY: Kind.FAIR, Kind.WORKFLOW: Kind.WORKFLOW_FAIR}
+"""Where tasks wait for their fair share, before they go to the queue of `ORDERED`."""
+UNFAIR = {fair: plain for plain, fair in FAIR.items()}
+DEALT = UNFAIR.keys() | {Kind.LANE}
+"""Queues whose tasks wait for their fair share."""
+LANES = 8
+"""Queues of one side of a task queue for tasks that get their share only after many others."""
 _TWINS = ORDERED | PLAIN
-_OF_TASK_QUEUES = SHARED | {
-    *(Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE, Kind.VERSION, Kind.RAMPING)
-}
-"""Workers take tasks from them; their last part is the task queue."""
+_OF_TASK_QUEUES = (
+    SHARED
+    | DEALT
+    | {*(Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE, Kind.VERSION, Kind.RAMPING)}
+)
+"""Tasks wait in them; their last part is the task queue."""
 
 
 class Exchange(enum.Enum):
@@ -359,9 +376,28 @@ class Names:
         """The priority queue of a task queue; ``plain`` is its `activity` or `workflow`."""
         return self.queue(ORDERED[plain.kind], *plain.parts)
 
+    def fair(self, plain: QueueName) -> QueueName:
+        """Where tasks of a task queue wait for their fair share; ``plain`` as in `priority`, to
+        which they go from there."""
+        return self.queue(FAIR[plain.kind], *plain.parts)
+
+    def lanes(self, fair: QueueName) -> tuple[QueueName, ...]:
+        """The queues in which tasks wait that have come through the queue ``fair``, and whose turn
+        is far away; each exists only while it is needed."""
+        side, (task_queue,) = UNFAIR[fair.kind].value, fair.parts
+        return tuple(self.queue(Kind.LANE, side, str(n), task_queue) for n in range(LANES))
+
+    def unshared(self, plain: QueueName) -> tuple[QueueName, ...]:
+        """All queues in which tasks of a task queue may wait for their fair share."""
+        fair = self.fair(plain)
+        return (fair, *self.lanes(fair))
+
     def plain(self, queue: QueueName) -> QueueName:
         """The plain queue of the task queue of ``queue``, which takes the place of it, or is it."""
-        kind = Kind.ACTIVITY if queue.kind in ADMITTED else PLAIN.get(queue.kind, queue.kind)
+        if queue.kind is Kind.LANE:
+            return self.queue(Kind(queue.parts[0]), queue.parts[-1])
+        known = PLAIN | UNFAIR
+        kind = Kind.ACTIVITY if queue.kind in ADMITTED else known.get(queue.kind, queue.kind)
         return self.queue(kind, *queue.parts)
 
     def twin(self, queue: QueueName) -> QueueName:

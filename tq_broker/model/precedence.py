@@ -43,6 +43,8 @@ OPTIONS: Mapping[str, Option] = {
         Option("requires"),
         Option("priority", at_workflow_defn=True, is_inherited=True),
         Option("rate_limit_key"),
+        Option("fairness_key", at_workflow_defn=True, is_inherited=True),
+        Option("fairness_weight", at_workflow_defn=True, is_inherited=True),
         Option("headers", is_inherited=True, is_merged=True),
         Option("versioning_behavior", at_workflow_defn=True, at_activity_defn=False),
     )

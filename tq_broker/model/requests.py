@@ -94,6 +94,8 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     memo: dict[str, Payload] = {}
     headers: dict[str, str] = {}
     priority: int | None = None
+    fairness_key: str = ""
+    fairness_weight: float | None = None
     start_delay_ms: int = 0
     static_summary: str = ""
     static_details: str = ""
@@ -381,8 +383,8 @@ class RunInfo(Base, frozen=True):
 
 class PendingActivity(Base, frozen=True):
     """``state``: ``scheduled`` (also while it waits for a retry, until ``next_ms``), ``started``,
-    ``cancel_requested``. ``route``, ``requires`` and ``headers`` are those of its tasks,
-    whose id is ``task_id``."""
+    ``cancel_requested``. ``route``, ``requires``, ``headers`` and ``fairness_key`` are those of its
+    tasks, whose id is ``task_id``."""
 
     activity_id: str
     activity_type: str
@@ -403,6 +405,7 @@ class PendingActivity(Base, frozen=True):
     requires: str | None = None
     headers: dict[str, str] = {}
     task_id: str = ""
+    fairness_key: str = ""
 
 
 class PendingChild(Base, frozen=True):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_broker.common import Requires, to_ms
+from tq_broker.common import Requires, check_fairness_key, check_fairness_weight, to_ms
 from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.capabilities import check_capabilities, check_requires
@@ -48,6 +48,8 @@ RULES_MAX = 1_000
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
 
+WEIGHTS_MAX = 1_000
+"""Keys of one side of a task queue that have a weight of their own."""
 CAPABILITIES_MAX = 1_000
 """Capabilities remembered of one task queue."""
 
@@ -72,7 +74,8 @@ class TaskQueueReclaimed(
 ):
     """The shared queue of a task queue was idle and empty, and was removed.
 
-    ``priority``: it was its priority queue; the plain one may still be there.
+    ``priority``: it was its priority queue; the plain one may still be there. ``fair``: it was the
+    one in which its tasks wait for their shares; the other two may be.
     """
 
     task_queue: str
@@ -80,6 +83,7 @@ class TaskQueueReclaimed(
     by: str = ""
     side: str = ACTIVITY_SIDE
     priority: bool = False
+    fair: bool = False
     requires: tuple[str, ...] = ()
 
 
@@ -95,6 +99,32 @@ class TaskQueuePrioritized(
     at_ms: int
     by: str = ""
     side: str = ACTIVITY_SIDE
+
+
+class TaskQueueFair(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-fair"):
+    """The tasks of one side of a task queue get fair shares from now on: they are dealt to its
+    priority queue.
+
+    Appended, and confirmed, before the first task waits for its share.
+    """
+
+    task_queue: str
+    at_ms: int
+    by: str = ""
+    side: str = ACTIVITY_SIDE
+
+
+class FairnessWeightSet(msgspec.Struct, frozen=True, omit_defaults=True, tag="fairness-weight-set"):
+    """A fairness key of one side of a task queue has this weight, whatever its tasks say; ``None``:
+    what they say counts again. ``side`` as in `TaskQueuePaused`."""
+
+    task_queue: str
+    key: str
+    weight: float | None
+    at_ms: int
+    by: str = ""
+    reason: str = ""
+    side: str = ""
 
 
 class CapabilitiesDeclared(
@@ -234,6 +264,8 @@ Record = (
     TaskQueueDeclared
     | TaskQueueReclaimed
     | TaskQueuePrioritized
+    | TaskQueueFair
+    | FairnessWeightSet
     | CapabilitiesDeclared
     | TaskQueuePaused
     | TaskQueueResumed
@@ -286,6 +318,10 @@ def _check(record: Record) -> None:
             raise InvalidArgument(f"a back-off of {record.until_ms - record.at_ms} ms")
         case TaskQueueDeclared(requires=requires) if requires:
             check_requires(Requires(requires))
+        case FairnessWeightSet(key=key, weight=weight):
+            check_fairness_key("key", key)
+            if weight is not None:
+                check_fairness_weight("weight", weight)
         case CapabilitiesDeclared():
             check_capabilities("capabilities", record.capabilities)
 
@@ -300,6 +336,10 @@ class Settings:
         """The same of workflow task queues."""
         self.prioritized: set[tuple[str, str]] = set()
         """Sides and task queues whose tasks wait in their priority queues."""
+        self.fair: set[tuple[str, str]] = set()
+        """Those whose tasks wait for their fair shares before."""
+        self.fairness_weights: dict[tuple[str, str], dict[str, FairnessWeightSet]] = {}
+        """By side and task queue, and then by key."""
         self.capable: dict[str, dict[tuple[str, ...], int]] = {}
         """The sets of capabilities that tasks of an activity task queue require, with the time of
         the last declaration of their queue."""
@@ -329,13 +369,20 @@ class Settings:
                 self.capable.setdefault(record.task_queue, {})[requires] = record.at_ms
             case TaskQueueReclaimed(requires=requires) if requires:
                 self.capable.get(record.task_queue, {}).pop(requires, None)
+            case FairnessWeightSet():
+                self._weigh(record)
             case CapabilitiesDeclared():
                 self._has_capabilities(record)
             case TaskQueueDeclared():
                 self.existing(record.side)[record.task_queue] = record.at_ms
+            case TaskQueueReclaimed(fair=True):
+                self.fair.discard((record.side, record.task_queue))
             case TaskQueueReclaimed(priority=True):
                 self.prioritized.discard((record.side, record.task_queue))
             case TaskQueuePrioritized():
+                self.prioritized.add((record.side, record.task_queue))
+            case TaskQueueFair():
+                self.fair.add((record.side, record.task_queue))
                 self.prioritized.add((record.side, record.task_queue))
             case TaskQueueReclaimed():
                 self.existing(record.side).pop(record.task_queue, None)
@@ -365,6 +412,15 @@ class Settings:
                 self._set_limits(record)
             case VersionServes() | RoutingSet() | VersionDeleted():
                 self.deployments = self.deployments.apply(record)
+
+    def _weigh(self, record: FairnessWeightSet) -> None:
+        for side in sides_of(record.side):
+            known = dict(self.fairness_weights.get((side, record.task_queue), {}))
+            known.pop(record.key, None)
+            if record.weight is not None and len(known) < WEIGHTS_MAX:
+                known[record.key] = record
+            # Replaced as a whole: other threads look into it.
+            self.fairness_weights[side, record.task_queue] = known
 
     def _has_capabilities(self, record: CapabilitiesDeclared) -> None:
         known = self.capabilities.setdefault(record.task_queue, set())
@@ -455,7 +511,7 @@ def sides_of(side: str) -> tuple[str, ...]:
 
 def side_of(queue: QueueName) -> str:
     """The side of a task queue that ``queue`` belongs to."""
-    if queue.kind in (Kind.VERSION, Kind.RAMPING):
+    if queue.kind in (Kind.VERSION, Kind.RAMPING, Kind.LANE):
         return queue.parts[0]
-    is_workflow = queue.kind in (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY)
-    return WORKFLOW_SIDE if is_workflow else ACTIVITY_SIDE
+    of_workflows = (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY, Kind.WORKFLOW_FAIR)
+    return WORKFLOW_SIDE if queue.kind in of_workflows else ACTIVITY_SIDE

@@ -70,6 +70,8 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
         rule: The traffic rule that has put it where it is; "" on its own task queue.
         fell_back: The traffic rule whose target did not take it; no rule is asked again.
         rate_limit_key: What shares a limit with it; "" if nothing does.
+        fairness_key: Whose it is, where keys share what begins; "" if nobody's.
+        fairness_weight: That of its key, as it says itself.
         pass_mark: The pass that an usher has given it, and of which task queue; "" if none has.
         heartbeat_details: Payload of what the attempt before left behind, when it cannot be in
             the body because codecs hide that from history; empty if there is none.
@@ -103,6 +105,8 @@ class ActivityTask(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     fell_back: str = ""
     rate_limit_key: str = ""
+    fairness_key: str = ""
+    fairness_weight: float = 1.0
     pass_mark: str = ""
 
     def left(self, now_ms: int) -> timedelta | None:
@@ -139,6 +143,8 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
         "priority": options.priority,
         "headers": dict(options.headers) if options.headers else {},
         "rate_limit_key": options.rate_limit_key or "",
+        "fairness_key": options.fairness_key or "",
+        "fairness_weight": options.fairness_weight or 1.0,
     }
     if options.retry_policy is not None:
         fields["retry_policy"] = options.retry_policy

@@ -151,7 +151,15 @@ class Dispatcher:
         """Where ``message`` for ``queue`` waits in the order of priorities, and what it is there;
         ``None`` if that is not known before something was published."""
         prioritized, is_ordered = self.traffic.prioritized, self.sender.orders_by_priority
-        to = routing.in_order(self._names, queue, message.priority, prioritized, is_ordered)
+        to = routing.in_order(
+            self._names,
+            queue,
+            message.priority,
+            prioritized,
+            is_ordered,
+            has_key=envelope.FAIRNESS_KEY in message.headers,
+            fair=self.traffic.fair,
+        )
         if to is None:
             return None
         return to, envelope.ranked(message) if to.kind in PLAIN else message
@@ -231,6 +239,10 @@ class Dispatcher:
         return Publication(self._names.exchange(Exchange.TASKS), queue.key, message)
 
     def _send_later(self, home: QueueName, sending: _Sending, delay_ms: int) -> None:
+        if home.kind is Kind.RAMPING:
+            # A key that ends with that of the plain queue is one for that, too, among due tasks.
+            # So it waits for that one, and goes where the ramp takes it then.
+            home = self._names.queue(Kind(home.parts[0]), home.parts[1])
         place = self.in_order(home, sending.message)
         if place is None:
             self._learn(sending, lambda: self._send_later(home, sending, delay_ms))

@@ -46,10 +46,19 @@ from tq_broker.exceptions import (
 from tq_broker.model import envelope
 from tq_broker.model.composition import Member, Way, shared
 from tq_broker.model.message import Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
+from tq_broker.model.names import (
+    DEALT,
+    PLAIN,
+    UNFAIR,
+    Exchange,
+    Kind,
+    Names,
+    QueueName,
+    requirements,
+)
 from tq_broker.model.settings import ACTIVITY_SIDE, TaskQueueReclaimed, side_of
 from tq_broker.queues import topology
-from tq_broker.queues.broker import Broker, Delivery, Receipt, Verdict
+from tq_broker.queues.broker import Broker, Delivery, QueueStats, Receipt, Verdict
 from tq_broker.queues.sender import Sender, lock_name
 from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan, Step
 
@@ -148,21 +157,42 @@ class Reclaimer:
     ) -> list[QueueName]:
         """The same for any shared queues of task queues; returns the removed.
 
-        Where a priority queue is among them, it goes first, and the plain one only after it.
+        Where a priority queue is among them, it goes first, and the plain one only after it. Before
+        it go those in which tasks wait for their fair shares to be put there.
         """
         if not 0 <= grace_s <= GRACE_MAX_S:
             raise InvalidArgument(f"grace_s is {grace_s}; it must be from 0 to {GRACE_MAX_S}")
         if not queues:
             return []
+        # Those for fair shares go with the priority queue that they stand before.
+        queues = [queue for queue in queues if queue.kind not in DEALT]
         first = dict.fromkeys(queue for queue in queues if queue.kind in PLAIN)
         with self._busy:
             # Now, because it may need threads that our locks will keep waiting.
             records = self._names.queue(Kind.SETTINGS)
             self._sender.ensure((records,), self._clock.monotonic() + STEP_S)
-            removed = self._reclaim_all(first, grace_s)
+            removed = self._reclaim_all(self._free_of_shares(first, grace_s), grace_s)
             kept = {self._names.twin(queue) for queue in first.keys() - set(removed)}
             last = [one for one in dict.fromkeys(queues) if one not in first and one not in kept]
             return removed + self._reclaim_all(last, grace_s)
+
+    def _free_of_shares(
+        self, prioritized: Iterable[QueueName], grace_s: float
+    ) -> Iterable[QueueName]:
+        """Those of the priority queues that no tasks are dealt to, after the queues of idle dealers
+        were removed: the lanes first, because nobody would look for them without the other one."""
+        for queue in prioritized:
+            fair, *lanes = self._names.unshared(self._names.plain(queue))
+            if self._is_gone(lanes, grace_s) and self._is_gone([fair], grace_s):
+                yield queue
+
+    def _is_gone(self, queues: Sequence[QueueName], grace_s: float) -> bool:
+        """Whether none of ``queues`` is there, after those that are idle were removed."""
+        there = [one for one in queues if self._stats(one) is not None]
+        return not there or len(self._reclaim_all(there, grace_s)) == len(there)
+
+    def _stats(self, queue: QueueName) -> QueueStats | None:
+        return self._broker.stats(str(queue), self._deadline())
 
     def _reclaim_all(self, queues: Iterable[QueueName], grace_s: float) -> list[QueueName]:
         left, removed = deque(queues), list[QueueName]()
@@ -221,7 +251,7 @@ class Reclaimer:
         return stats is None or not (stats.ready or stats.consumers)
 
     def _unbind(self, one: _Held) -> bool:
-        stats = self._broker.stats(str(one.queue), self._deadline())
+        stats = self._stats(one.queue)
         if stats is None:
             # Whoever removed it had no time to say so.
             self._record([one])
@@ -266,7 +296,8 @@ class Reclaimer:
 
     def _record(self, gone: Sequence[_Held]) -> None:
         """Write into the settings log that these task queues are gone."""
-        removed = [one for one in gone if one.queue.kind not in (Kind.VERSION, Kind.RAMPING)]
+        untold = (Kind.VERSION, Kind.RAMPING, Kind.LANE)
+        removed = [one for one in gone if one.queue.kind not in untold]
         deadline = self._clock.monotonic() + RECORD_S
         ended = _Ended(len(removed))
         for one in removed:
@@ -275,6 +306,7 @@ class Reclaimer:
                 epoch_ms(self._clock),
                 side=side_of(one.queue),
                 priority=one.queue.kind in PLAIN,
+                fair=one.queue.kind in UNFAIR,
                 requires=requirements(one.queue),
             )
             self._sender.append(record, deadline, ended.record)

@@ -19,6 +19,7 @@ from tq_broker.model.capabilities import Niche, in_words
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments, Line, shown
 from tq_broker.model.detours import Detour
 from tq_broker.model.envelope import AMQP_PRIORITY_DEFAULT
+from tq_broker.model.events import WorkflowExecutionStarted
 from tq_broker.model.names import ORDERED, Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule, matching
@@ -85,6 +86,7 @@ def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
         id=task.activity_id,
         headers=task.headers,
         priority=task.priority,
+        fairness_key=task.fairness_key,
         memo=memo,
         once=task.retry_policy.maximum_attempts == 1,
         capabilities=() if task.requires is None else task.requires.names,
@@ -92,19 +94,17 @@ def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
 
 
 def workflow_facts(
-    task: WorkflowTask,
-    headers: Mapping[str, str],
-    priority: int | None,
-    memo: Mapping[str, bytes],
+    task: WorkflowTask, started: WorkflowExecutionStarted, memo: Mapping[str, bytes]
 ) -> Facts:
-    """What traffic rules may know of a workflow task."""
+    """What traffic rules may know of a workflow task, whose run was ``started`` so."""
     return Facts(
         kind=TaskKind.WORKFLOW,
         type=task.workflow_type,
         task_queue=task.task_queue,
         id=task.run.workflow_id,
-        headers=headers,
-        priority=priority,
+        headers=started.headers,
+        priority=started.priority,
+        fairness_key=started.fairness_key,
         memo=memo,
     )
 
@@ -202,6 +202,12 @@ def explain(
         route=asked.route,
         requires=asked.requires,
     )
+    if of.fairness_key and asked == NOTHING_ASKED:
+        plain = names.queue(Kind(of.kind.value), of.task_queue)
+        steps.append(
+            f"its fairness key is {of.fairness_key!r}: on its task queue it waits for its share of"
+            f" what begins, in queue {names.fair(plain)}"
+        )
     steps += _asked_steps(asked)
     if of.kind is TaskKind.ACTIVITY and not may_be_moved(task):
         to = destination(names, task, deployments)
@@ -269,6 +275,9 @@ def in_order(
     priority: int | None,
     prioritized: Container[tuple[str, str]],
     is_ordered: bool | None,
+    *,
+    has_key: bool = False,
+    fair: Container[tuple[str, str]] = (),
 ) -> QueueName | None:
     """The queue that a task for ``queue`` waits in, so that tasks begin in their order.
 
@@ -277,9 +286,13 @@ def in_order(
         prioritized: The sides and task queues that the settings log says have a priority queue.
         is_ordered: Whether the plain queues of this RabbitMQ order by priority themselves;
             ``None``: not known. Then the answer may be ``None``.
+        has_key: It has a fairness key.
+        fair: The sides and task queues that the settings log says give fair shares.
     """
     if queue.kind not in ORDERED:
         return queue
+    if has_key or (fair and (queue.kind.value, queue.parts[0]) in fair):
+        return names.fair(queue)
     if prioritized and (queue.kind.value, queue.parts[0]) in prioritized:
         return names.priority(queue)
     if priority is None or priority == AMQP_PRIORITY_DEFAULT or is_ordered:

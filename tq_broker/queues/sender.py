@@ -22,7 +22,16 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import settings
 from tq_broker.model.message import Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, Names, QueueName, requirements
+from tq_broker.model.names import (
+    DEALT,
+    PLAIN,
+    UNFAIR,
+    Exchange,
+    Kind,
+    Names,
+    QueueName,
+    requirements,
+)
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Receipt, Verdict
 from tq_broker.queues.confirms import NACKED
@@ -108,6 +117,11 @@ class Sender:
             return topology.task_queue(names, need, lock_name(names, need), self.queue_type)
         if need.kind in PLAIN or need.kind is Kind.ADMITTED_PRIORITY:
             return topology.priority_queue(names, need, lock_name(names, need))
+        if need.kind in DEALT:
+            lock = lock_name(names, need)
+            return topology.waiting_for_shares(names, need, lock, self.queue_type)
+        if need.kind is Kind.DEALERS:
+            return topology.namespace(names) + topology.dealers(names, need)
         if need.kind in (Kind.HOST, Kind.PROCESS, Kind.NICHE):
             return topology.private_queue(names, need)
         if need.kind in (Kind.LEASE, Kind.WILL):
@@ -137,6 +151,9 @@ class Sender:
             if isinstance(need, QueueName) and need.kind in PLAIN:
                 self._prioritize(need, deadline)
                 continue
+            if isinstance(need, QueueName) and need.kind in UNFAIR:
+                self._make_fair(need, deadline)
+                continue
             self.broker.apply(self.plan(need), deadline)
             self._present.add(need)
             if isinstance(need, QueueName) and need.kind in LISTED:
@@ -151,13 +168,27 @@ class Sender:
         now_ms = epoch_ms(self.clock)
         side = settings.side_of(queue)
         record = settings.TaskQueuePrioritized(task_queue, now_ms, self._identity, side)
+        self._append_and_wait(record, deadline)
+        self._present.add(queue)
+
+    def _make_fair(self, queue: QueueName, deadline: float) -> None:
+        """Declare where tasks wait for fair shares, and wait until the log says that they are to be
+        dealt."""
+        self.ensure((self.names.priority(self.names.plain(queue)),), deadline)
+        self.broker.apply(self.plan(queue), deadline)
+        now_ms = epoch_ms(self.clock)
+        side = settings.side_of(queue)
+        record = settings.TaskQueueFair(queue.parts[0], now_ms, self._identity, side)
+        self._append_and_wait(record, deadline)
+        self._present.add(queue)
+
+    def _append_and_wait(self, record: settings.Record, deadline: float) -> None:
         kept: Future[TqBrokerError | None] = Future()
         self.ensure((self.names.queue(Kind.SETTINGS),), deadline)
         self.append(record, deadline, kept.set_result)
         error = kept.result()
         if error is not None:
             raise error
-        self._present.add(queue)
 
     def declared(self, need: Need) -> None:
         """``need`` was declared by somebody else in this process."""

@@ -23,11 +23,13 @@ from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     ActivityCanceled,
     BackedOff,
+    FairnessWeightSet,
     LimitsSet,
     LimitState,
     Record,
     RuleChange,
     Settings,
+    TaskQueueFair,
     TaskQueuePaused,
     TaskQueuePrioritized,
     TaskQueueReclaimed,
@@ -72,6 +74,8 @@ class SettingsLog:
         """The traffic rules in force; replaced as a whole, so any thread may read it."""
         self.prioritized: frozenset[tuple[str, str]] = frozenset()
         """Sides and task queues whose tasks wait in priority queues; replaced as a whole, too."""
+        self.fair: frozenset[tuple[str, str]] = frozenset()
+        """Those whose tasks get fair shares; the same."""
         self._subscription: Subscription | None = None
 
     def follow(self) -> Subscription:
@@ -257,12 +261,26 @@ class SettingsLog:
         """The queues of one side of a task queue, with those that only ``workers`` tell of."""
         known = Known(
             prioritized=self.prioritized,
+            fair=self.fair,
             capable=self.capable(task_queue),
             deployments=self.deployments,
             has_parts=self.part_table(task_queue) is not None,
             served=[one for worker in workers for one in worker.serves],
         )
         return members(self._names, side, task_queue, known)
+
+    def fairness_weight(self, plain: QueueName, key: str) -> float | None:
+        """The weight that somebody has given a fairness key of the task queue of ``plain``."""
+        # Look-ups, as above.
+        weights = self._settings.fairness_weights
+        found = weights.get((plain.kind.value, plain.parts[0])) if weights else None
+        record = found.get(key) if found else None
+        return None if record is None else record.weight
+
+    def fairness_weights(self, side: str, task_queue: str) -> list[FairnessWeightSet]:
+        """All weights that somebody has given keys of one side of a task queue, by key."""
+        found = self._settings.fairness_weights.get((side, task_queue), {})
+        return sorted(found.values(), key=lambda one: one.key)
 
     def wait_default(self, record: LimitsSet, deadline: float) -> bool:
         """Wait until ``record``, a default, was read; False if the deadline came first."""
@@ -299,8 +317,9 @@ class SettingsLog:
                 with self._lock:
                     self._settings.apply(record)
                 rules_changed |= isinstance(record, TrafficRuleSet | TrafficRuleRemoved)
-                if isinstance(record, TaskQueuePrioritized | TaskQueueReclaimed):
+                if isinstance(record, TaskQueuePrioritized | TaskQueueFair | TaskQueueReclaimed):
                     self.prioritized = frozenset(self._settings.prioritized)
+                    self.fair = frozenset(self._settings.fair)
                 if self._on_record is not None:
                     self._on_record(record)
             delivery.ack()

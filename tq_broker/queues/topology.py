@@ -333,6 +333,36 @@ def anteroom(names: Names, task_queue: str, queue_type: QueueType = QueueType.QU
     )
 
 
+def waiting_for_shares(
+    names: Names, queue: QueueName, lock: QueueName, queue_type: QueueType = QueueType.QUORUM
+) -> Plan:
+    """Where tasks wait for their fair shares. They come back to it whenever a dealer ends, without
+    anybody having begun them."""
+    arguments = _shared_arguments(names, queue_type)
+    if queue_type is QueueType.QUORUM:
+        arguments["x-delivery-limit"] = PARKED_DELIVERY_LIMIT
+    return Plan(
+        (DeclareQueue(str(queue), arguments), *_task_bindings(names, queue)), lock=str(lock)
+    )
+
+
+def dealers(names: Names, queue: QueueName) -> Plan:
+    """The election of the dealer: a single active consumer. Nothing is lost with it."""
+    return Plan(
+        (
+            DeclareQueue(
+                str(queue),
+                {
+                    "x-queue-type": "classic",
+                    "x-single-active-consumer": True,
+                    "x-expires": HELD_EXPIRES_MS,
+                },
+            ),
+            BindQueue(str(queue), names.exchange(Exchange.TASKS), queue.key),
+        )
+    )
+
+
 def history_shard(names: Names, queue: QueueName) -> Plan:
     """The inbox of one shard of the history service.
 

@@ -69,6 +69,12 @@ class Traffic:
         logs = self._logs
         return logs[0].prioritized if logs else NONE_PRIORITIZED
 
+    @property
+    def fair(self) -> frozenset[tuple[str, str]]:
+        """Those whose tasks get fair shares, as far as is known."""
+        logs = self._logs
+        return logs[0].fair if logs else NONE_PRIORITIZED
+
     def unknown(self, task_queue: str, capabilities: Sequence[str]) -> list[str]:
         """Those of ``capabilities`` that no worker of the task queue has ever had, as far as the
         log was read."""

@@ -3,9 +3,9 @@
 Rules of this file:
 
 * pure: ``now`` (seconds, on whatever clock) comes in as a value;
-* tasks of one type, key and priority stand in one *line*, in order of arrival. A line waits at one
-  bucket at a time, the first that has no room for it; of the lines at one bucket those of the best
-  priority go first, and take turns;
+* tasks of one type, key and priority (and of one fairness key) stand in one *line*, in order of
+  arrival. A line waits at one bucket at a time, the first that has no room for it; of the lines at
+  one bucket those of the best priority go first, and take turns;
 * whoever is let in takes from all its buckets at once, or from none;
 * a bucket that says no more than a new one would is forgotten, so memory does not grow with the
   keys seen: a new bucket is one that nothing was taken from since the room was opened, or since
@@ -32,6 +32,7 @@ class _Line(Generic[T]):
     """Tasks of one type, key and priority."""
 
     name: tuple[str, str, int]
+    share: str
     parts: tuple[Part, ...]
     waiting: deque[T] = field(default_factory=deque)
 
@@ -75,7 +76,7 @@ class Anteroom(Generic[T]):
         self._since = since
         self._holds: Mapping[str, float] = {}
         self._settled_at: Mapping[Part, float] = {}
-        self._lines: dict[tuple[str, str, int], _Line[T]] = {}
+        self._lines: dict[tuple[tuple[str, str, int], str], _Line[T]] = {}
         self._ready: _Turns[T] = []
         self._buckets: dict[Part, Bucket] = {}
         self._at: dict[Part, _Turns[T]] = {}
@@ -113,12 +114,16 @@ class Anteroom(Generic[T]):
 
     # --- what happens ---------------------------------------------------------------------------
 
-    def arrive(self, item: T, activity_type: str, key: str, priority: int = 0) -> None:
-        """A task comes; ``key`` may be empty. The least ``priority`` is the best."""
+    def arrive(
+        self, item: T, activity_type: str, key: str, priority: int = 0, share: str = ""
+    ) -> None:
+        """A task comes; ``key`` may be empty, and so may its fairness key, ``share``. The least
+        ``priority`` is the best."""
         name = activity_type, key, priority
-        line = self._lines.get(name)
+        line = self._lines.get((name, share))
         if line is None:
-            line = self._lines[name] = _Line(name, self._table.parts(activity_type, key))
+            parts = self._table.parts(activity_type, key)
+            line = self._lines[name, share] = _Line(name, share, parts)
             self._queue_up(self._ready, line)
         line.waiting.append(item)
         self._count += 1
@@ -278,7 +283,7 @@ class Anteroom(Generic[T]):
             if line.waiting:
                 self._queue_up(self._ready, line)
             else:
-                del self._lines[line.name]
+                del self._lines[line.name, line.share]
         # What this line leaves is for the next one.
         self._look_at(line.parts, now)
         return admission

@@ -247,6 +247,7 @@ def _info(task: ActivityTask, place: Place, body: TaskBody, started_ms: int) -> 
         heartbeat_details=_details(body.heartbeat, decode),
         retry_policy=task.retry_policy,
         priority=task.priority,
+        fairness_key=task.fairness_key or None,
         workflow_id=None if origin is None else origin.workflow_id,
         workflow_run_id=None if origin is None else origin.run_id,
         workflow_type=None if origin is None else origin.workflow_type,

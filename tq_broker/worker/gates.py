@@ -26,13 +26,12 @@ from tq_broker.worker.bank import Bank
 from tq_broker.worker.pace import Pace
 from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import OnDeliveries, Poller
+from tq_broker.worker.turns import LOOK_S, Turns
 from tq_broker.worker.turnstile import Turnstile
 from tq_broker.worker.usher import Usher
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.05
-"""The longest pause of a thread here: slots may become free without a word."""
 RETRY_S = 0.25
 DECLARE_WITHIN_S = 10.0
 
@@ -97,9 +96,9 @@ class Gates:
         self._leaving: list[Turnstile] = []
         self._banks: dict[tuple[Flavor, str], Bank] = {}
         self._closed_banks: list[Bank] = []
-        self._gates_turn = _Turns("tq-gates", self._step_turnstiles)
-        self._banks_turn = _Turns("tq-bank", self._step_banks)
-        self._ushers_turn = _Turns("tq-usher", self._step_ushers)
+        self._gates_turn = Turns("tq-gates", self._step_turnstiles)
+        self._banks_turn = Turns("tq-bank", self._step_banks)
+        self._ushers_turn = Turns("tq-usher", self._step_ushers)
         self._closed = False
         self._has_ticked = False
         """What limits there are from now on were set while this worker ran."""
@@ -356,42 +355,3 @@ class Gates:
             banks, self._closed_banks = self._closed_banks, []
         for bank in banks:
             bank.close()
-
-
-class _Turns:
-    """A daemon thread that takes turns: after so long as the last one said, or when woken."""
-
-    def __init__(self, name: str, turn: Callable[[], float]) -> None:
-        self._name = name
-        self._turn = turn
-        self._woken = threading.Event()
-        self._stopped = False
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Harmless if it runs."""
-        if self._thread is None and not self._stopped:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-
-    def wake(self) -> None:
-        """The next turn is to be taken now."""
-        self._woken.set()
-
-    def stop(self) -> None:
-        """Take no more turns; waits for the one that is being taken."""
-        self._stopped = True
-        self._woken.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self._woken.clear()
-            try:
-                wait_s = self._turn()
-            except Exception:  # supervisor: a defect must not stop all that is limited
-                log.exception("%s: a defect", self._name)
-                wait_s = RETRY_S
-            if not self._stopped:
-                self._woken.wait(max(0.001, min(wait_s, LOOK_S)))

@@ -31,7 +31,7 @@ class RecentTasks:
         """A workflow task has come; from its sticky queue it comes whatever the rules say."""
         first = task.events[0] if task.events else None
         if not task.sticky and isinstance(first, WorkflowExecutionStarted):
-            facts = routing.workflow_facts(task, first.headers, first.priority, first.memo)
+            facts = routing.workflow_facts(task, first, first.memo)
             self._kept.append((now_ms, facts))
 
     def of(self, activity_id: str) -> list[RecentTask]:

@@ -90,6 +90,10 @@ class ReplayActivities:
             headers=inherited_headers(run.headers, options.headers),
             summary=call.summary,
             rate_limit_key=fields["rate_limit_key"],
+            fairness_key=settle("fairness_key", options.fairness_key, None, run.fairness_key),
+            fairness_weight=settle(
+                "fairness_weight", options.fairness_weight, None, run.fairness_weight
+            ),
             affinity=None if affinity is None else dump_affinity(affinity),
             announce_start=call.on_started is not None,
         )

@@ -94,12 +94,12 @@ class ReplayChildren:
 
     def _command(self, call: ChildCall) -> StartChildWorkflow:
         run, conversion = self._situation.started, self._situation.conversion
-        policy, task_timeout = call.retry_policy, call.task_timeout
+        policy, task_timeout, defaults = call.retry_policy, call.task_timeout, call.defaults
         return StartChildWorkflow(
             workflow_id=call.id,
             workflow_type=call.workflow_type,
             task_queue=settle(
-                "task_queue", call.task_queue, call.defaults.get("task_queue"), run.task_queue
+                "task_queue", call.task_queue, defaults.get("task_queue"), run.task_queue
             ),
             input=payload.dump_args(call.args, conversion.converter),
             execution_timeout_ms=to_ms(call.execution_timeout) if call.execution_timeout else 0,
@@ -111,7 +111,16 @@ class ReplayChildren:
             cron_schedule=call.cron_schedule,
             memo={key: conversion.dump(value) for key, value in call.memo.items()},
             headers=inherited_headers(run.headers, call.headers),
-            priority=settle("priority", call.priority, call.defaults.get("priority"), run.priority),
+            priority=settle("priority", call.priority, defaults.get("priority"), run.priority),
+            fairness_key=settle(
+                "fairness_key", call.fairness_key, defaults.get("fairness_key"), run.fairness_key
+            ),
+            fairness_weight=settle(
+                "fairness_weight",
+                call.fairness_weight,
+                defaults.get("fairness_weight"),
+                run.fairness_weight,
+            ),
             static_summary=call.static_summary,
             static_details=call.static_details,
         )

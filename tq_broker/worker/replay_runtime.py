@@ -90,6 +90,8 @@ class ReplayRuntime:
                 run_id=parent.run_id,
             ),
             priority=run.priority,
+            fairness_key=run.fairness_key or None,
+            fairness_weight=run.fairness_weight,
             retry_policy=None if run.retry_policy is None else retry_policy(run.retry_policy),
             start_time=_EPOCH + timedelta(milliseconds=situation.first_task_ms),
             workflow_start_time=_EPOCH + timedelta(milliseconds=run.time_ms),

@@ -3,7 +3,8 @@
 Once the settings log says that a task queue has a priority queue, its tasks wait there, and nothing
 is begun from the plain queue any more. What is in that one still, and what those put there who have
 not read the log, or know nothing of it, is moved over as it comes: a fresh copy is confirmed in the
-priority queue before the original is acknowledged.
+priority queue before the original is acknowledged. Where keys have fair shares it is moved to wait
+for its share (`tq_broker.worker.dealer`).
 
 Rules of this file:
 
@@ -120,7 +121,10 @@ class Sorter:
 
         with self._lock:
             self._under_way += 1
-        self._reporter.give_back(envelope.ranked(fresh), self._names.priority(plain), done)
+        if (plain.kind.value, plain.parts[0]) in self._settings.fair:
+            self._reporter.give_back(fresh, self._names.fair(plain), done)
+        else:
+            self._reporter.give_back(envelope.ranked(fresh), self._names.priority(plain), done)
 
     def close_intake(self, deadline: float) -> None:
         """Move nothing more; what is in hand still is.

@@ -394,7 +394,8 @@ class Usher:
             if inherited is not None and delivery.redelivered and room.knows(inherited):
                 self._send_on(one, inherited, self._epoch)
             else:
-                room.arrive(one, task.activity_type, task.rate_limit_key, rank)
+                key, share = task.rate_limit_key, task.fairness_key
+                room.arrive(one, task.activity_type, key, rank, share)
 
     def _admit(self, one: _Task, parts: tuple[Part, ...]) -> None:
         assert self._room is not None, "only the usher admits"

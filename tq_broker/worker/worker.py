@@ -42,6 +42,7 @@ from tq_broker.worker.activity_chain import of_activities
 from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
 from tq_broker.worker.colleagues import Colleagues
+from tq_broker.worker.dealing import Dealing
 from tq_broker.worker.desk import Desk, private_queues
 from tq_broker.worker.executors import AsyncExecutor, Executor, Owner, ThreadExecutor
 from tq_broker.worker.gates import Gates, Scope
@@ -190,6 +191,14 @@ class Worker:
             self._sorter.is_superseded,
         )
         self._gates = self._make_gates(handler)
+        self._dealing = Dealing(
+            sender,
+            self._reporter,
+            self._settings,
+            names.activity,
+            lambda: supply.activity.capacity,
+            place.identity,
+        )
         self._niches = Niches(
             sender,
             self._settings,
@@ -410,6 +419,8 @@ class Worker:
             waiting=self._gates.waiting(),
             held_back=self._gates.held_back(),
             serves=list(self._served.values()),
+            dealing=self._dealing.in_hand,
+            workflow_dealing={} if side is None else side.dealing,
             settings_fault=self._settings.fault,
         )
 
@@ -430,6 +441,7 @@ class Worker:
             # Before anything is consumed: not one task is to slip through.
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
+            self._dealing.tick(self.task_queues)
         self._is_serving = True
         self._niches.tick(self._clock.monotonic())
         self._adjust()
@@ -606,6 +618,7 @@ class Worker:
         try:
             if self._side is not None:
                 self._side.close_intake(deadline)
+            self._dealing.close()
             self._gates.close_intake(deadline)
             if self._sessions is not None:
                 self._sessions.close_intake(deadline)
@@ -893,6 +906,7 @@ class Worker:
         if self._runs_activities and not self._stopping.is_set():
             self._gates.tick(self.task_queues)
             self._sorter.tick(self.task_queues, self._poller)
+            self._dealing.tick(self.task_queues)
             self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             if self._is_serving:
                 self._niches.tick(now)

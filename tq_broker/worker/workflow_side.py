@@ -18,6 +18,7 @@ from tq_broker.queues.sticky_estate import StickyEstate
 from tq_broker.queues.topology import Plan
 from tq_broker.worker.allegiance import Allegiance
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.dealing import Dealing
 from tq_broker.worker.executors import Executor
 from tq_broker.worker.gates import Gates, Scope
 from tq_broker.worker.inquiries import Inquiries
@@ -113,6 +114,14 @@ class WorkflowSide:
             takes=allegiance.takes,
         )
         self._gates = Gates(scope, sender, clock, self._poller, self._sorter.on_deliveries)
+        self._dealing = Dealing(
+            sender,
+            returns,
+            settings,
+            connection.names.workflow,
+            lambda: slots.capacity,
+            place.identity,
+        )
         self._task_queues: Sequence[str] = ()
 
     # --- facts ------------------------------------------------------------------------------------
@@ -147,6 +156,11 @@ class WorkflowSide:
         """What it has begun, for who asks."""
         return self._handler.begins.told()
 
+    @property
+    def dealing(self) -> dict[str, int]:
+        """Workflow tasks in hand that wait for their share, by task queue whose dealer is here."""
+        return self._dealing.in_hand
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(
@@ -159,6 +173,7 @@ class WorkflowSide:
         self._allegiance.stand(self._poller, WORKFLOW_SIDE, task_queues)
         self._gates.tick(task_queues)
         self._sorter.tick(task_queues, self._poller)
+        self._dealing.tick(task_queues)
         if self.sticky is not None:
             wait = self._options.sticky_queue_schedule_to_start_timeout
             ttl_ms = round(wait.total_seconds() * 1000)
@@ -181,12 +196,14 @@ class WorkflowSide:
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
         self._sorter.tick(self._task_queues, self._poller)
+        self._dealing.tick(self._task_queues)
         self._allegiance.stand(self._poller, WORKFLOW_SIDE, self._task_queues)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:
         """Take nothing more; tasks that have not begun go to others; blocks."""
         try:
+            self._dealing.close()
             self._gates.close_intake(deadline)
             self._poller.stop(deadline)
             self._sorter.close_intake(deadline)

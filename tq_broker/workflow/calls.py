@@ -15,6 +15,8 @@ from tq_broker.common import (
     RetryPolicy,
     WorkflowIDReusePolicy,
     check_duration,
+    check_fairness_key,
+    check_fairness_weight,
     check_headers,
 )
 from tq_broker.exceptions import InvalidArgument
@@ -104,6 +106,8 @@ class ChildCall:
     memo: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     priority: int | None = None
+    fairness_key: str | None = None
+    fairness_weight: float | None = None
     static_summary: str = ""
     static_details: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +121,10 @@ class ChildCall:
             if (value := getattr(self, name)) is not None:
                 check_duration(name, value)
         check_headers("headers", self.headers)
+        if self.fairness_key is not None:
+            check_fairness_key("fairness_key", self.fairness_key)
+        if self.fairness_weight is not None:
+            check_fairness_weight("fairness_weight", self.fairness_weight)
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
 

@@ -39,6 +39,8 @@ class ChildCallDict(TypedDict, total=False):
     memo: Mapping[str, Any] | None
     headers: Mapping[str, str] | None
     priority: int | None
+    fairness_key: str | None
+    fairness_weight: float | None
     static_summary: str | None
     static_details: str | None
 
@@ -82,7 +84,7 @@ async def start_child_workflow(
         cron_schedule: Run it again and again.
         memo: Values that are shown with it.
         headers: Texts that travel with it, beside this workflow's own.
-        priority: This workflow's own when not given.
+        priority, fairness_key, fairness_weight: This workflow's own when not given.
         static_summary, static_details: Text for people.
 
     Raises:

@@ -147,6 +147,8 @@ def defn(
     failure_exception_types: Sequence[type[BaseException]] = (),
     task_queue: str | None = None,
     priority: int | None = None,
+    fairness_key: str | None = None,
+    fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Callable[[C], C]: ...
 
@@ -161,6 +163,8 @@ def defn(
     failure_exception_types: Sequence[type[BaseException]] = (),
     task_queue: str | None = None,
     priority: int | None = None,
+    fairness_key: str | None = None,
+    fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
 ) -> Any:
     """Make a class a workflow.
@@ -174,6 +178,7 @@ def defn(
             `FailureError`, fail only the workflow task, which is tried again.
         task_queue: Where it goes, when who starts it does not say.
         priority: 1 (first) to 5 of its activities that say none, as ``task_queue``.
+        fairness_key, fairness_weight: Whose they are, and its weight, as ``task_queue``.
         versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
             with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
 
@@ -181,7 +186,12 @@ def defn(
         InvalidArgument: the class cannot be a workflow; the message says why.
     """
 
-    defaults = _defaults(task_queue, priority)
+    defaults = _defaults(
+        task_queue=task_queue,
+        priority=priority,
+        fairness_key=fairness_key,
+        fairness_weight=fairness_weight,
+    )
 
     def decorate(target: Any) -> Any:
         if not isinstance(versioning_behavior, VersioningBehavior):
@@ -198,11 +208,10 @@ def defn(
     return decorate if cls is None else decorate(cls)
 
 
-def _defaults(task_queue: str | None, priority: int | None) -> dict[str, Any]:
-    checked = ActivityOptions(task_queue=task_queue, priority=priority)
-    if task_queue is not None:
-        check_task_queue(task_queue)
-    said = {"task_queue": checked.task_queue, "priority": checked.priority}
+def _defaults(**said: Any) -> dict[str, Any]:
+    ActivityOptions(**said)  # checks them
+    if said["task_queue"] is not None:
+        check_task_queue(said["task_queue"])
     return {name: value for name, value in said.items() if value is not None}
 
 

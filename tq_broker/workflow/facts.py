@@ -59,6 +59,8 @@ class Info:
     headers: Mapping[str, str]
     parent: ParentInfo | None
     priority: int | None
+    fairness_key: str | None
+    fairness_weight: float | None
     retry_policy: RetryPolicy | None
     start_time: datetime
     workflow_start_time: datetime
