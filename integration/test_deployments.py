@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from tq_broker.common import (
 )
 from tq_broker.exceptions import Conflict, InvalidArgument, NotFound, WorkflowFailureError
 from tq_broker.model.deployments import RoutingSet, VersionState
+from tq_broker.model.rule_table import RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 from tq_broker.worker import Worker
@@ -167,6 +170,19 @@ class Town:
             "everybody knows",
             5,
         )
+
+    def send(self, **matching: Any) -> None:
+        """Set a traffic rule to the second version."""
+        rule = TrafficRule(id="try", task_queue="q", to_version="shop.v2", **matching)
+        self.client.operations.traffic.set(rule, wait_s=QUICK)
+        self.knows(bool)
+
+    def knows(self, said: Callable[[RuleTable], bool]) -> None:
+        """Wait until ``said`` holds for the rules that history and this client have read."""
+        own = self.client.connection.traffic
+        own.follow()
+        followers = [self.system._history._connection.traffic, own]
+        wait_until(lambda: all(said(one.rules) for one in followers), "everybody knows", 5)
 
     def version(self, build_id: str) -> VersionDescription:
         told = self.deployments.describe("shop", wait_s=QUICK)
@@ -321,6 +337,51 @@ class Versions:
         wait_until(
             lambda: town.version("v1").state is VersionState.DRAINED, "it is drained", PATIENCE_S
         )
+
+    def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
+        town.worker("v1")
+        town.current("v1")
+        two = town.worker("v2")
+        town.send(headers={"tenant": "acme"})
+        acme = {"headers": {"tenant": "acme"}}
+        stays, follows = town.start(Stays, True, **acme), town.start(Follows, True, **acme)
+        town.begun(stays, follows, by="v2")
+        assert stays.describe().pinned_version == "shop.v2", "begun there, it stays there"
+        assert follows.describe().pinned_version is None
+        assert town.start(Stays, False).result(timeout=PATIENCE_S) == ["v1", "v1"]
+        call = partial(town.client.execute_activity, here, task_queue="q")
+        assert (call(**acme), call()) == ("v2", "v1")
+        pinned = call(**acme, route=Route.version(V1))
+        assert pinned == "v1", "what is pinned no rule moves"
+        with pytest.raises(InvalidArgument, match=r"traffic rules send tasks to it: 'try'|living"):
+            town.deployments.delete("shop", "v2", wait_s=QUICK)
+        two.stop()
+        with pytest.raises(InvalidArgument, match=r"traffic rules send tasks to it: 'try'"):
+            town.deployments.delete("shop", "v2", wait_s=QUICK)
+        follows.signal("go_on")
+        assert follows.result(timeout=PATIENCE_S) == ["v2", "v1"], "it comes home"
+        assert call(**acme) == "v1"
+        stays.signal("go_on")
+        town.worker("v2")
+        assert stays.result(timeout=PATIENCE_S) == ["v2", "v2"]
+
+    def test_a_run_that_a_rule_has_sent_to_a_version_goes_back_with_it(self, town: Town) -> None:
+        town.worker("v1")
+        town.current("v1")
+        town.worker("v2")
+        begun = town.start(Follows, True)
+        town.begun(begun, by="v1")
+        town.send(kind=TaskKind.WORKFLOW)
+        sent = town.start(Follows, True)
+        town.begun(sent, by="v2")
+        begun.signal("go_on")
+        assert begun.result(timeout=PATIENCE_S) == ["v1", "v1"], "activities are another kind"
+        assert town.who(begun) == {"v1", "v2"}
+        town.client.operations.traffic.remove("try")
+        town.knows(lambda rules: not rules)
+        sent.signal("go_on")
+        assert sent.result(timeout=PATIENCE_S) == ["v1", "v1"]
+        assert town.who(sent) == {"v1", "v2"}
 
     def test_what_would_strand_tasks_is_refused_with_the_reason(self, town: Town) -> None:
         operations = town.deployments

@@ -15,6 +15,8 @@ from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployments
 from tq_broker.model.requests import Refused, StartWorkflow
+from tq_broker.model.rule_table import RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.workflow_tasks import TaskFailedCause
 
 PINNED, FOLLOWS = int(VersioningBehavior.PINNED), int(VersioningBehavior.AUTO_UPGRADE)
@@ -88,6 +90,38 @@ def test_it_leaves_it_for_the_ramp_as_well() -> None:
     stage.deployments = deployments("v1", ramping="v2", percent=100.0)
     stage.tell_signal()
     assert stage.dispatched().sticky == ""
+
+
+@pytest.mark.parametrize(
+    ("behavior", "rule", "sticky"),
+    [
+        (FOLLOWS, {"to_version": V2}, ""),
+        (FOLLOWS, {"to_version": V1}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "type": "Other"}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "kind": TaskKind.ACTIVITY}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "expires_ms": 1}, "worker-1"),
+        (FOLLOWS, {"to_task_queue": "laptop"}, "worker-1"),
+        (PINNED, {"to_version": V2}, "worker-1"),
+    ],
+)
+def test_a_run_that_follows_leaves_it_for_the_version_of_a_traffic_rule(
+    behavior: int, rule: dict[str, Any], sticky: str
+) -> None:
+    stage = a_run(behavior)
+    stage.rules = RuleTable([TrafficRule(id="r", **rule)])
+    stage.tell_signal()
+    assert stage.dispatched().sticky == sticky
+
+
+def test_a_run_that_a_traffic_rule_has_sent_to_a_version_sticks_there() -> None:
+    stage = a_run(FOLLOWS)
+    rules = RuleTable([TrafficRule(id="r", headers={"a": "b"}, to_version=V1)])
+    moved = deployments("v2")
+    assert not versions.may_stick(stage.run, moved, rules, BEGIN_MS)
+    tagged = Stage(deployments=moved, headers={"a": "b"})
+    tagged.answer(sticky=True, version=V1, versioning_behavior=FOLLOWS)
+    assert versions.may_stick(tagged.run, moved, rules, BEGIN_MS)
+    assert not versions.may_stick(tagged.run, moved)
 
 
 def test_a_failed_attempt_of_a_pinned_run_goes_to_its_version() -> None:

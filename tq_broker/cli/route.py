@@ -149,6 +149,7 @@ _MATCH = shared(
 _ACTION = shared(
     click.option("--to", "to_task_queue", default="", help="The task queue they go to."),
     click.option("--to-host", default="", help="The host they go to."),
+    click.option("--to-version", default="", metavar="V", help="The deployment version: shop.1.4."),
     click.option("--take-within", type=DURATION, default="10s", show_default=True,
                  help="What is not taken in that time comes back."),
     click.option("--no-fallback", is_flag=True, help="Nothing comes back: it waits there."),
@@ -237,6 +238,7 @@ def _rule(rule_id: str, said: dict[str, Any]) -> TrafficRule:
         percent=said["percent"],
         to_task_queue=said["to_task_queue"],
         to_host=said["to_host"],
+        to_version=said["to_version"],
         fallback=not said["no_fallback"],
         take_within_ms=to_ms(said["take_within"]) or TAKE_WITHIN_MS,
         expires_ms=now_ms + to_ms(ttl) if ttl else 0,

@@ -164,12 +164,16 @@ class TrafficOperations:
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
-        if asked.route is None:
+        version = rule.to_version if rule else ""
+        if asked.route is None and not version:
             steps += routing.explain_version(facts, queue, deployments)
         living = [
             worker.identity
             for worker in workers
-            if queue in worker.task_queues and host in ("", worker.host) and _fits(asked, worker)
+            if queue in worker.task_queues
+            and host in ("", worker.host)
+            and version in ("", worker.deployment_version)
+            and _fits(asked, worker)
         ]
         steps.append(f"workers that answer there: {', '.join(living) or 'none'}")
         if rule is not None and rule.fallback and not living:

@@ -115,12 +115,18 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
     if rule is None:
         return None
     task_queue = rule.to_task_queue or of.task_queue
-    if task_queue == of.task_queue and not rule.to_host:
+    if task_queue == of.task_queue and not (rule.to_host or rule.to_version):
         return None
     why = f"traffic rule {rule.id!r} sends it to {rule.target}"
     if rule.fallback:
         detour = Detour(
-            of.kind, task_queue, rule.to_host, of.task_queue, rule.take_within_ms, of.capabilities
+            of.kind,
+            task_queue,
+            rule.to_host,
+            of.task_queue,
+            rule.take_within_ms,
+            of.capabilities,
+            rule.to_version,
         )
         return Destination(detour.queue(names), why, private=True, rule=rule, detour=detour)
     is_activity = of.kind is TaskKind.ACTIVITY
