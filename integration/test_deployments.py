@@ -31,7 +31,13 @@ from tq_broker.common import (
     VersioningBehavior,
     WorkerDeploymentVersion,
 )
-from tq_broker.exceptions import Conflict, InvalidArgument, NotFound, WorkflowFailureError
+from tq_broker.exceptions import (
+    ChildWorkflowError,
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    WorkflowFailureError,
+)
 from tq_broker.model.deployments import RoutingSet, VersionState
 from tq_broker.model.rule_table import RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
@@ -88,6 +94,31 @@ class Follows(Steps):
         self.goes_on = True
 
 
+@activity.defn(name="there", version=V2, start_to_close_timeout=60 * S)
+async def there() -> str:
+    return await here()
+
+
+@workflow.defn(versioning_behavior=PINNED, version=V2)
+class Chosen:
+    """Says the version of what it starts, one way or another."""
+
+    @workflow.run
+    async def run(self, depth: int) -> list[str]:
+        call = workflow.execute_activity
+        found = [await call(here), await call(there), await call(there, version=V1)]
+        if not depth:
+            return found
+        for version in (None, V1, "auto_upgrade", "shop.v9"):
+            id = f"{workflow.info().workflow_id}-{version}"
+            try:
+                child = workflow.execute_child_workflow(Chosen.run, 0, id=id, version=version)
+                found.append((await child)[0])
+            except ChildWorkflowError as error:
+                found.append(str(error.cause))
+        return found
+
+
 @workflow.defn(versioning_behavior=PINNED)
 class Parent:
     """Waits, and then has a child, or continues as new until it has counted down."""
@@ -135,11 +166,11 @@ class Town:
         client = BlockingClient.connect(url, namespace=self.namespace)
         if build_id is not None:
             options |= {"deployment": "shop", "build_id": build_id}
-        options.setdefault("workflows", [Stays, Follows, Parent])
+        options.setdefault("workflows", [Stays, Follows, Parent, Chosen])
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
-            activities=[here],
+            activities=[here, there],
             worker_id=f"{build_id or 'plain'}-{secrets.token_hex(3)}",
             reclaim_after=None,
             graceful_shutdown_timeout=5 * S,
@@ -337,6 +368,20 @@ class Versions:
         wait_until(
             lambda: town.version("v1").state is VersionState.DRAINED, "it is drained", PATIENCE_S
         )
+
+    def test_calls_and_decorators_say_a_version(self, town: Town) -> None:
+        town.worker("v1")
+        town.worker("v2")
+        town.current("v1")
+        by_decorator = town.start(Chosen, 1).result(timeout=PATIENCE_S)
+        assert by_decorator[:6] == ["v2", "v2", "v1", "v2", "v1", "v1"]
+        assert "is not known; start a worker of it first" in by_decorator[6]
+        assert town.start(Chosen, 0, version="shop.v1").result(timeout=PATIENCE_S)[0] == "v1"
+        override = AutoUpgradeVersioningOverride()
+        freed = town.start(Chosen, 0, versioning_override=override)
+        assert freed.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
+        call = partial(town.client.execute_activity, task_queue="q")
+        assert (call(there), call(there, version="shop.v1"), call(here)) == ("v2", "v1", "v1")
 
     def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
         town.worker("v1")

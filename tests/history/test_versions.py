@@ -10,11 +10,11 @@ from tests.history.stage import BEGIN_MS, CLIENT, Stage, a_start, an_activity
 from tests.model.test_deployments import NAMES, routed, serves
 from tq_broker.common import Route, VersioningBehavior
 from tq_broker.history import activities, admission, mailing, versions
-from tq_broker.history.effects import Reply
+from tq_broker.history.effects import Reply, ToShard
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployments
-from tq_broker.model.requests import Refused, StartWorkflow
+from tq_broker.model.requests import ChildRefused, Refused, StartWorkflow
 from tq_broker.model.rule_table import RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.workflow_tasks import TaskFailedCause
@@ -188,6 +188,27 @@ def test_a_child_inherits_the_pin_where_the_version_serves(
     assert request.versioning_override == ""
 
 
+def test_a_child_that_says_its_version_is_pinned_to_it() -> None:
+    child = c.StartChildWorkflow(
+        workflow_id="child", workflow_type="Child", task_queue="orders", versioning_override=V2
+    )
+    stage = a_run(PINNED, child)
+    [request] = stage.sent()
+    assert isinstance(request, StartWorkflow)
+    assert request.versioning_override == V2
+    assert stage.the(e.StartChildWorkflowExecutionInitiated).versioning_override == V2
+
+
+def test_a_child_of_a_version_that_nobody_knows_is_refused_with_the_reason() -> None:
+    me = e.ParentInfo(workflow_id="p", run_id="r", initiated_event_id=5)
+    start = a_start(versioning_override="shop.v9", parent=me)
+    [effect] = admission.admit(None, start, BEGIN_MS, None, deployments()).step.effects
+    assert isinstance(effect, ToShard)
+    assert isinstance(effect.request, ChildRefused)
+    assert effect.request.cause == "invalid_argument"
+    assert "start a worker of it first" in effect.request.message
+
+
 @pytest.mark.parametrize(
     ("command", "inherited"),
     [
@@ -219,7 +240,10 @@ def test_a_start_that_is_pinned_to_what_nobody_knows_is_refused() -> None:
     [effect] = admitted.step.effects
     assert isinstance(effect, Reply)
     assert isinstance(effect.answer, Refused)
-    assert "'shop.v9', which is not known; start a worker of it first" in effect.answer.message
+    assert (
+        "'shop.v9', which the run is to be pinned to, is not known; start a worker of it first"
+        in effect.answer.message
+    )
     for override in (V2, AUTO_UPGRADE, ""):
         start = a_start(versioning_override=override)
         assert admission.admit(None, start, BEGIN_MS, CLIENT, deployments()).begin

@@ -109,8 +109,8 @@ def _check_override(request: StartWorkflow, deployments: Deployments) -> None:
     if override in ("", AUTO_UPGRADE) or deployments.knows(override):
         return
     raise InvalidArgument(
-        f"versioning_override is version {override!r}, which is not known; start a worker of it"
-        " first"
+        f"version {override!r}, which the run is to be pinned to, is not known; start a worker of"
+        " it first"
     )
 
 
@@ -186,6 +186,7 @@ def _refuse(
             workflow_id=request.workflow_id,
             workflow_type=request.workflow_type,
             cause="already_exists" if reason == "already_started" else reason,
+            message="" if reason == "already_started" else message,
         )
         return _answer([ToShard(request.parent.workflow_id, told)])
     refused = Refused(

@@ -83,6 +83,7 @@ class StartChildWorkflow(Base, frozen=True, tag="StartChildWorkflow"):
     memo: dict[str, Payload] = {}
     headers: dict[str, str] = {}
     priority: int | None = None
+    versioning_override: str = ""
     static_summary: str = ""
     static_details: str = ""
 

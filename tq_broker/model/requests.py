@@ -247,6 +247,7 @@ class ChildRefused(Base, frozen=True, tag="child-refused"):
     workflow_id: str
     workflow_type: str
     cause: str = "already_exists"
+    message: str = ""
 
 
 class ChildClosed(Base, frozen=True, tag="child-closed"):

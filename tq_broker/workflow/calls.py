@@ -16,6 +16,7 @@ from tq_broker.common import (
     WorkflowIDReusePolicy,
     check_duration,
     check_headers,
+    versioning_override,
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
@@ -104,6 +105,8 @@ class ChildCall:
     memo: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     priority: int | None = None
+    version: object = None
+    """See `tq_broker.common.versioning_override`."""
     static_summary: str = ""
     static_details: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class ChildCall:
             if (value := getattr(self, name)) is not None:
                 check_duration(name, value)
         check_headers("headers", self.headers)
+        versioning_override("version", self.version)
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from tq_broker.common import ActivityOptions, VersioningBehavior
+from tq_broker.common import (
+    ActivityOptions,
+    VersioningBehavior,
+    VersioningOverride,
+    WorkerDeploymentVersion,
+    versioning_override,
+)
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
 
@@ -148,6 +154,7 @@ def defn(
     task_queue: str | None = None,
     priority: int | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
 ) -> Callable[[C], C]: ...
 
 
@@ -162,6 +169,7 @@ def defn(
     task_queue: str | None = None,
     priority: int | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
 ) -> Any:
     """Make a class a workflow.
 
@@ -176,12 +184,14 @@ def defn(
         priority: 1 (first) to 5 of its activities that say none, as ``task_queue``.
         versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
             with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
+        version: The deployment version (``shop.1.4``) that its runs are pinned to, when who starts
+            them does not say; or ``auto_upgrade``.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
     """
 
-    defaults = _defaults(task_queue, priority)
+    defaults = _defaults(task_queue, priority, version)
 
     def decorate(target: Any) -> Any:
         if not isinstance(versioning_behavior, VersioningBehavior):
@@ -198,11 +208,15 @@ def defn(
     return decorate if cls is None else decorate(cls)
 
 
-def _defaults(task_queue: str | None, priority: int | None) -> dict[str, Any]:
+def _defaults(task_queue: str | None, priority: int | None, version: object) -> dict[str, Any]:
     checked = ActivityOptions(task_queue=task_queue, priority=priority)
     if task_queue is not None:
         check_task_queue(task_queue)
-    said = {"task_queue": checked.task_queue, "priority": checked.priority}
+    said = {
+        "task_queue": checked.task_queue,
+        "priority": checked.priority,
+        "version": versioning_override("version", version) or None,
+    }
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -40,7 +40,7 @@ from tq_broker.workflow.runtime import current
 
 CREATION_TIMEOUT = timedelta(minutes=1)
 _ONCE = RetryPolicy(maximum_attempts=1)
-_NOT_HERE = ("route", "affinity", "affinity_group", "on_lost", "task_queue")
+_NOT_HERE = ("route", "version", "affinity", "affinity_group", "on_lost", "task_queue")
 
 
 class SessionState(str, enum.Enum):
