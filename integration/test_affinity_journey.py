@@ -233,11 +233,12 @@ class Journey:
         worker_of(handle)
         time.sleep(1.5)  # its lease has been renewed by now
         killed = crew.kill("a1")
-        handle.signal(InSession.go_on)
+        # It waits for a signal, not for an activity of the session.
         late = seen_after(handle, "failures", killed)
         measured("s from the kill to the failure", late)
         assert late < FAILED_WITHIN_S
         crew.hire("b1", sessions=1)
+        handle.signal(InSession.go_on)
         assert handle.result(timeout=PATIENCE_S) == [("b", "b1")] * 2
         assert handle.query(InSession.states) == ["open", "failed", "open"]
 

@@ -124,7 +124,6 @@ def test_sessions_end_with_a_worker_that_stops(town: Town) -> None:
     town.eventually(lambda: open_sessions(worker) == 3)
     worker.stop()
     for handle in handles:
-        handle.signal(Hold.go_on)
         [why] = handle.result(timeout=SOON_S)
         assert "has failed" in why
     assert open_sessions(worker) == 0
@@ -135,7 +134,6 @@ def test_a_session_ends_with_its_execution_timeout(town: Town) -> None:
     handle = town.start(0.5)
     town.eventually(lambda: open_sessions(worker) == 1)
     town.eventually(lambda: open_sessions(worker) == 0)
-    handle.signal(Hold.go_on)
     [why] = handle.result(timeout=SOON_S)
     assert "its execution timeout is over" in why
 
@@ -170,7 +168,6 @@ def test_a_session_that_history_has_given_up_does_not_keep_its_slot(town: Town) 
     assert isinstance(broker, MemoryBroker)
     broker.break_connection(away_s=2.0)
     town.eventually(lambda: open_sessions(worker) == 0)
-    handle.signal(Hold.go_on)
     [why] = handle.result(timeout=SOON_S)
     assert "has failed" in why
 
