@@ -81,7 +81,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         workers: Workers that have answered, with all their slots, and those in use.
         sticky_hits: Workflow tasks sent to a worker because of its cache, whose run was there.
         parts: The same by priority and key, busiest first.
-        unserved: Tasks that wait for capabilities that no living worker has.
+        unserved: Activities that wait for capabilities or a version that no living worker has.
     """
 
     task_queue: str

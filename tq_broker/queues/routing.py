@@ -335,6 +335,32 @@ def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[
     )
 
 
+def lacks_version(task: ActivityTask, deployments: Deployments) -> bool:
+    """Whether ``task`` is bound to a version that has never served its task queue, as far as is
+    known."""
+    route = task.route
+    if route is None or route.kind is not TargetKind.VERSION:
+        return False
+    return not deployments.serves(route.target, ACTIVITY_SIDE, task.task_queue)
+
+
+def refused_version(task: ActivityTask, deployments: Deployments) -> str:
+    """Why a task is not accepted that is bound to such a version; "" if it is."""
+    if task.route is None or not lacks_version(task, deployments):
+        return ""
+    known = sorted({one for one, queue in deployments.queues(Names("n")) if _is_for(queue, task)})
+    return (
+        f"no worker of version {task.route.target!r} has ever served task queue"
+        f" {task.task_queue!r}; versions that do: {', '.join(known) or 'none'}. Start a worker of"
+        " it first, or name a version that is known"
+    )
+
+
+def _is_for(queue: QueueName, task: ActivityTask) -> bool:
+    is_versioned = queue.kind is Kind.VERSION
+    return is_versioned and (queue.parts[0], queue.parts[-1]) == (ACTIVITY_SIDE, task.task_queue)
+
+
 def unpinned(names: Names, task: ActivityTask, deployments: Deployments) -> Destination:
     """The queue for ``task``, which takes whatever version is current, or ramping."""
     queue = deployments.queue(names, ACTIVITY_SIDE, task.task_queue, ramp_id(task))
