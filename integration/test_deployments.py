@@ -331,7 +331,7 @@ class Versions:
             called = town.client.start_activity(here, task_queue="q", route=Route.version(version))
             assert called.result(timeout=PATIENCE_S) == version.build_id
         nobody = PinnedVersioningOverride(WorkerDeploymentVersion("shop", "v9"))
-        with pytest.raises(InvalidArgument, match=r"'shop\.v9', which is not known"):
+        with pytest.raises(InvalidArgument, match=r"'shop\.v9', which the run .* is not known"):
             town.start(Stays, False, versioning_override=nobody)
 
     def test_children_and_continuations_keep_the_pin(self, town: Town) -> None:

@@ -165,14 +165,16 @@ class TrafficOperations:
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
         version = rule.to_version if rule else ""
-        if asked.route is None and not version:
+        is_bound = asked.route is not None
+        if not is_bound and not version:
             steps += routing.explain_version(facts, queue, deployments)
+            version = deployments.target(facts.kind.value, queue, facts.id)
         living = [
             worker.identity
             for worker in workers
             if queue in worker.task_queues
             and host in ("", worker.host)
-            and version in ("", worker.deployment_version)
+            and (is_bound or version == worker.deployment_version)
             and _fits(asked, worker)
         ]
         steps.append(f"workers that answer there: {', '.join(living) or 'none'}")

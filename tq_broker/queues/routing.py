@@ -66,14 +66,15 @@ class LookAgain:
 
 
 def may_be_moved(task: ActivityTask) -> bool:
-    """Whether traffic rules are asked about ``task`` at all."""
+    """Whether traffic rules are asked about ``task`` now."""
+    return is_movable(task) and not (task.rule or task.fell_back or task.pass_mark)
+
+
+def is_movable(task: ActivityTask) -> bool:
+    """Whether traffic rules are asked about ``task`` at all, at the beginning of each attempt."""
     if task.activity_type == SESSION_TYPE:
         return False  # nobody else has slots for sessions of its task queue
-    return (
-        task.route is None
-        and not (task.rule or task.fell_back or task.pass_mark)
-        and (task.requires is None or task.requires.is_patient)
-    )
+    return task.route is None and (task.requires is None or task.requires.is_patient)
 
 
 def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
