@@ -94,6 +94,21 @@ class Follows(Steps):
         self.goes_on = True
 
 
+@workflow.defn(versioning_behavior=PINNED)
+class InSession(Steps):
+    @workflow.run
+    async def run(self, waits: bool) -> list[str]:
+        async with workflow.session(execution_timeout=60 * S) as session:
+            first = await session.execute_activity(here)
+            if waits:
+                await workflow.wait_condition(lambda: self.goes_on)
+            return [first, await session.execute_activity(here)]
+
+    @workflow.signal
+    def go_on(self) -> None:
+        self.goes_on = True
+
+
 @activity.defn(name="there", version=V2, start_to_close_timeout=60 * S)
 async def there() -> str:
     return await here()
@@ -166,7 +181,7 @@ class Town:
         client = BlockingClient.connect(url, namespace=self.namespace)
         if build_id is not None:
             options |= {"deployment": "shop", "build_id": build_id}
-        options.setdefault("workflows", [Stays, Follows, Parent, Chosen])
+        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession])
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
@@ -382,6 +397,20 @@ class Versions:
         assert freed.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
         call = partial(town.client.execute_activity, task_queue="q")
         assert (call(there), call(there, version="shop.v1"), call(here)) == ("v2", "v1", "v1")
+
+    def test_a_session_is_on_a_worker_of_the_run_s_version(self, town: Town) -> None:
+        one = town.worker("v1", max_concurrent_sessions=2)
+        town.current("v1")
+        old = town.start(InSession, True)
+        wait_until(lambda: one.info().sessions == 1, "it has a session", PATIENCE_S)
+        town.worker("v2", max_concurrent_sessions=2)
+        town.current("v2")
+        new = town.start(InSession, False)
+        bound = town.start(InSession, False, version=V1)
+        assert new.result(timeout=PATIENCE_S) == ["v2", "v2"]
+        assert bound.result(timeout=PATIENCE_S) == ["v1", "v1"]
+        old.signal("go_on")
+        assert old.result(timeout=PATIENCE_S) == ["v1", "v1"]
 
     def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
         town.worker("v1")

@@ -175,6 +175,13 @@ def test_a_rule_can_name_a_version_which_is_not_current(world: World) -> None:
     assert "so it goes to its own task queue 'q' after all" in explained(world)
 
 
+def test_an_explanation_names_those_workers_only_whose_version_takes_it(world: World) -> None:
+    old, _ = versions(world)
+    [*_, said, who] = explained(world).splitlines()
+    assert "'shop.a' is current; so it goes to 'shop.a'" in said
+    assert who == f"workers that answer there: {old.info().identity}", "not of the other version"
+
+
 def test_a_version_of_a_paused_task_queue_takes_nothing_from_a_rule(world: World) -> None:
     old, new = versions(world)
     in_force(world, rule(to_task_queue="", to_version="shop.b", take_within_ms=1_000), old, new)
