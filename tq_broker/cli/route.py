@@ -58,7 +58,9 @@ def route() -> None:
 @FAIRNESS_KEY
 @click.option("--requires", multiple=True, metavar="NAME", help="What it requires. Repeat it.")
 @click.option("--on-unserved", default="wait", show_default=True, help="As for activity start.")
-@click.option("--route", metavar="host:NAME|process:ID", help="Where it says that it must run.")
+@click.option(
+    "--route", metavar="host:NAME|process:ID|version:V", help="Where it says that it must run."
+)
 @click.option("--on-gone", default="fail", show_default=True, help="As for activity start.")
 @click.option("--id", "id_", default="", help="Its id, which decides about percentages.")
 @WAIT
