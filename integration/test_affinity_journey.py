@@ -66,27 +66,15 @@ class Crew:
             self._deaths[name] = die
 
     def _embedded(self, name: str, sessions: int) -> tuple[Callable[[], object], ...]:
-        client = BlockingClient.connect(self.system._url, namespace=self.namespace)
-        worker = Worker(
-            client,
-            task_queue="q",
-            activities=ACTIVITIES,
-            worker_id=name,
-            host=name[0],
-            max_concurrent_sessions=sessions,
-            lease_after=S / 5,
-            graceful_shutdown_timeout=S,
-            reclaim_after=None,
-        )
-        broker = client.connection.broker
+        worker = self.worker(name, sessions)
+        broker = worker._connection.broker
         assert isinstance(broker, MemoryBroker)
 
         def die() -> None:
             broker.kill()
             worker._until = lambda condition, seconds: True  # type: ignore[method-assign]
 
-        self._closers += [client.close, worker.stop]
-        return worker.start, die
+        return lambda: None, die
 
     def _process(self, name: str, sessions: int) -> tuple[Callable[[], object], ...]:
         command = (
@@ -97,6 +85,24 @@ class Crew:
         process = RoleProcess(name, command, {}, self._directory / f"{name}.log")
         self._closers.append(process.close)
         return process.ready, process.kill
+
+    def worker(self, name: str, sessions: int = 0, lease_after: timedelta = S / 5) -> Worker:
+        """One in this process, on a connection of its own."""
+        client = BlockingClient.connect(self.system._url, namespace=self.namespace)
+        worker = Worker(
+            client,
+            task_queue="q",
+            activities=ACTIVITIES,
+            worker_id=name,
+            host=name[0],
+            max_concurrent_sessions=sessions,
+            lease_after=lease_after,
+            graceful_shutdown_timeout=S,
+            reclaim_after=None,
+        )
+        self._closers += [client.close, worker.stop]
+        worker.start()
+        return worker
 
     def kill(self, name: str) -> float:
         """``kill -9``; returns when, as epoch seconds."""
@@ -227,17 +233,35 @@ class Journey:
         assert "no worker of its task queue had a free session slot" in said[5]
         wait_until(lambda: crew.sessions() == {"a1": 0}, "all slots are free", PATIENCE_S)
 
+    def test_who_has_no_free_slot_takes_no_session(
+        self, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker = crew.worker("a1", sessions=2)
+        given_back: list[Any] = []
+        give_back = worker._reporter.give_back
+
+        def counted(*args: Any) -> None:
+            given_back.append(args)
+            give_back(*args)
+
+        monkeypatch.setattr(worker._reporter, "give_back", counted)
+        runs = [crew.start(InSession.run, 1, 0.1, 1, False) for _ in range(20)]
+        for handle in runs:
+            assert handle.result(timeout=PATIENCE_S) == [("a", "a1")]
+        assert len(given_back) <= 2, "at most while it opened its first windows"
+
     def test_an_idle_session_fails_with_the_only_worker_that_has_any(self, crew: Crew) -> None:
         crew.hire("a1", sessions=1)
         handle = crew.start(InSession.run, 1, 0.0, 5, True)
         worker_of(handle)
         time.sleep(1.5)  # its lease has been renewed by now
         killed = crew.kill("a1")
-        handle.signal(InSession.go_on)
+        # It waits for a signal, not for an activity of the session.
         late = seen_after(handle, "failures", killed)
         measured("s from the kill to the failure", late)
         assert late < FAILED_WITHIN_S
         crew.hire("b1", sessions=1)
+        handle.signal(InSession.go_on)
         assert handle.result(timeout=PATIENCE_S) == [("b", "b1")] * 2
         assert handle.query(InSession.states) == ["open", "failed", "open"]
 

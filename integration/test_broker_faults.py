@@ -13,6 +13,7 @@ from typing import Any
 import pika
 import pytest
 
+from integration.affinity_workflows import InSession
 from integration.journey import (
     Site,
     is_lost,
@@ -22,6 +23,7 @@ from integration.journey import (
     wait_until,
 )
 from integration.journey_activities import linger_once, tell, work_in_thread, work_on_loop
+from integration.test_affinity_journey import Crew
 from tq_broker.client import BlockingActivityHandle, BlockingClient
 from tq_broker.common import RetryPolicy
 from tq_broker.exceptions import (
@@ -256,6 +258,27 @@ def test_a_long_activity_outlives_the_acknowledgement_timeout_because_of_its_lea
     begun = [event.attempt for event in site.ledger.events("start")]
     # Without a lease the other worker is given the task, and takes the attempt for lost.
     assert (attempt, begun) == ((1, [1]) if leases else (2, [1, 2]))
+
+
+def test_a_long_session_outlives_the_acknowledgement_timeout(
+    node: LocalRabbitMQ, tmp_path: Path
+) -> None:
+    for name, value in (("consumer_timeout", 2_000), ("channel_tick_interval", 500)):
+        node.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
+    crew = Crew(node.url, tmp_path)
+    try:
+        lease_after = timedelta(seconds=0.5)
+        worker = crew.worker("a1", sessions=1, lease_after=lease_after)
+        handle = crew.start(InSession.run, 1, 0.0, 5, True)
+        wait_until(lambda: worker.info().sessions == 1, "it is open")
+        time.sleep(6)  # three times as long as the timeout
+        handle.signal(InSession.go_on)
+        assert handle.result(timeout=30) == [("a", "a1")] * 2
+        assert handle.query(InSession.states) == ["open"]
+    finally:
+        crew.close()
+        for name, value in (("consumer_timeout", 1_800_000), ("channel_tick_interval", 60_000)):
+            node.ctl("eval", f"application:set_env(rabbit, {name}, {value}).")
 
 
 def test_who_cannot_enter_is_told_what_to_do_in_one_line_without_the_password(

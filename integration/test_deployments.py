@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ from tq_broker.common import (
     VersioningBehavior,
     WorkerDeploymentVersion,
 )
-from tq_broker.exceptions import Conflict, InvalidArgument, NotFound, WorkflowFailureError
+from tq_broker.exceptions import (
+    ChildWorkflowError,
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    WorkflowFailureError,
+)
 from tq_broker.model.deployments import RoutingSet, VersionState
+from tq_broker.model.rule_table import RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 from tq_broker.worker import Worker
@@ -86,6 +95,46 @@ class Follows(Steps):
 
 
 @workflow.defn(versioning_behavior=PINNED)
+class InSession(Steps):
+    @workflow.run
+    async def run(self, waits: bool) -> list[str]:
+        async with workflow.session(execution_timeout=60 * S) as session:
+            first = await session.execute_activity(here)
+            if waits:
+                await workflow.wait_condition(lambda: self.goes_on)
+            return [first, await session.execute_activity(here)]
+
+    @workflow.signal
+    def go_on(self) -> None:
+        self.goes_on = True
+
+
+@activity.defn(name="there", version=V2, start_to_close_timeout=60 * S)
+async def there() -> str:
+    return await here()
+
+
+@workflow.defn(versioning_behavior=PINNED, version=V2)
+class Chosen:
+    """Says the version of what it starts, one way or another."""
+
+    @workflow.run
+    async def run(self, depth: int) -> list[str]:
+        call = workflow.execute_activity
+        found = [await call(here), await call(there), await call(there, version=V1)]
+        if not depth:
+            return found
+        for version in (None, V1, "auto_upgrade", "shop.v9"):
+            id = f"{workflow.info().workflow_id}-{version}"
+            try:
+                child = workflow.execute_child_workflow(Chosen.run, 0, id=id, version=version)
+                found.append((await child)[0])
+            except ChildWorkflowError as error:
+                found.append(str(error.cause))
+        return found
+
+
+@workflow.defn(versioning_behavior=PINNED)
 class Parent:
     """Waits, and then has a child, or continues as new until it has counted down."""
 
@@ -132,11 +181,11 @@ class Town:
         client = BlockingClient.connect(url, namespace=self.namespace)
         if build_id is not None:
             options |= {"deployment": "shop", "build_id": build_id}
-        options.setdefault("workflows", [Stays, Follows, Parent])
+        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession])
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
-            activities=[here],
+            activities=[here, there],
             worker_id=f"{build_id or 'plain'}-{secrets.token_hex(3)}",
             reclaim_after=None,
             graceful_shutdown_timeout=5 * S,
@@ -167,6 +216,19 @@ class Town:
             "everybody knows",
             5,
         )
+
+    def send(self, **matching: Any) -> None:
+        """Set a traffic rule to the second version."""
+        rule = TrafficRule(id="try", task_queue="q", to_version="shop.v2", **matching)
+        self.client.operations.traffic.set(rule, wait_s=QUICK)
+        self.knows(bool)
+
+    def knows(self, said: Callable[[RuleTable], bool]) -> None:
+        """Wait until ``said`` holds for the rules that history and this client have read."""
+        own = self.client.connection.traffic
+        own.follow()
+        followers = [self.system._history._connection.traffic, own]
+        wait_until(lambda: all(said(one.rules) for one in followers), "everybody knows", 5)
 
     def version(self, build_id: str) -> VersionDescription:
         told = self.deployments.describe("shop", wait_s=QUICK)
@@ -284,7 +346,7 @@ class Versions:
             called = town.client.start_activity(here, task_queue="q", route=Route.version(version))
             assert called.result(timeout=PATIENCE_S) == version.build_id
         nobody = PinnedVersioningOverride(WorkerDeploymentVersion("shop", "v9"))
-        with pytest.raises(InvalidArgument, match=r"'shop\.v9', which is not known"):
+        with pytest.raises(InvalidArgument, match=r"'shop\.v9', which the run .* is not known"):
             town.start(Stays, False, versioning_override=nobody)
 
     def test_children_and_continuations_keep_the_pin(self, town: Town) -> None:
@@ -321,6 +383,79 @@ class Versions:
         wait_until(
             lambda: town.version("v1").state is VersionState.DRAINED, "it is drained", PATIENCE_S
         )
+
+    def test_calls_and_decorators_say_a_version(self, town: Town) -> None:
+        town.worker("v1")
+        town.worker("v2")
+        town.current("v1")
+        by_decorator = town.start(Chosen, 1).result(timeout=PATIENCE_S)
+        assert by_decorator[:6] == ["v2", "v2", "v1", "v2", "v1", "v1"]
+        assert "is not known; start a worker of it first" in by_decorator[6]
+        assert town.start(Chosen, 0, version="shop.v1").result(timeout=PATIENCE_S)[0] == "v1"
+        override = AutoUpgradeVersioningOverride()
+        freed = town.start(Chosen, 0, versioning_override=override)
+        assert freed.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
+        call = partial(town.client.execute_activity, task_queue="q")
+        assert (call(there), call(there, version="shop.v1"), call(here)) == ("v2", "v1", "v1")
+
+    def test_a_session_is_on_a_worker_of_the_run_s_version(self, town: Town) -> None:
+        one = town.worker("v1", max_concurrent_sessions=2)
+        town.current("v1")
+        old = town.start(InSession, True)
+        wait_until(lambda: one.info().sessions == 1, "it has a session", PATIENCE_S)
+        town.worker("v2", max_concurrent_sessions=2)
+        town.current("v2")
+        new = town.start(InSession, False)
+        bound = town.start(InSession, False, version=V1)
+        assert new.result(timeout=PATIENCE_S) == ["v2", "v2"]
+        assert bound.result(timeout=PATIENCE_S) == ["v1", "v1"]
+        old.signal("go_on")
+        assert old.result(timeout=PATIENCE_S) == ["v1", "v1"]
+
+    def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
+        town.worker("v1")
+        town.current("v1")
+        two = town.worker("v2")
+        town.send(headers={"tenant": "acme"})
+        acme = {"headers": {"tenant": "acme"}}
+        stays, follows = town.start(Stays, True, **acme), town.start(Follows, True, **acme)
+        town.begun(stays, follows, by="v2")
+        assert stays.describe().pinned_version == "shop.v2", "begun there, it stays there"
+        assert follows.describe().pinned_version is None
+        assert town.start(Stays, False).result(timeout=PATIENCE_S) == ["v1", "v1"]
+        call = partial(town.client.execute_activity, here, task_queue="q")
+        assert (call(**acme), call()) == ("v2", "v1")
+        pinned = call(**acme, route=Route.version(V1))
+        assert pinned == "v1", "what is pinned no rule moves"
+        with pytest.raises(InvalidArgument, match=r"traffic rules send tasks to it: 'try'|living"):
+            town.deployments.delete("shop", "v2", wait_s=QUICK)
+        two.stop()
+        with pytest.raises(InvalidArgument, match=r"traffic rules send tasks to it: 'try'"):
+            town.deployments.delete("shop", "v2", wait_s=QUICK)
+        follows.signal("go_on")
+        assert follows.result(timeout=PATIENCE_S) == ["v2", "v1"], "it comes home"
+        assert call(**acme) == "v1"
+        stays.signal("go_on")
+        town.worker("v2")
+        assert stays.result(timeout=PATIENCE_S) == ["v2", "v2"]
+
+    def test_a_run_that_a_rule_has_sent_to_a_version_goes_back_with_it(self, town: Town) -> None:
+        town.worker("v1")
+        town.current("v1")
+        town.worker("v2")
+        begun = town.start(Follows, True)
+        town.begun(begun, by="v1")
+        town.send(kind=TaskKind.WORKFLOW)
+        sent = town.start(Follows, True)
+        town.begun(sent, by="v2")
+        begun.signal("go_on")
+        assert begun.result(timeout=PATIENCE_S) == ["v1", "v1"], "activities are another kind"
+        assert town.who(begun) == {"v1", "v2"}
+        town.client.operations.traffic.remove("try")
+        town.knows(lambda rules: not rules)
+        sent.signal("go_on")
+        assert sent.result(timeout=PATIENCE_S) == ["v1", "v1"]
+        assert town.who(sent) == {"v1", "v2"}
 
     def test_what_would_strand_tasks_is_refused_with_the_reason(self, town: Town) -> None:
         operations = town.deployments

@@ -13,6 +13,7 @@ from tq_broker.common import (
     DURATION_MAX,
     ActivityOptions,
     ActivityOptionsDict,
+    AutoUpgradeVersioningOverride,
     OnGone,
     PinnedVersioningOverride,
     Requires,
@@ -24,6 +25,7 @@ from tq_broker.common import (
     inherited_headers,
     options_from,
     to_ms,
+    versioning_override,
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import encode_part
@@ -180,6 +182,54 @@ def test_a_route_takes_the_place_of_an_affinity_and_the_other_way_round() -> Non
     assert route.over(affinity) == route
     assert affinity.over(route) == affinity
     assert ActivityOptions(on_lost="fail").over(affinity).affinity == "host"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"version": 4}, "version is 4; it must be a WorkerDeploymentVersion, or a text such"),
+        ({"version": "shop"}, "must be a deployment's name, a dot and a build id"),
+        ({"version": "a.1", "route": Route.host("h")}, "version, route and affinity exclude each"),
+        ({"version": "a.1", "affinity": "host"}, "version, route and affinity exclude each other"),
+    ],
+)
+def test_a_version_is_checked(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidArgument, match=complaint):
+        ActivityOptions(**options)
+
+
+def test_a_version_is_a_route_and_takes_the_place_of_any_other() -> None:
+    version = ActivityOptions(version=WorkerDeploymentVersion("a", "1"))
+    assert version.place == Route.version("a.1") == ActivityOptions(version="a.1").place
+    route, affinity = ActivityOptions(route=Route.host("h")), ActivityOptions(affinity="host")
+    for other in (route, affinity):
+        assert version.over(other) == version
+        assert other.over(version) == other
+    assert ActivityOptions(version="a.2").over(version).place == Route.version("a.2")
+    assert ActivityOptions().over(version).place == Route.version("a.1")
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (None, ""),
+        ("shop.1.4", "shop.1.4"),
+        ("auto_upgrade", "auto_upgrade"),
+        (WorkerDeploymentVersion("shop", "2"), "shop.2"),
+        (PinnedVersioningOverride(WorkerDeploymentVersion("shop", "2")), "shop.2"),
+        (AutoUpgradeVersioningOverride(), "auto_upgrade"),
+    ],
+)
+def test_an_override_is_one_text(said: object, text: str) -> None:
+    assert versioning_override("version", said) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "why"), [(3, "version is 3; it must be a Pinned"), ("shop", "a dot and a build id")]
+)
+def test_what_overrides_nothing_is_refused(said: object, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        versioning_override("version", said)
 
 
 # --- what is required -----------------------------------------------------------------------------

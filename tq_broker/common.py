@@ -492,6 +492,38 @@ class AutoUpgradeVersioningOverride:
 
 VersioningOverride = PinnedVersioningOverride | AutoUpgradeVersioningOverride
 
+AUTO_UPGRADE_WORD = "auto_upgrade"
+"""Short for `AutoUpgradeVersioningOverride`: no version is without a dot."""
+
+
+def versioning_override(argument: str, said: object) -> str:
+    """A versioning override as one text: a version, ``auto_upgrade``, or "" for ``None``.
+
+    Args:
+        argument: Names it in the error.
+        said: A `VersioningOverride`; or, short for one, a `WorkerDeploymentVersion` or such a text.
+
+    Raises:
+        InvalidArgument: it is none of these, or cannot be a version.
+    """
+    match said:
+        case None:
+            return ""
+        case AutoUpgradeVersioningOverride():
+            return AUTO_UPGRADE_WORD
+        case PinnedVersioningOverride(version):
+            return version.to_canonical_string()
+        case WorkerDeploymentVersion():
+            return said.to_canonical_string()
+        case str():
+            if said == AUTO_UPGRADE_WORD:
+                return said
+            return WorkerDeploymentVersion.from_canonical_string(said).to_canonical_string()
+    raise InvalidArgument(
+        f"{argument} is {said!r:.80}; it must be a PinnedVersioningOverride, an"
+        " AutoUpgradeVersioningOverride, or a version such as 'shop.1.4'"
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivityOptions:
@@ -502,6 +534,9 @@ class ActivityOptions:
     Attributes:
         task_queue: The task queue it is put on.
         route: Host or process it must run on.
+        version: The deployment version whose workers must run it (``shop.1.4``), be it current or
+            not: short for ``route=Route.version(...)``, and not together with a route or an
+            affinity. An activity of a pinned run goes to the run's version if it says none.
         requires: Capabilities that its worker must have: ``{"gpu"}``, or a `Requires` that also
             says what becomes of it if nobody has them.
         affinity: It follows, to their host or process, earlier activities of the run with the
@@ -547,6 +582,7 @@ class ActivityOptions:
     affinity: AffinityKind | None = None
     affinity_group: str | None = None
     on_lost: OnLost | None = None
+    version: WorkerDeploymentVersion | str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -562,6 +598,7 @@ class ActivityOptions:
             raise InvalidArgument("retry_policy must be a RetryPolicy")
         if self.route is not None and not isinstance(self.route, Route):
             raise InvalidArgument("route must be a Route")
+        self._check_version()
         Requires.of(self.requires)
         if self.task_queue is not None and not isinstance(self.task_queue, str):
             raise InvalidArgument("task_queue must be a string")
@@ -585,6 +622,24 @@ class ActivityOptions:
                 f" it must be from {PRIORITY_FIRST} (first) to {PRIORITY_LAST}"
             )
 
+    def _check_version(self) -> None:
+        version = self.version
+        if version is None:
+            return
+        if not isinstance(version, (WorkerDeploymentVersion, str)):
+            raise InvalidArgument(
+                f"version is {version!r:.80}; it must be a WorkerDeploymentVersion, or a text such"
+                " as 'shop.1.4'"
+            )
+        Route.version(version)
+        if self.route is not None or self.affinity is not None:
+            raise InvalidArgument("version, route and affinity exclude each other; say one of them")
+
+    @property
+    def place(self) -> Route | None:
+        """Its route, or that to its version."""
+        return self.route if self.version is None else Route.version(self.version)
+
     def _check_affinity(self) -> None:
         if self.affinity is not None:
             _check_word("affinity", self.affinity, get_args(AffinityKind))
@@ -606,13 +661,15 @@ class ActivityOptions:
     def over(self, defaults: ActivityOptions) -> ActivityOptions:
         """These options, completed by ``defaults`` where they say nothing.
 
-        A route takes the place of an affinity, with all that belongs to it, and the other way
-        round.
+        A route, a version or an affinity (with all that belongs to it) takes the place of whichever
+        of them ``defaults`` have.
         """
-        if self.route is not None and defaults.affinity is not None:
-            defaults = replace(defaults, affinity=None, affinity_group=None, on_lost=None)
-        elif self.affinity is not None and defaults.route is not None:
-            defaults = replace(defaults, route=None)
+        if self.place is not None:
+            defaults = replace(
+                defaults, route=None, version=None, affinity=None, affinity_group=None, on_lost=None
+            )
+        elif self.affinity is not None:
+            defaults = replace(defaults, route=None, version=None)
         said = {name: v for name in _NAMES if (v := getattr(self, name)) is not None}
         if self.headers and defaults.headers:
             said["headers"] = {**defaults.headers, **self.headers}
@@ -646,6 +703,7 @@ class ActivityOptionsDict(TypedDict, total=False):
     affinity: AffinityKind | None
     affinity_group: str | None
     on_lost: OnLost | None
+    version: WorkerDeploymentVersion | str | None
 
 
 def options_from(keywords: Any) -> ActivityOptions:

@@ -26,7 +26,8 @@
     │   ├── NotFound                no such activity, workflow, worker or queue now
     │   ├── Conflict                somebody else changed it meanwhile: look, and decide anew
     │   ├── TargetGone              no living worker on the host, in the process, or capable
-    │   │   └── UnknownCapability     no worker has ever had what the activity requires
+    │   │   ├── UnknownCapability     no worker has ever had what the activity requires
+    │   │   └── UnknownVersion        no worker of the version has ever served the task queue
     │   └── AccessRefused           login, vhost or permission
     ├── Unavailable               try again later, with the retry policy
     │   ├── BrokerUnavailable       cannot connect, or the connection broke
@@ -378,6 +379,10 @@ class TargetGone(Rejected):
 
 class UnknownCapability(TargetGone):
     """The activity requires what no worker of its task queue has ever had."""
+
+
+class UnknownVersion(TargetGone):
+    """The activity is bound to a deployment version that has never served its task queue."""
 
 
 class AccessRefused(Rejected):

@@ -50,8 +50,12 @@ def test_a_rule_is_set_listed_and_removed(invoke: Invoke, worker: Worker) -> Non
         (("--to-host", "mars"), "no living worker on host 'mars'"),
         (("--header", "tenant"), "write tenant=acme"),
         (("--take-within", "1ms"), "take_within_ms is 1; it must be from 1000"),
+        (("--take-within", "0s"), "take_within_ms is 0; it must be from 1000"),
+        (("--ttl", "0s"), "--ttl is 0:00:00; it must be at least 0:00:00.001000"),
         (("--priority", "6"), "6 is not in the range 1<=x<=5"),
         (("--to-host", "here", "--no-fallback"), "a rule to a host needs its fallback"),
+        (("--to-version", "shop.9"), "no living worker of version 'shop.9'"),
+        (("--to-version", "shop"), "must be a deployment's name, a dot and a build id"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_without_settings_there_are_defaults() -> None:
 
 def test_a_session_does_not_show_its_password() -> None:
     assert "hunter2" not in repr(session(broker="amqp://user:hunter2@host"))
+
+
+def test_an_operator_signs_unless_the_profile_does(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "ann")
+    monkeypatch.setenv("LOGNAME", "ann")
+    with session(broker=url).operations() as operations:
+        assert operations._core.identity == f"ann@{socket.gethostname()}"
+    file = tmp_path / "settings.toml"
+    file.write_text("[profile.default]\nidentity='robot'\n")
+    monkeypatch.setenv("TQ_BROKER_CONFIG_FILE", str(file))
+    with session(broker=url).operations() as operations:
+        assert operations._core.identity == "robot"
 
 
 def test_the_application_must_be_named() -> None:

@@ -10,6 +10,7 @@ from tests.model.test_deployments import fold, routed, serves
 from tq_broker.client import deployment_review as review
 from tq_broker.exceptions import InvalidArgument, NotFound
 from tq_broker.model.control import WorkerInfo
+from tq_broker.model.rules import TrafficRule
 
 
 def worker(version: str = "shop.v1", **changes: Any) -> WorkerInfo:
@@ -108,5 +109,8 @@ def test_what_would_wait_for_ever_speaks_against_a_deletion() -> None:
     runs, tasks = review.deletion(deployment, "v2", 3, 2, ())
     assert "3 open runs are pinned to it" in runs.text
     assert "2 tasks wait in its queues" in tasks.text
+    sends, other = (TrafficRule(id=v, to_version=f"shop.{v}") for v in ("v2", "v1"))
+    [rule] = review.deletion(deployment, "v2", 0, 0, (), [sends, other])
+    assert "traffic rules send tasks to it: 'v2'; remove them first" in rule.text
     with pytest.raises(InvalidArgument, match="has living workers: w@h; stop them first"):
         review.deletion(deployment, "v2", 0, 0, ("w@h",))

@@ -24,6 +24,7 @@ def worker(*task_queues: str, **fields: Any) -> WorkerInfo:
 
 
 WORKERS = [worker("q", "there", "b", "c")]
+VERSIONED = worker("there", deployment_version="s.1")
 
 
 def rule(id: str = "r", **fields: Any) -> TrafficRule:
@@ -52,6 +53,9 @@ def test_a_plain_rule_needs_no_words() -> None:
         ({"kind": TaskKind.WORKFLOW}, WORKERS, "serves task queue 'there' (workflow)"),
         ({"to_host": "h2"}, WORKERS, "no living worker on host 'h2'"),
         ({"to_host": "h2"}, WORKERS, "hosts that do: h1; start a worker there first"),
+        ({"to_version": "s.2"}, WORKERS, "no living worker of version 's.2' serves task queue"),
+        ({"to_version": "s.2"}, [VERSIONED], "versions that do: s.1; start a worker of it first"),
+        ({"to_version": "s.1", "type": "x"}, [VERSIONED], "has registered 'x', only: charge"),
         ({"type": "refund"}, WORKERS, "has registered 'refund', only: charge"),
         ({"expires_ms": 100}, WORKERS, "its time is over already"),
     ],
@@ -67,6 +71,13 @@ def test_a_host_of_any_task_queue_needs_a_worker_of_some() -> None:
     assert refused(rule(task_queue="", to_task_queue="", to_host="h1")) == []
     [text] = refused(rule(task_queue="", to_task_queue="", to_host="h2"))
     assert "serves any task queue" in text
+
+
+def test_a_version_needs_a_worker_of_it() -> None:
+    assert refused(rule(to_version="s.1"), workers=[VERSIONED]) == []
+    assert (
+        refused(rule(task_queue="", to_task_queue="", to_version="s.1"), workers=[VERSIONED]) == []
+    )
 
 
 def test_rules_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,51 @@ def test_a_rule_can_name_a_host(world: World) -> None:
     assert {world.run(where)["worker"] for _ in range(10)} == {"h2"}
 
 
+def versions(world: World) -> list[Worker]:
+    """Workers of two versions, of which "a" is current."""
+    made = [world.worker(where, worker_id=name, deployment="shop", build_id=name) for name in "ab"]
+    world.client.operations.deployments.set_current("shop", "a", wait_s=QUICK)
+    return made
+
+
+def test_a_rule_can_name_a_version_which_is_not_current(world: World) -> None:
+    old, new = versions(world)
+    in_force(world, rule(to_task_queue="", to_version="shop.b"), old, new)
+    assert {world.run(where)["worker"] for _ in range(10)} == {"b"}
+    told = explained(world)
+    assert "matches: to their task queue, version 'shop.b'" in told
+    assert told.splitlines()[-1] == f"workers that answer there: {new.info().identity}", "only one"
+    assert "is current" not in told
+    new.stop()
+    assert world.run(where)["worker"] == "a"
+    assert "so it goes to its own task queue 'q' after all" in explained(world)
+
+
+def test_an_explanation_names_those_workers_only_whose_version_takes_it(world: World) -> None:
+    old, _ = versions(world)
+    [*_, said, who] = explained(world).splitlines()
+    assert "'shop.a' is current; so it goes to 'shop.a'" in said
+    assert who == f"workers that answer there: {old.info().identity}", "not of the other version"
+
+
+def test_a_version_of_a_paused_task_queue_takes_nothing_from_a_rule(world: World) -> None:
+    old, new = versions(world)
+    in_force(world, rule(to_task_queue="", to_version="shop.b", take_within_ms=1_000), old, new)
+    world.client.pause_task_queue("q")
+    queue = NAMES.activity("q")
+    world.eventually(lambda: new._settings.pause_of(queue) is not None)
+    handle = world.start(where)
+    broker, clock = world.client.connection.broker, world.client.connection.clock
+
+    def waiting() -> int:
+        stats = broker.stats(str(queue), clock.monotonic() + 5)
+        return 0 if stats is None else stats.ready
+
+    world.eventually(lambda: waiting() == 1)
+    world.client.resume_task_queue("q")
+    assert handle.result(20)["worker"] in ("a", "b")
+
+
 def test_a_retry_and_a_delayed_task_ask_the_rules_again(world: World) -> None:
     attempts: list[str] = []
 
@@ -204,6 +249,7 @@ def test_the_log_keeps_who_has_changed_what_and_why(world: World) -> None:
     [
         (rule(to_task_queue="nobody"), "no living worker serves task queue 'nobody'"),
         (rule(to_task_queue="", to_host="mars"), "no living worker on host 'mars'"),
+        (rule(to_version="shop.9"), "no living worker of version 'shop.9' serves task queue"),
         (rule(type="unknown"), "has registered 'unknown', only: where"),
         (rule(expires_ms=1), "its time is over already"),
     ],

@@ -155,3 +155,14 @@ def test_a_run_may_be_pinned_or_freed_by_its_start() -> None:
         assert request(versioning_override=override).versioning_override == text
     with pytest.raises(InvalidArgument, match="versioning_override must be a Pinned"):
         request(versioning_override="shop.1.4")
+
+
+def test_a_version_is_short_for_an_override() -> None:
+    version = WorkerDeploymentVersion("shop", "1.4")
+    for said in (version, "shop.1.4", PinnedVersioningOverride(version)):
+        assert request(version=said).versioning_override == "shop.1.4"
+    assert request(version="auto_upgrade").versioning_override == "auto_upgrade"
+    with pytest.raises(InvalidArgument, match="say the same; say one of them"):
+        request(version="shop.1", versioning_override=PinnedVersioningOverride(version))
+    with pytest.raises(InvalidArgument, match="version is 1; it must be a Pinned"):
+        request(version=1)

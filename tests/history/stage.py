@@ -23,6 +23,7 @@ from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import CLOSING, Event, load_events
 from tq_broker.model.failure import Failure, application
 from tq_broker.model.requests import Outcome, SignalWorkflow, StartWorkflow
+from tq_broker.model.rule_table import NO_RULES
 from tq_broker.model.tasks import ActivityOutcome, Status
 from tq_broker.model.workflow_tasks import RunKey, WorkflowTask, WorkflowTaskCompleted
 
@@ -100,6 +101,7 @@ class Stage:
     ) -> None:
         self.now_ms = BEGIN_MS
         self.deployments = deployments
+        self.rules = NO_RULES
         self.history: list[Event] = []
         self.run, step = machine.start(
             a_start(**start), run_id=KEY.run_id, now_ms=self.now_ms, sender=sender
@@ -112,8 +114,9 @@ class Stage:
         """Hand a message to the run; the same must come of it after the state was stored."""
         before = self.run.dump()
         twin = self._twin()
-        step = machine.handle(self.run, message, self.now_ms, sender, self.deployments)
-        assert machine.handle(twin, message, self.now_ms, sender, self.deployments) == step
+        known = self.deployments, self.rules
+        step = machine.handle(self.run, message, self.now_ms, sender, *known)
+        assert machine.handle(twin, message, self.now_ms, sender, *known) == step
         return self._checked(step, before, twin)
 
     def wait(self, ms: int) -> Step:
@@ -121,8 +124,9 @@ class Stage:
         self.now_ms += ms
         before = self.run.dump()
         twin = self._twin()
-        step = machine.tick(self.run, self.now_ms, self.deployments)
-        assert machine.tick(twin, self.now_ms, self.deployments) == step
+        known = self.deployments, self.rules
+        step = machine.tick(self.run, self.now_ms, *known)
+        assert machine.tick(twin, self.now_ms, *known) == step
         next_ms = self.run.next_ms()
         assert next_ms is None or next_ms > self.now_ms or step.changed
         return self._checked(step, before, twin)

@@ -127,6 +127,19 @@ def test_a_child_whose_id_is_taken_has_not_started() -> None:
     assert not stage.last.changed
 
 
+def test_a_child_that_is_refused_is_told_why() -> None:
+    stage = with_one()
+    stage.tell(
+        r.ChildRefused(
+            parent=PARENT, workflow_id="child-1", workflow_type="Child",
+            cause="invalid_argument", message="because",
+        ),
+        None,
+    )  # fmt: skip
+    event = stage.the(e.StartChildWorkflowExecutionFailed)
+    assert (event.cause, event.message) == ("invalid_argument", "because")
+
+
 def test_a_child_that_runs_cannot_be_refused_any_more() -> None:
     stage = with_one()
     stage.tell(started(), None)

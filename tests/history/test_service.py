@@ -210,6 +210,16 @@ def test_what_no_worker_has_ever_had_fails_the_activity(world: World) -> None:
     assert failed.failure.type == "UnknownCapability"
 
 
+def test_a_version_that_nobody_ever_was_of_fails_the_activity(world: World) -> None:
+    world.service()
+    world.start()
+    bound = world.changed(ACTIVITY, route='{"kind":"version","target":"a.1","on-gone":"wait"}')
+    world.complete(world.workflow_task(), bound)
+    task = world.workflow_task()
+    failed = next(event for event in task.events if type(event).__name__ == "ActivityTaskFailed")
+    assert failed.failure.type == "UnknownVersion"
+
+
 def test_a_long_history_is_sent_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from tq_broker.history import mailing, outbox, reading
 

@@ -10,11 +10,13 @@ from tests.history.stage import BEGIN_MS, CLIENT, Stage, a_start, an_activity
 from tests.model.test_deployments import NAMES, routed, serves
 from tq_broker.common import Route, VersioningBehavior
 from tq_broker.history import activities, admission, mailing, versions
-from tq_broker.history.effects import Reply
+from tq_broker.history.effects import Reply, ToShard
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployments
-from tq_broker.model.requests import Refused, StartWorkflow
+from tq_broker.model.requests import ChildRefused, Refused, StartWorkflow
+from tq_broker.model.rule_table import RuleTable
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.workflow_tasks import TaskFailedCause
 
 PINNED, FOLLOWS = int(VersioningBehavior.PINNED), int(VersioningBehavior.AUTO_UPGRADE)
@@ -90,6 +92,38 @@ def test_it_leaves_it_for_the_ramp_as_well() -> None:
     assert stage.dispatched().sticky == ""
 
 
+@pytest.mark.parametrize(
+    ("behavior", "rule", "sticky"),
+    [
+        (FOLLOWS, {"to_version": V2}, ""),
+        (FOLLOWS, {"to_version": V1}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "type": "Other"}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "kind": TaskKind.ACTIVITY}, "worker-1"),
+        (FOLLOWS, {"to_version": V2, "expires_ms": 1}, "worker-1"),
+        (FOLLOWS, {"to_task_queue": "laptop"}, "worker-1"),
+        (PINNED, {"to_version": V2}, "worker-1"),
+    ],
+)
+def test_a_run_that_follows_leaves_it_for_the_version_of_a_traffic_rule(
+    behavior: int, rule: dict[str, Any], sticky: str
+) -> None:
+    stage = a_run(behavior)
+    stage.rules = RuleTable([TrafficRule(id="r", **rule)])
+    stage.tell_signal()
+    assert stage.dispatched().sticky == sticky
+
+
+def test_a_run_that_a_traffic_rule_has_sent_to_a_version_sticks_there() -> None:
+    stage = a_run(FOLLOWS)
+    rules = RuleTable([TrafficRule(id="r", headers={"a": "b"}, to_version=V1)])
+    moved = deployments("v2")
+    assert not versions.may_stick(stage.run, moved, rules, BEGIN_MS)
+    tagged = Stage(deployments=moved, headers={"a": "b"})
+    tagged.answer(sticky=True, version=V1, versioning_behavior=FOLLOWS)
+    assert versions.may_stick(tagged.run, moved, rules, BEGIN_MS)
+    assert not versions.may_stick(tagged.run, moved)
+
+
 def test_a_failed_attempt_of_a_pinned_run_goes_to_its_version() -> None:
     stage = a_run(PINNED)
     stage.tell_signal()
@@ -154,6 +188,27 @@ def test_a_child_inherits_the_pin_where_the_version_serves(
     assert request.versioning_override == ""
 
 
+def test_a_child_that_says_its_version_is_pinned_to_it() -> None:
+    child = c.StartChildWorkflow(
+        workflow_id="child", workflow_type="Child", task_queue="orders", versioning_override=V2
+    )
+    stage = a_run(PINNED, child)
+    [request] = stage.sent()
+    assert isinstance(request, StartWorkflow)
+    assert request.versioning_override == V2
+    assert stage.the(e.StartChildWorkflowExecutionInitiated).versioning_override == V2
+
+
+def test_a_child_of_a_version_that_nobody_knows_is_refused_with_the_reason() -> None:
+    me = e.ParentInfo(workflow_id="p", run_id="r", initiated_event_id=5)
+    start = a_start(versioning_override="shop.v9", parent=me)
+    [effect] = admission.admit(None, start, BEGIN_MS, None, deployments()).step.effects
+    assert isinstance(effect, ToShard)
+    assert isinstance(effect.request, ChildRefused)
+    assert effect.request.cause == "invalid_argument"
+    assert "start a worker of it first" in effect.request.message
+
+
 @pytest.mark.parametrize(
     ("command", "inherited"),
     [
@@ -185,7 +240,10 @@ def test_a_start_that_is_pinned_to_what_nobody_knows_is_refused() -> None:
     [effect] = admitted.step.effects
     assert isinstance(effect, Reply)
     assert isinstance(effect.answer, Refused)
-    assert "'shop.v9', which is not known; start a worker of it first" in effect.answer.message
+    assert (
+        "'shop.v9', which the run is to be pinned to, is not known; start a worker of it first"
+        in effect.answer.message
+    )
     for override in (V2, AUTO_UPGRADE, ""):
         start = a_start(versioning_override=override)
         assert admission.admit(None, start, BEGIN_MS, CLIENT, deployments()).begin

@@ -23,6 +23,8 @@ detours = st.builds(
     st.text("ab.", max_size=20),
     st.text("ab.", min_size=1, max_size=100),
     st.integers(1_000, 3_600_000),
+    st.just(()),
+    st.sampled_from(["", "shop.1", "shop.2"]),
 )
 
 
@@ -45,6 +47,17 @@ def test_workers_are_asked_by_task_queue_and_host_whatever_the_rest_is() -> None
     )
 
 
+def test_those_without_a_version_keep_the_names_that_they_had() -> None:
+    assert str(DETOUR.queue(Names("n"))) == "tq.n.detour.61ea30271834674a8aff5cc3515770b5"
+
+
+def test_a_version_asks_its_own_workers_and_heeds_its_own_pauses() -> None:
+    versioned = Detour(TaskKind.WORKFLOW, "q", "", "q", 10_000, version="shop.1.4").check()
+    assert versioned.ask_key == "detour.workflow.version%3Ashop%2E1%2E4.q"
+    assert versioned.target_queue(NAMES) == NAMES.version("workflow", "shop.1.4", "q")
+    assert versioned.home_queue(NAMES) == NAMES.workflow("q")
+
+
 def test_home_is_the_same_side_of_the_task_queue_that_the_tasks_are_from() -> None:
     assert DETOUR.home_queue(NAMES) == NAMES.activity("q")
     other = Detour(TaskKind.WORKFLOW, "laptop", "", "q", 10_000)
@@ -57,6 +70,7 @@ def test_home_is_the_same_side_of_the_task_queue_that_the_tasks_are_from() -> No
         {"task_queue": ""},
         {"home": "\n"},
         {"host": "h" * 65},
+        {"version": "shop"},
         {"take_within_ms": 10},
         {"take_within_ms": 2**60},
     ],

@@ -34,6 +34,15 @@ def test_a_call_is_completed_by_its_decorator() -> None:
     assert completed(call, decorator) == {"id": "1", "task_queue": "q", "priority": 1}
 
 
+def test_an_override_of_the_call_takes_the_place_of_the_decorator_s_version() -> None:
+    decorator = {"version": "shop.1", "priority": 2}
+    assert completed({"versioning_override": "o"}, decorator) == {
+        "versioning_override": "o", "priority": 2,
+    }  # fmt: skip
+    assert completed({"version": "shop.2"}, decorator)["version"] == "shop.2"
+    assert completed({}, decorator)["version"] == "shop.1"
+
+
 def test_every_row_is_an_option_of_activities() -> None:
     options = {field.name for field in fields(ActivityOptions)}
     for name, row in OPTIONS.items():

@@ -54,6 +54,17 @@ def test_local_activities_are_not_taken_from_the_task_queue() -> None:
     assert serving((local,), "q", WORKFLOW_SIDE) == (local,)
 
 
+def test_versions_differ_on_purpose() -> None:
+    old = info("old", activities=["send"], deployment_version="shop.1")
+    new = info("new", activities=["send", "print"], deployment_version="shop.2")
+    found = compare((old, new), ACTIVITY_SIDE)
+    assert (found.everywhere, found.mismatches) == (("send",), ())
+    lame = info("lame", activities=[], deployment_version="shop.2")
+    assert compare((old, new, lame), ACTIVITY_SIDE).mismatches == (
+        ("print", ("lame",)), ("send", ("lame",)),
+    )  # fmt: skip
+
+
 def test_who_serves_every_type_lacks_none() -> None:
     every, one = info("every", any_activity=True), info("one", activities=["send"])
     assert serves(every, "whatever")

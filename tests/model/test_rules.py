@@ -37,6 +37,9 @@ def rule(**fields: Any) -> TrafficRule:
         ({"to_task_queue": ""}, "says nowhere to go"),
         ({"task_queue": "there"}, "is a loop"),
         ({"to_host": "h", "fallback": False}, "needs its fallback"),
+        ({"to_version": "shop.1", "fallback": False}, "set it current or ramping, or start them"),
+        ({"to_version": "shop"}, "must be a deployment's name, a dot and a build id"),
+        ({"to_version": "shop.1", "to_host": "h"}, "names a host and a version; name one"),
         ({"to_task_queue": "x" * 200}, "task_queue is 200 bytes long"),
     ],
 )
@@ -51,6 +54,13 @@ def test_a_host_of_the_same_task_queue_is_no_loop() -> None:
     assert rule(task_queue="there", to_host="h").target == "task queue 'there' on host 'h'"
     assert rule(to_task_queue="", to_host="h").target == "their task queue on host 'h'"
     assert rule().target == "task queue 'there'"
+
+
+def test_a_version_of_the_same_task_queue_is_no_loop() -> None:
+    versioned = rule(task_queue="there", to_version="shop.1.4")
+    assert versioned.target == "task queue 'there', version 'shop.1.4'"
+    own = rule(to_task_queue="", to_version="shop.1.4")
+    assert own.target == "their task queue, version 'shop.1.4'"
 
 
 def test_a_rule_comes_back_as_it_went() -> None:

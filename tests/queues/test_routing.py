@@ -129,6 +129,15 @@ def test_a_rule_may_name_a_host_only() -> None:
     assert to.detour == Detour(TaskKind.ACTIVITY, "q", "h", "q", 10_000)
 
 
+def test_a_rule_may_name_a_version_also_of_another_task_queue() -> None:
+    to = by(a_rule(to_task_queue="", to_version="shop.2"))
+    assert to is not None
+    assert to.detour == Detour(TaskKind.ACTIVITY, "q", "", "q", 10_000, version="shop.2")
+    to = by(a_rule(to_version="shop.2"))
+    assert to is not None
+    assert to.detour == Detour(TaskKind.ACTIVITY, "there", "", "q", 10_000, version="shop.2")
+
+
 def test_without_fallback_a_rule_leads_to_the_shared_queue() -> None:
     to = by(a_rule(fallback=False))
     assert to is not None

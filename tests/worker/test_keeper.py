@@ -101,6 +101,18 @@ def test_a_lease_takes_the_place_of_the_delivery(bench: Bench) -> None:
     assert lease_of(attempt).headers["tq-task-queue"] == "work"
 
 
+def test_who_wants_to_know_learns_of_it_before_there_is_room_for_another(bench: Bench) -> None:
+    attempt, delivery, window = bench.attempt()
+    told: list[tuple[int, int, bool]] = []
+    bench.keeper.on_exchanged = lambda: told.append(
+        (delivery.acks, window.released_count, attempt.windowless)
+    )
+    bench.keeper.keep(attempt)
+    bench.settle()
+    assert told == [(0, 0, True)]
+    assert delivery.acks == 1
+
+
 def test_the_lease_carries_the_latest_details(bench: Bench) -> None:
     attempt, _, _ = bench.attempt(heartbeat=[msgspec.Raw(b'"old"')])
     attempt.heartbeat({"page": 7}, 2)

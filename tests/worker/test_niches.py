@@ -12,7 +12,13 @@ import pytest
 from tests.worker.worlds import MINUTE, NAMES, SOON_S, World
 from tq_broker import activity
 from tq_broker.common import OnGone, Requires, Route
-from tq_broker.exceptions import ActivityError, InvalidArgument, TargetGone, UnknownCapability
+from tq_broker.exceptions import (
+    ActivityError,
+    InvalidArgument,
+    TargetGone,
+    UnknownCapability,
+    UnknownVersion,
+)
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.limits import Limits
 from tq_broker.model.names import QueueName
@@ -77,13 +83,43 @@ def test_what_nobody_serves_is_reported_until_it_is_served(
     monkeypatch.setattr(niches, "LOOK_EVERY_S", 0.01)
     worker(world, "gone", "gpu").stop()
     plain = worker(world, "plain")
-    with caplog.at_level(logging.INFO, "tq_broker.worker.niches"):
+    with caplog.at_level(logging.INFO, "tq_broker.worker"):
         world.start(render)
         world.eventually(lambda: plain.info().unserved == {"q": {"gpu": 1}})
-        assert "1 tasks of task queue q wait for gpu, which no living worker has" in caplog.text
+        assert "1 tasks of task queue q wait for gpu: no living worker serves them" in caplog.text
         worker(world, "next", "gpu")
         world.eventually(lambda: plain.info().unserved == {})
         assert "no task of task queue q waits in vain for gpu any more" in caplog.text
+
+
+def test_what_waits_for_a_version_of_which_nobody_is_left_is_reported(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(niches, "LOOK_AT_VERSIONS_EVERY_S", 0.01)
+    gone = {"deployment": "shop", "build_id": "v1"}
+    worker(world, "gone", **gone).stop()
+    plain = worker(world, "plain")
+    whom = "activity workers of version shop.v1"
+    with caplog.at_level(logging.INFO, "tq_broker.worker"):
+        world.start(where, version="shop.v1")
+        world.eventually(lambda: plain.info().unserved == {"q": {whom: 1}})
+        assert f"1 tasks of task queue q wait for {whom}: no living worker serves" in caplog.text
+        worker(world, "next", **gone)
+        world.eventually(lambda: plain.info().unserved == {})
+        assert f"no task of task queue q waits in vain for {whom} any more" in caplog.text
+
+
+def test_a_version_that_nobody_ever_was_of_is_refused(world: World) -> None:
+    worker(world, "old", deployment="shop", build_id="v1")
+    with pytest.raises(
+        UnknownVersion, match=r"'shop\.v9' has ever served task queue 'q'; versions"
+    ):
+        world.run(where, version="shop.v9")
+    with pytest.raises(UnknownVersion, match=r"versions that do: shop\.v1\. Start a worker of it"):
+        world.run(where, route=Route.version("shop.v9"))
+    with pytest.raises(UnknownVersion, match="versions that do: none"):
+        world.run(where, version="shop.v1", task_queue="other")
+    assert world.run(where, version="shop.v1") == "old"
 
 
 def test_what_is_paused_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from tq_broker.common import Route
 from tq_broker.model import control
 from tq_broker.model.events import WorkflowExecutionStarted, WorkflowTaskScheduled
 from tq_broker.model.rules import TaskKind
@@ -27,10 +29,10 @@ def activity(id: str = "a") -> ActivityTask:
     )
 
 
-def workflow(*events: Any, sticky: str = "") -> WorkflowTask:
+def workflow(*events: Any, sticky: str = "", version: str = "") -> WorkflowTask:
     return WorkflowTask(
         run=RunKey("w", "r"), workflow_type="W", task_queue="q", shard=1, scheduled_event_id=2,
-        events=list(events), sticky=sticky,
+        events=list(events), sticky=sticky, version=version,
     )  # fmt: skip
 
 
@@ -48,8 +50,18 @@ def test_what_rules_may_ask_is_told_and_no_more() -> None:
     assert control.read_reply(message) == told
 
 
+def test_what_no_rule_moves_is_left_out() -> None:
+    kept = RecentTasks()
+    bound = msgspec.structs.replace(activity("b"), route=Route.version("shop.1"))
+    lent = msgspec.structs.replace(activity("l"), rule="r")
+    for task in (bound, lent):
+        kept.took(task, 1)
+    assert [one.facts.id for one in kept.told("me").tasks] == ["l"]
+
+
 def test_workflow_tasks_that_tell_nothing_are_left_out() -> None:
     kept = RecentTasks()
+    kept.took_workflow(workflow(STARTED, version="shop.1"), 1)
     kept.took_workflow(workflow(STARTED, sticky="w"), 1)
     kept.took_workflow(workflow(WorkflowTaskScheduled(event_id=5, time_ms=1, task_queue="q")), 1)
     kept.took_workflow(workflow(), 1)

@@ -298,6 +298,7 @@ class Follow:
         workflow.start_activity(follow)
         workflow.start_activity(follow, affinity="process", on_lost="wait")
         workflow.start_activity(follow, route=Route.host("h"))
+        workflow.start_activity(follow, version="shop.1")
         try:
             await workflow.execute_activity(follow)
         except ActivityError as error:
@@ -312,6 +313,7 @@ def test_what_is_said_of_an_affinity_travels_and_its_loss_is_typed() -> None:
         ('{"kind":"host","group":"g"}', None),
         ('{"kind":"process","group":"g","on-lost":"wait"}', None),
         (None, '{"kind":"host","target":"h"}'),
+        (None, '{"kind":"version","target":"shop.1","on-gone":"wait"}'),
         ('{"kind":"host","group":"g"}', None),
     ]
     lost = failures.application("gone", "AffinityLost", non_retryable=True)

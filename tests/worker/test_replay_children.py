@@ -240,7 +240,22 @@ def test_a_child_that_nobody_started_is_no_history_of_this_code() -> None:
     assert "of event 2" in turn.failure.failure.message
 
 
-@workflow.defn(task_queue="kids", priority=1)
+def test_one_that_is_refused_says_why() -> None:
+    run = Run(Mother)
+    run.task()
+    run.add(
+        ev.StartChildWorkflowExecutionFailed,
+        initiated_event_id=run.find(ev.StartChildWorkflowExecutionInitiated).event_id,
+        workflow_id="kid",
+        workflow_type="Child",
+        cause="invalid_argument",
+        message="version 'shop.9' is not known",
+    )
+    run.task()
+    assert run.result() == ["ApplicationError", "kid", ""]
+
+
+@workflow.defn(task_queue="kids", priority=1, version="shop.1")
 class Decorated:
     @workflow.run
     async def run(self) -> None: ...
@@ -253,12 +268,17 @@ class Chooser:
         await asyncio.gather(
             workflow.execute_child_workflow(Decorated.run, id="decorator"),
             workflow.execute_child_workflow("Other", id="inherited"),
-            workflow.execute_child_workflow(Decorated.run, id="call", task_queue="x", priority=4),
+            workflow.execute_child_workflow(
+                Decorated.run, id="call", task_queue="x", priority=4, version="auto_upgrade"
+            ),
         )
 
 
 def test_the_call_wins_over_the_decorator_and_that_over_the_workflow() -> None:
     commands = Run(Chooser, priority=2).task().commands
-    assert [(one.workflow_id, one.task_queue, one.priority) for one in commands] == [
-        ("decorator", "kids", 1), ("inherited", "tq", 2), ("call", "x", 4),
+    assert [
+        (one.workflow_id, one.task_queue, one.priority, one.versioning_override) for one in commands
+    ] == [
+        ("decorator", "kids", 1, "shop.1"), ("inherited", "tq", 2, ""),
+        ("call", "x", 4, "auto_upgrade"),
     ]  # fmt: skip

@@ -118,13 +118,29 @@ def test_a_slot_is_for_one_session_at_a_time(town: Town) -> None:
     town.eventually(lambda: open_sessions(worker) == 0)
 
 
+def test_a_worker_without_a_free_slot_takes_no_session(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = town.worker("w1", max_concurrent_sessions=2)
+    given_back: list[Any] = []
+    monkeypatch.setattr(worker._reporter, "give_back", lambda *args: given_back.append(args))
+    handles = [town.start() for _ in range(8)]
+    for _ in range(len(handles) // 2):
+        town.eventually(lambda: sum(one.query(Hold.has_one) for one in handles) == 2)
+        for handle in [one for one in handles if one.query(Hold.has_one)]:
+            handle.signal(Hold.go_on)
+            assert handle.result(timeout=SOON_S) == ["w1", "open"]
+            handles.remove(handle)
+    assert not handles
+    assert not given_back
+
+
 def test_sessions_end_with_a_worker_that_stops(town: Town) -> None:
     worker = town.worker("w1", max_concurrent_sessions=3)
     handles = [town.start() for _ in range(3)]
     town.eventually(lambda: open_sessions(worker) == 3)
     worker.stop()
     for handle in handles:
-        handle.signal(Hold.go_on)
         [why] = handle.result(timeout=SOON_S)
         assert "has failed" in why
     assert open_sessions(worker) == 0
@@ -135,7 +151,6 @@ def test_a_session_ends_with_its_execution_timeout(town: Town) -> None:
     handle = town.start(0.5)
     town.eventually(lambda: open_sessions(worker) == 1)
     town.eventually(lambda: open_sessions(worker) == 0)
-    handle.signal(Hold.go_on)
     [why] = handle.result(timeout=SOON_S)
     assert "its execution timeout is over" in why
 
@@ -170,7 +185,6 @@ def test_a_session_that_history_has_given_up_does_not_keep_its_slot(town: Town) 
     assert isinstance(broker, MemoryBroker)
     broker.break_connection(away_s=2.0)
     town.eventually(lambda: open_sessions(worker) == 0)
-    handle.signal(Hold.go_on)
     [why] = handle.result(timeout=SOON_S)
     assert "has failed" in why
 

@@ -135,13 +135,129 @@ def test_a_lost_worker_cancels_what_is_pending_and_leaves_the_block_as_one_error
     assert run.result() == ["open", LOST.message]
 
 
-def test_a_later_call_fails_at_once() -> None:
+def test_a_block_that_waits_for_something_else_is_interrupted() -> None:
     run, slot = opened(True)
     run.task()
     lose(run, slot)
-    run.signal("go")
     assert types(run.task()) == ["CompleteWorkflow"]
-    assert run.result() == ["open", "go", LOST.message]
+    assert run.result() == ["open", LOST.message]
+
+
+@workflow.defn
+class Idle:
+    """Waits in its session for something other than its activities."""
+
+    @workflow.run
+    async def run(self, what: str) -> list[str]:
+        said = []
+        try:
+            async with workflow.session(execution_timeout=60 * SECOND) as session:
+                try:
+                    await self.wait(what, session)
+                except asyncio.CancelledError:
+                    said.append("interrupted")
+                    if what == "swallow":
+                        await workflow.sleep(3)
+                        session.start_activity(work, 1)
+                    raise
+        except SessionFailedError:
+            said.append("failed")
+        await workflow.sleep(1)
+        return [*said, "after"]
+
+    async def wait(self, what: str, session: workflow.Session) -> None:
+        if what in ("timer", "swallow", "cancel"):
+            await workflow.sleep(100)
+        elif what == "child":
+            await workflow.execute_child_workflow("Child", id="child")
+        elif what == "activity":
+            await workflow.execute_activity(work, 1, task_queue="q")
+        elif what == "gather":
+            await asyncio.gather(workflow.sleep(100), session.execute_activity(work, 1))
+        elif what == "caught":
+            try:
+                await session.execute_activity(work, 1)
+            except ActivityError:
+                await workflow.sleep(100)
+        elif what == "inner":
+            async with session.recreate(execution_timeout=60 * SECOND):
+                await workflow.sleep(100)
+
+
+def ended(run: Run) -> list[str]:
+    """What it says after the timer that follows the block has fired."""
+    found = [c for c in run.task().commands if isinstance(c, cmd.StartTimer)]
+    while found:
+        run.fire(found[-1].timer_id)
+        found = [c for c in run.task().commands if isinstance(c, cmd.StartTimer)]
+    said: list[str] = run.result()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("timer", ["interrupted", "failed", "after"]),
+        ("activity", ["failed", "after"]),
+        ("gather", ["failed", "after"]),
+        ("caught", ["interrupted", "failed", "after"]),
+        ("swallow", ["interrupted", "failed", "after"]),
+    ],
+)
+def test_whatever_a_block_waits_for_ends_with_its_session(what: str, said: list[str]) -> None:
+    run, slot = opened(what, flow=Idle)
+    run.task()
+    lose(run, slot)
+    assert ended(run) == said
+
+
+def test_a_child_that_a_block_waits_for_is_cancelled_with_it() -> None:
+    run, slot = opened("child", flow=Idle)
+    run.task()
+    initiated = run.find(ev.StartChildWorkflowExecutionInitiated)
+    about = {
+        "initiated_event_id": initiated.event_id, "workflow_id": "child", "run_id": "c",
+        "workflow_type": "Child",
+    }  # fmt: skip
+    started = run.add(ev.ChildWorkflowExecutionStarted, **about)
+    run.task()
+    lose(run, slot)
+    assert types(run.task()) == ["RequestCancelExternalWorkflow"]
+    asked = run.find(ev.RequestCancelExternalWorkflowExecutionInitiated)
+    run.add(
+        ev.ExternalWorkflowExecutionCancelRequested,
+        initiated_event_id=asked.event_id, workflow_id="child",
+    )  # fmt: skip
+    run.add(ev.ChildWorkflowExecutionCanceled, started_event_id=started.event_id, **about)
+    assert ended(run) == ["failed", "after"]
+
+
+def test_of_two_sessions_the_outer_one_s_failure_is_not_taken_for_the_inner_one_s() -> None:
+    run, slot = opened("inner", flow=Idle)
+    inner = run.task().commands[-1]
+    assert isinstance(inner, cmd.ScheduleActivity)
+    run.begin(inner.activity_id, "h1", "w1")
+    run.task()
+    lose(run, slot)
+    assert ended(run) == ["interrupted", "failed", "after"]
+
+
+def test_a_workflow_that_is_cancelled_in_a_block_is_cancelled_although_the_session_fails() -> None:
+    run, slot = opened("cancel", flow=Idle)
+    run.task()
+    run.cancel()
+    lose(run, slot)
+    assert types(run.task())[-1] == "CancelWorkflow"
+
+
+def test_a_later_call_fails_at_once() -> None:
+    run, slot = opened("swallow", flow=Idle)
+    run.task()
+    lose(run, slot)
+    timer = run.task().commands[-1]
+    assert isinstance(timer, cmd.StartTimer)
+    run.fire(timer.timer_id)
+    assert "ScheduleActivity" not in types(run.task())
 
 
 @pytest.mark.parametrize("failure", [GONE, LOST])

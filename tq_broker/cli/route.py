@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -20,10 +19,10 @@ from tq_broker.cli.values import DURATION, TEXTS, parse_requires, parse_route
 from tq_broker.client.rule_review import Finding
 from tq_broker.client.traffic import Rehearsal
 from tq_broker.clock import SystemClock, epoch_ms
-from tq_broker.common import to_ms
+from tq_broker.common import check_duration, to_ms
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.rule_table import Facts
-from tq_broker.model.rules import TAKE_WITHIN_MS, TaskKind, TrafficRule, matching
+from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.model.settings import RuleChange, TrafficRuleSet
 from tq_broker.queues.routing import Asked
 
@@ -59,7 +58,9 @@ def route() -> None:
 @FAIRNESS_KEY
 @click.option("--requires", multiple=True, metavar="NAME", help="What it requires. Repeat it.")
 @click.option("--on-unserved", default="wait", show_default=True, help="As for activity start.")
-@click.option("--route", metavar="host:NAME|process:ID", help="Where it says that it must run.")
+@click.option(
+    "--route", metavar="host:NAME|process:ID|version:V", help="Where it says that it must run."
+)
 @click.option("--on-gone", default="fail", show_default=True, help="As for activity start.")
 @click.option("--id", "id_", default="", help="Its id, which decides about percentages.")
 @WAIT
@@ -149,6 +150,7 @@ _MATCH = shared(
 _ACTION = shared(
     click.option("--to", "to_task_queue", default="", help="The task queue they go to."),
     click.option("--to-host", default="", help="The host they go to."),
+    click.option("--to-version", default="", metavar="V", help="The deployment version: shop.1.4."),
     click.option("--take-within", type=DURATION, default="10s", show_default=True,
                  help="What is not taken in that time comes back."),
     click.option("--no-fallback", is_flag=True, help="Nothing comes back: it waits there."),
@@ -162,7 +164,7 @@ _ACTION = shared(
 @click.option("--order", type=int, default=100, show_default=True, help="Lower comes first.")
 @click.option("--ttl", type=DURATION, help="Ends after that time.  [when it is removed]")
 @click.option("--reason", default="", help="For those who see it later.")
-@click.option("--by", default="", help="Who sets it.  [this user]")
+@click.option("--by", default="", help="Who sets it.  [user@host]")
 @click.option("--dry-run", is_flag=True, help="Set nothing; tell what it would have done lately.")
 @click.option("--force", is_flag=True, help="Set it in spite of what there is to say against it.")
 @WAIT
@@ -220,19 +222,13 @@ def _rule(rule_id: str, said: dict[str, Any]) -> TrafficRule:
         percent=said["percent"],
         to_task_queue=said["to_task_queue"],
         to_host=said["to_host"],
+        to_version=said["to_version"],
         fallback=not said["no_fallback"],
-        take_within_ms=to_ms(said["take_within"]) or TAKE_WITHIN_MS,
-        expires_ms=now_ms + to_ms(ttl) if ttl else 0,
-        by=said["by"] or _user(),
+        take_within_ms=to_ms(said["take_within"]),
+        expires_ms=0 if ttl is None else now_ms + to_ms(check_duration("--ttl", ttl)),
+        by=said["by"],
         reason=said["reason"],
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name; the client's identity is taken then
-        return ""
 
 
 def _show(rehearsal: Rehearsal, output: Any) -> None:

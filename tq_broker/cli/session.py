@@ -6,7 +6,9 @@ In this order: what was typed, ``TQ_BROKER_*`` variables, the profile of the con
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,10 +89,20 @@ class Session:
 
     @contextlib.contextmanager
     def operations(self) -> Iterator[Operations]:
-        """An operator's connection. With ``-A``, arguments are read by the app's converter."""
+        """An operator's connection, signed by a person unless the profile says otherwise. With
+        ``-A``, arguments are read by the app's converter."""
         application = self.application() if self.app else None
-        with self.client(application) as client:
+        identity = None if "identity" in self.config else _operator()
+        with self.client(application, identity=identity) as client:
             yield Operations(client.core)
+
+
+def _operator() -> str | None:
+    """Who changes something, for those who see it later: ``user@host``."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user without a name
+        return None
 
 
 def session_of(ctx: click.Context) -> Session:

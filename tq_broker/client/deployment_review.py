@@ -22,6 +22,7 @@ from tq_broker.model.deployments import (
     version_of,
 )
 from tq_broker.model.registrations import serving
+from tq_broker.model.rules import TrafficRule
 
 
 def routing(
@@ -75,7 +76,12 @@ def check_unused(deployment: Deployment, build_id: str) -> None:
 
 
 def deletion(
-    deployment: Deployment, build_id: str, open_runs: int, waiting: int, living: Sequence[str]
+    deployment: Deployment,
+    build_id: str,
+    open_runs: int,
+    waiting: int,
+    living: Sequence[str],
+    rules: Iterable[TrafficRule] = (),
 ) -> list[Finding]:
     """What there is to say against the deletion of a version that is not in use.
 
@@ -83,6 +89,7 @@ def deletion(
         open_runs: Runs that are open and pinned to it.
         waiting: Tasks in its queues.
         living: Identities of its living workers.
+        rules: The traffic rules in force.
 
     Raises:
         InvalidArgument: it has workers; no force gets past that, because they would go on.
@@ -103,6 +110,13 @@ def deletion(
         )
     if waiting:
         found.append(Finding(f"{waiting} tasks wait in its queues; start a worker of it for them"))
+    if senders := [repr(rule.id) for rule in rules if rule.to_version == name]:
+        found.append(
+            Finding(
+                f"traffic rules send tasks to it: {', '.join(senders)}; remove them first"
+                " (tq-broker route remove)"
+            )
+        )
     return found
 
 

@@ -32,6 +32,7 @@ from tq_broker.model.deployments import (
 )
 from tq_broker.model.names import ORDERED, Kind, QueueName
 from tq_broker.model.registrations import serving
+from tq_broker.model.rules import TrafficRule
 from tq_broker.queues.settings_log import SettingsLog
 
 WAIT_S = 1.0
@@ -230,7 +231,7 @@ class DeploymentOperations:
             told = self._version(deployments, deployment, build_id, self._workers(wait_s))
             waiting = sum(one.pinned for one in told.queues)
             findings = deployment_review.deletion(
-                deployment, build_id, told.open_runs, waiting, told.workers
+                deployment, build_id, told.open_runs, waiting, told.workers, self._in_force(log)
             )
             _refuse(f"version {told.version!r} is not deleted", findings, force)
             record = VersionDeleted(
@@ -242,6 +243,10 @@ class DeploymentOperations:
         return findings
 
     # --- parts ------------------------------------------------------------------------------------
+
+    def _in_force(self, log: SettingsLog) -> list[TrafficRule]:
+        now_ms = epoch_ms(self._core.clock)
+        return [rule for rule in log.rules.rules if not rule.is_over(now_ms)]
 
     def _route(
         self, name: str, change: Callable[[Deployment], RoutingSet], wait_s: float

@@ -57,7 +57,11 @@ def _target(rule: TrafficRule, workers: Sequence[WorkerInfo]) -> list[Finding]:
         for one in living
         if (not queue or queue in one.task_queues) and any(_types(one, kind) for kind in kinds)
     ]
-    there = [one for one in serving if rule.to_host in ("", one.host)]
+    there = [
+        one
+        for one in serving
+        if rule.to_host in ("", one.host) and rule.to_version in ("", one.deployment_version)
+    ]
     what = " or ".join(kind.value for kind in kinds)
     if not there and rule.to_host:
         hosts = ", ".join(sorted({one.host for one in serving})) or "none"
@@ -65,6 +69,14 @@ def _target(rule: TrafficRule, workers: Sequence[WorkerInfo]) -> list[Finding]:
             Finding(
                 f"no living worker on host {rule.to_host!r} serves {_queue(queue)} ({what});"
                 f" hosts that do: {hosts}; start a worker there first"
+            )
+        ]
+    if not there and rule.to_version:
+        versions = ", ".join(sorted({one.deployment_version for one in serving} - {""})) or "none"
+        return [
+            Finding(
+                f"no living worker of version {rule.to_version!r} serves {_queue(queue)} ({what});"
+                f" versions that do: {versions}; start a worker of it first"
             )
         ]
     if not there:

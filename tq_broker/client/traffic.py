@@ -164,12 +164,18 @@ class TrafficOperations:
         rule = None if to is None else to.rule
         queue = (rule.to_task_queue if rule else "") or facts.task_queue
         host = rule.to_host if rule else ""
-        if asked.route is None:
+        version = rule.to_version if rule else ""
+        is_bound = asked.route is not None
+        if not is_bound and not version:
             steps += routing.explain_version(facts, queue, deployments)
+            version = deployments.target(facts.kind.value, queue, facts.id)
         living = [
             worker.identity
             for worker in workers
-            if queue in worker.task_queues and host in ("", worker.host) and _fits(asked, worker)
+            if queue in worker.task_queues
+            and host in ("", worker.host)
+            and (is_bound or version == worker.deployment_version)
+            and _fits(asked, worker)
         ]
         steps.append(f"workers that answer there: {', '.join(living) or 'none'}")
         if rule is not None and rule.fallback and not living:

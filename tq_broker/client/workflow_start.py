@@ -10,10 +10,9 @@ from typing import Any, TypedDict
 from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
-    AutoUpgradeVersioningOverride,
-    PinnedVersioningOverride,
     RetryPolicy,
     VersioningOverride,
+    WorkerDeploymentVersion,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
     check_duration,
@@ -21,6 +20,7 @@ from tq_broker.common import (
     check_fairness_weight,
     check_headers,
     to_ms,
+    versioning_override,
 )
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import InvalidArgument
@@ -62,6 +62,7 @@ class StartWorkflowOptionsDict(TypedDict, total=False):
     fairness_weight: float | None
     headers: Mapping[str, str] | None
     versioning_override: VersioningOverride | None
+    version: VersioningOverride | WorkerDeploymentVersion | str | None
     result_type: Any
 
 
@@ -95,6 +96,8 @@ class StartWorkflowOptions:
             routing.
         versioning_override: A deployment version to pin the run to, or that it follows the current
             one, whatever the workflow says.
+        version: The same in short: ``"shop.1.4"``, or ``"auto_upgrade"``; also at
+            ``@workflow.defn``. Say one of the two.
         result_type: Type hint of the result, when the workflow is given by name.
     """
 
@@ -118,6 +121,7 @@ class StartWorkflowOptions:
     fairness_weight: float | None = None
     headers: Mapping[str, str] | None = None
     versioning_override: VersioningOverride | None = None
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None
     result_type: Any = None
 
     def __post_init__(self) -> None:
@@ -130,7 +134,7 @@ class StartWorkflowOptions:
         _check_length("static_details", self.static_details or "", DETAILS_BYTES_MAX)
         _check_names("memo", self.memo)
         check_headers("headers", self.headers or {})
-        _override(self.versioning_override)
+        _override(self)
         if self.start_signal is not None:
             check_id("start_signal", self.start_signal)
         elif self.start_signal_args:
@@ -235,7 +239,7 @@ def make_request(
         static_summary=options.static_summary or "",
         static_details=options.static_details or "",
         identity=identity,
-        versioning_override=_override(options.versioning_override),
+        versioning_override=_override(options),
         signal=None
         if signal is None
         else SignalInput(
@@ -248,20 +252,18 @@ def make_request(
     )
 
 
-def _override(said: object) -> str:
-    """An override as it travels. Raises `InvalidArgument`."""
-    match said:
-        case None:
-            return ""
-        case AutoUpgradeVersioningOverride():
-            return AUTO_UPGRADE
-        case PinnedVersioningOverride(version):
-            return check_version(version.to_canonical_string())
-        case _:
-            raise InvalidArgument(
-                "versioning_override must be a PinnedVersioningOverride or an"
-                " AutoUpgradeVersioningOverride"
-            )
+def _override(options: StartWorkflowOptions) -> str:
+    """What pins a run, or frees it, as it travels. Raises `InvalidArgument`."""
+    override, version = options.versioning_override, options.version
+    if override is not None and version is not None:
+        raise InvalidArgument("version and versioning_override say the same; say one of them")
+    if override is not None and not isinstance(override, VersioningOverride):
+        raise InvalidArgument(
+            "versioning_override must be a PinnedVersioningOverride or an"
+            " AutoUpgradeVersioningOverride"
+        )
+    said = versioning_override("version", version if override is None else override)
+    return said if said in ("", AUTO_UPGRADE) else check_version(said)
 
 
 def encode_args(args: Sequence[Any], converter: DataConverter, what: str) -> Payload:

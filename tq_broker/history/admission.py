@@ -25,6 +25,7 @@ from tq_broker.model.requests import (
     Terminate,
     UpdateWorkflow,
 )
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ def admit(
     now_ms: int,
     sender: ReplyTo | None,
     deployments: Deployments = NO_DEPLOYMENTS,
+    rules: RuleTable = NO_RULES,
 ) -> Admission:
     """Judge ``request`` by the current run of its workflow id, which may be closed.
 
@@ -70,7 +72,7 @@ def admit(
         return _answer([ToShard(request.parent.workflow_id, _child_started(current, request))])
     match _conflict_policy(request):
         case WorkflowIDConflictPolicy.USE_EXISTING:
-            step = _use(current, request, now_ms, sender, deployments)
+            step = _use(current, request, sender, Turn(current, now_ms, deployments, rules))
             return Admission(begin=False, step=step)
         case WorkflowIDConflictPolicy.TERMINATE_EXISTING:
             turn = Turn(current, now_ms, deployments)
@@ -107,8 +109,8 @@ def _check_override(request: StartWorkflow, deployments: Deployments) -> None:
     if override in ("", AUTO_UPGRADE) or deployments.knows(override):
         return
     raise InvalidArgument(
-        f"versioning_override is version {override!r}, which is not known; start a worker of it"
-        " first"
+        f"version {override!r}, which the run is to be pinned to, is not known; start a worker of"
+        " it first"
     )
 
 
@@ -136,15 +138,8 @@ def _after(current: Execution, request: StartWorkflow, sender: ReplyTo | None) -
             return BEGIN
 
 
-def _use(
-    current: Execution,
-    request: StartWorkflow,
-    now_ms: int,
-    sender: ReplyTo | None,
-    deployments: Deployments,
-) -> Step:
+def _use(current: Execution, request: StartWorkflow, sender: ReplyTo | None, turn: Turn) -> Step:
     """The running one is what was asked for."""
-    turn = Turn(current, now_ms, deployments)
     if request.signal is not None:
         signal = request.signal
         externals.signaled(
@@ -191,6 +186,7 @@ def _refuse(
             workflow_id=request.workflow_id,
             workflow_type=request.workflow_type,
             cause="already_exists" if reason == "already_started" else reason,
+            message="" if reason == "already_started" else message,
         )
         return _answer([ToShard(request.parent.workflow_id, told)])
     refused = Refused(

@@ -88,6 +88,7 @@ def refused(turn: Turn, message: ChildRefused) -> None:
         workflow_id=message.workflow_id,
         workflow_type=message.workflow_type,
         cause=message.cause,
+        message=message.message,
     )
 
 

@@ -348,6 +348,7 @@ class Lane:
             now_ms,
             partial(_new_run_id, now_ms),
             owner.deployments,
+            owner.rules,
         )
         owner.load(
             {parcel.letter.run_id for parcel in parcels} | {run_id for _, run_id in wakes},

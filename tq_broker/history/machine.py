@@ -46,6 +46,7 @@ from tq_broker.model.requests import (
     StartWorkflow,
     Terminate,
 )
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.workflow_tasks import StartGranted, WorkflowTask
 
 Message = Union[Request, Outcome, WorkflowTask]  # noqa: UP007 - like the other unions of values
@@ -159,14 +160,16 @@ def handle(
     now_ms: int,
     sender: ReplyTo | None = None,
     deployments: Deployments = NO_DEPLOYMENTS,
+    rules: RuleTable = NO_RULES,
 ) -> Step:
     """Take in a message about ``run``, be it open or closed.
 
     Args:
         sender: Who asked, if an answer is wanted.
         deployments: Which versions there are now.
+        rules: The traffic rules in force.
     """
-    turn = Turn(run, now_ms, deployments)
+    turn = Turn(run, now_ms, deployments, rules)
     _HANDLERS[type(message)](turn, message, sender)
     return _finish(turn)
 
@@ -270,9 +273,14 @@ def has_grown_long(run: Execution, step: Step) -> bool:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def tick(run: Execution, now_ms: int, deployments: Deployments = NO_DEPLOYMENTS) -> Step:
+def tick(
+    run: Execution,
+    now_ms: int,
+    deployments: Deployments = NO_DEPLOYMENTS,
+    rules: RuleTable = NO_RULES,
+) -> Step:
     """Do all that is due by now: see `Execution.next_ms`."""
-    turn = Turn(run, now_ms, deployments)
+    turn = Turn(run, now_ms, deployments, rules)
     if not run.is_open:
         return turn.step(b"")
     ends_ms = run.run_deadline_ms, run.started.execution_deadline_ms

@@ -289,8 +289,10 @@ class Outbox:
         place = dispatcher.in_order(to.queue, message)
         if place is None and record.if_missing:
             place = to.queue, message
-        # What it requires was looked at when it was first sent.
-        is_looked_at = task.requires is None or record.if_missing
+        # What it requires, or is bound to, was looked at when it was first sent.
+        deployments = self._connection.traffic.deployments
+        is_plain = task.requires is None and not routing.lacks_version(task, deployments)
+        is_looked_at = is_plain or record.if_missing
         if is_lent or place is None or not is_looked_at:
             dispatcher.dispatch(
                 task,

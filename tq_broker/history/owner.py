@@ -26,6 +26,7 @@ from tq_broker.history.transaction import Ownership, Sending, Transaction
 from tq_broker.history.wakeups import Wakeups
 from tq_broker.model.deployments import Deployments
 from tq_broker.model.requests import ShardInfo
+from tq_broker.model.rule_table import RuleTable
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
@@ -110,6 +111,11 @@ class Owner:
     def deployments(self) -> Deployments:
         """Which versions there are now; from any thread."""
         return self._connection.traffic.deployments
+
+    @property
+    def rules(self) -> RuleTable:
+        """The traffic rules in force; likewise."""
+        return self._connection.traffic.rules
 
     def about(self, shard: int) -> ShardInfo:
         """What is known here of a shard; from any thread."""

@@ -28,6 +28,7 @@ from tq_broker.history.step import Step
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.requests import StartWorkflow
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.workflow_tasks import StickyGone
 from tq_broker.stores.store import Batch, EventRow, InboxRow, OutboxRow
 
@@ -71,6 +72,7 @@ class Transaction:
     Args:
         new_run_id: Makes an id for a run that is started.
         deployments: Which versions there are now.
+        rules: The traffic rules in force.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Transaction:
         now_ms: int,
         new_run_id: Callable[[], str],
         deployments: Deployments = NO_DEPLOYMENTS,
+        rules: RuleTable = NO_RULES,
     ) -> None:
         self._cache = cache
         self._owned = owned
@@ -88,6 +91,7 @@ class Transaction:
         self._now_ms = now_ms
         self._new_run_id = new_run_id
         self._deployments = deployments
+        self._rules = rules
         self._events: list[EventRow] = []
         self._outbox: list[OutboxRow] = []
         self.sizes: list[int] = []
@@ -134,7 +138,9 @@ class Transaction:
                 self._note(held, step, letter)
 
     def _handled(self, held: Held, message: Message, sender: ReplyTo | None = None) -> Step:
-        return machine.handle(held.run, message, self._now_ms, sender, self._deployments)
+        return machine.handle(
+            held.run, message, self._now_ms, sender, self._deployments, self._rules
+        )
 
     def _find(self, letter: Letter) -> Held | None:
         if letter.run_id:
@@ -153,7 +159,9 @@ class Transaction:
         current = None if held is None else held.run
         if held is not None:
             self._touch(held)
-        admitted = admission.admit(current, request, self._now_ms, letter.sender, self._deployments)
+        admitted = admission.admit(
+            current, request, self._now_ms, letter.sender, self._deployments, self._rules
+        )
         if held is not None:
             self._note(held, admitted.step, letter)
         else:
@@ -190,7 +198,8 @@ class Transaction:
         if held is not None:
             self.shards.add(held.shard)
             self._touch(held)
-            self._note(held, machine.tick(held.run, self._now_ms, self._deployments), None)
+            step = machine.tick(held.run, self._now_ms, self._deployments, self._rules)
+            self._note(held, step, None)
 
     # --- what has come of it ----------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from tq_broker.model.events import (
 )
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.requests import Request
+from tq_broker.model.rule_table import NO_RULES, RuleTable
 
 JUST_BEFORE = -1
 """As a ``started_event_id``: that event was learned right before this one."""
@@ -63,6 +64,7 @@ class Turn:
 
     Attributes:
         deployments: Which versions there are now.
+        rules: The traffic rules in force.
         changed: The state is another than before.
         wants_task: Something new has to be seen by the workflow.
         publishes: The workflow task has to be published at the end of this turn.
@@ -76,14 +78,20 @@ class Turn:
         "next_run",
         "now_ms",
         "publishes",
+        "rules",
         "run",
         "wants_task",
     )
 
     def __init__(
-        self, run: Execution, now_ms: int, deployments: Deployments = NO_DEPLOYMENTS
+        self,
+        run: Execution,
+        now_ms: int,
+        deployments: Deployments = NO_DEPLOYMENTS,
+        rules: RuleTable = NO_RULES,
     ) -> None:
         self.run = run
+        self.rules = rules
         self.deployments = deployments
         self.now_ms = now_ms
         self.events: list[Event] = []

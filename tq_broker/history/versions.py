@@ -10,6 +10,8 @@ from tq_broker.common import ContinueAsNewVersioningBehavior, VersioningBehavior
 from tq_broker.history.state import Execution
 from tq_broker.model.deployments import AUTO_UPGRADE, NO_VERSION, Deployments
 from tq_broker.model.names import Kind
+from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
+from tq_broker.model.rules import TaskKind
 
 WORKFLOW_SIDE, ACTIVITY_SIDE = Kind.WORKFLOW.value, Kind.ACTIVITY.value
 
@@ -50,8 +52,32 @@ def continued(run: Execution, task_queue: str, behavior: int, deployments: Deplo
     return inherited(run, task_queue, deployments)
 
 
-def may_stick(run: Execution, deployments: Deployments) -> bool:
+def may_stick(
+    run: Execution, deployments: Deployments, rules: RuleTable = NO_RULES, now_ms: int = 0
+) -> bool:
     """Whether the worker that has ``run`` in its cache is still of the right version."""
     started = run.started
-    target = pin(run) or deployments.target(WORKFLOW_SIDE, started.task_queue, run.workflow_id)
+    target = (
+        pin(run)
+        or _by_rule(run, rules, now_ms)
+        or deployments.target(WORKFLOW_SIDE, started.task_queue, run.workflow_id)
+    )
     return target == run.version
+
+
+def _by_rule(run: Execution, rules: RuleTable, now_ms: int) -> str:
+    """The version that a traffic rule sends ``run`` to; "" if none does."""
+    started = run.started
+    if not rules:
+        return NO_VERSION
+    facts = Facts(
+        kind=TaskKind.WORKFLOW,
+        type=started.workflow_type,
+        task_queue=started.task_queue,
+        id=run.workflow_id,
+        headers=started.headers,
+        priority=started.priority,
+        memo=run.memo,
+    )
+    rule = rules.choose(facts, now_ms)
+    return NO_VERSION if rule is None else rule.to_version

@@ -87,7 +87,7 @@ def launch(turn: Turn) -> None:
     task.scheduled_ms = turn.now_ms
     task.dispatch_ms = 0
     task.started_ms = 0
-    if run.sticky_worker and not versions.may_stick(run, turn.deployments):
+    if run.sticky_worker and not versions.may_stick(run, turn.deployments, turn.rules, turn.now_ms):
         forget(run)
     task.sticky = run.sticky_worker
     task.deadline_ms = turn.now_ms + run.sticky_timeout_ms if task.sticky else 0

@@ -87,6 +87,7 @@ class StartChildWorkflow(Base, frozen=True, tag="StartChildWorkflow"):
     priority: int | None = None
     fairness_key: str = ""
     fairness_weight: float | None = None
+    versioning_override: str = ""
     static_summary: str = ""
     static_details: str = ""
 

@@ -168,7 +168,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     session_slots: int = 0
     capabilities: list[str] = []
     unserved: dict[str, dict[str, int]] = {}
-    """Tasks that wait for capabilities that no living worker has, as far as this one sees: by task
+    """Activities that wait for capabilities or a version that nobody has, as this one sees: by task
     queue their number by set."""
     deployment_version: str = ""
     """``<deployment>.<build id>``; empty without one."""

@@ -27,7 +27,7 @@ from typing import Union
 
 import msgspec
 
-from tq_broker.common import UNVERSIONED, WorkerDeploymentVersion
+from tq_broker.common import AUTO_UPGRADE_WORD, UNVERSIONED, WorkerDeploymentVersion
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import (
     PLAIN,
@@ -45,7 +45,7 @@ VERSIONS_MAX = 1_000
 DEPLOYMENTS_MAX = 1_000
 
 NO_VERSION = ""
-AUTO_UPGRADE = "auto_upgrade"
+AUTO_UPGRADE = AUTO_UPGRADE_WORD
 """As a run's override, in place of a version: no version is without a dot."""
 
 Place = tuple[str, str]

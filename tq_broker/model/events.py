@@ -331,18 +331,20 @@ class StartChildWorkflowExecutionInitiated(
     priority: int | None = None
     fairness_key: str = ""
     fairness_weight: float | None = None
+    versioning_override: str = ""
     static_summary: str = ""
     static_details: str = ""
     workflow_task_completed_event_id: int = 0
 
 
 class StartChildWorkflowExecutionFailed(Base, frozen=True, tag="StartChildWorkflowExecutionFailed"):
-    """``cause`` is ``already_exists``."""
+    """``cause`` is ``already_exists``, or ``invalid_argument`` with a ``message`` of more."""
 
     initiated_event_id: int
     workflow_id: str
     workflow_type: str
     cause: str
+    message: str = ""
 
 
 class ChildWorkflowExecutionStarted(Base, frozen=True, tag="ChildWorkflowExecutionStarted"):

@@ -124,7 +124,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         parts: The same by priority and by key, of the busiest keys and of those of which most is
             held back; busiest first.
         queues: What waits where.
-        unserved: Tasks that wait for capabilities that no living worker has.
+        unserved: Activities that wait for capabilities or a version that no living worker has.
     """
 
     task_queue: str

@@ -204,9 +204,10 @@ _SPECIAL: dict[type, Table] = {
             ("cause",),
             named(
                 "START_CHILD_WORKFLOW_EXECUTION_FAILED_CAUSE",
-                {"already_exists": "WORKFLOW_ALREADY_EXISTS"},
+                {"already_exists": "WORKFLOW_ALREADY_EXISTS", "invalid_argument": "INVALID"},
             ),
         ),
+        "message": (("message",), TEXT),
     },
     ev.SignalExternalWorkflowExecutionFailed: {
         "cause": (("cause",), named("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED_CAUSE", _NOT_FOUND))

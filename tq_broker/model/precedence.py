@@ -45,6 +45,7 @@ OPTIONS: Mapping[str, Option] = {
         Option("rate_limit_key"),
         Option("fairness_key", at_workflow_defn=True, is_inherited=True),
         Option("fairness_weight", at_workflow_defn=True, is_inherited=True),
+        Option("version", at_workflow_defn=True, is_inherited=True),
         Option("headers", is_inherited=True, is_merged=True),
         Option("versioning_behavior", at_workflow_defn=True, at_activity_defn=False),
     )
@@ -68,4 +69,6 @@ def settle(option: str, call: T | None, decorator: T | None, inherited: T) -> T:
 def completed(call: Mapping[str, Any], decorator: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a start, completed by those of ``@workflow.defn``."""
     said = {name: value for name, value in call.items() if value is not None}
+    if "versioning_override" in said:  # the same by its other name
+        decorator = {name: value for name, value in decorator.items() if name != "version"}
     return {**decorator, **said}

@@ -22,6 +22,7 @@ class Comparison:
     Attributes:
         everywhere: Types that all of its workers have.
         mismatches: Types that only some have, with the identities of those that lack them.
+            Deployment versions differ on purpose: only workers of the same one are compared.
     """
 
     everywhere: tuple[str, ...]
@@ -71,15 +72,14 @@ def compare(workers: Sequence[WorkerInfo], side: str) -> Comparison:
 
     One that serves every type lacks none.
     """
-    lacking = {
-        name: tuple(
-            worker.identity
-            for worker in workers
-            if name not in types(worker, side) and not _any(worker, side)
-        )
-        for name in sorted({name for worker in workers for name in types(worker, side)})
-    }
-    return Comparison(
-        tuple(name for name, who in lacking.items() if not who),
-        tuple((name, who) for name, who in lacking.items() if who),
-    )
+    known = {(one.deployment_version, name) for one in workers for name in types(one, side)}
+    everywhere, mismatches = [], []
+    for name in sorted({name for _, name in known}):
+        lacking = [one for one in workers if name not in types(one, side) and not _any(one, side)]
+        if not lacking:
+            everywhere.append(name)
+        # By what others of its own version have.
+        who = tuple(one.identity for one in lacking if (one.deployment_version, name) in known)
+        if who:
+            mismatches.append((name, who))
+    return Comparison(tuple(everywhere), tuple(mismatches))

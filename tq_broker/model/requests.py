@@ -249,6 +249,7 @@ class ChildRefused(Base, frozen=True, tag="child-refused"):
     workflow_id: str
     workflow_type: str
     cause: str = "already_exists"
+    message: str = ""
 
 
 class ChildClosed(Base, frozen=True, tag="child-closed"):

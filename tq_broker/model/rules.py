@@ -12,7 +12,12 @@ import math
 
 import msgspec
 
-from tq_broker.common import PRIORITY_FIRST, PRIORITY_LAST, check_headers
+from tq_broker.common import (
+    PRIORITY_FIRST,
+    PRIORITY_LAST,
+    WorkerDeploymentVersion,
+    check_headers,
+)
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import TARGET_BYTES_MAX, check_task_queue, check_text
 
@@ -34,7 +39,7 @@ class TaskKind(str, enum.Enum):
 
 
 class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Sends the tasks that it matches to another task queue, or to a host.
+    """Sends the tasks that it matches to another task queue, a host, or a deployment version.
 
     Rules are asked in their order; the first one that matches a task decides, alone.
 
@@ -52,8 +57,9 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             takes those of a smaller one, and more.
         to_task_queue: Its workers get the task; "": those of the task's own task queue.
         to_host: Only its workers on this host get it.
+        to_version: Only its workers of this deployment version (``shop.1.4``) get it.
         fallback: What the target does not take comes back. False: it waits there for as long as
-            it takes; not possible for a host.
+            it takes; not possible for a host or a version.
         take_within_ms: How long a task waits for its target before it comes back.
         expires_ms: When the rule ends (epoch ms); 0: when it is removed.
         by, reason, at_ms: Who set it, why and when.
@@ -74,6 +80,7 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     percent: float = 100.0
     to_task_queue: str = ""
     to_host: str = ""
+    to_version: str = ""
     fallback: bool = True
     take_within_ms: int = TAKE_WITHIN_MS
     expires_ms: int = 0
@@ -90,6 +97,8 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
                 check_task_queue(queue)
         if self.to_host:
             check_text("to_host", self.to_host, bytes_max=TARGET_BYTES_MAX)
+        if self.to_version:
+            WorkerDeploymentVersion.from_canonical_string(self.to_version)
         check_headers("headers", self.headers)
         check_headers("memo", self.memo)
         if self.fairness_key:
@@ -120,9 +129,17 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             )
 
     def _check_action(self) -> None:
-        if not self.to_task_queue and not self.to_host:
-            raise InvalidArgument(f"rule {self.id!r} says nowhere to go: name a task queue or host")
-        if self.to_task_queue and self.to_task_queue == self.task_queue and not self.to_host:
+        some_of_them = self.to_host or self.to_version
+        if not self.to_task_queue and not some_of_them:
+            raise InvalidArgument(
+                f"rule {self.id!r} says nowhere to go: name a task queue, a host or a version"
+            )
+        if self.to_host and self.to_version:
+            raise InvalidArgument(
+                f"rule {self.id!r} names a host and a version; name one of them, whose workers all"
+                " may take what it sends"
+            )
+        if self.to_task_queue and self.to_task_queue == self.task_queue and not some_of_them:
             raise InvalidArgument(
                 f"rule {self.id!r} is a loop: it sends the tasks of {self.task_queue!r} to where"
                 " they are; name another task queue"
@@ -130,6 +147,11 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         if self.to_host and not self.fallback:
             raise InvalidArgument(
                 "a rule to a host needs its fallback, because a host may go for good"
+            )
+        if self.to_version and not self.fallback:
+            raise InvalidArgument(
+                "a rule to a version needs its fallback, because versions are drained; to give a"
+                " version tasks for good, set it current or ramping, or start them with version="
             )
 
     def is_over(self, now_ms: int) -> bool:
@@ -140,7 +162,8 @@ class TrafficRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def target(self) -> str:
         """Where it sends tasks, in words."""
         where = f"task queue {self.to_task_queue!r}" if self.to_task_queue else "their task queue"
-        return f"{where} on host {self.to_host!r}" if self.to_host else where
+        where += f" on host {self.to_host!r}" if self.to_host else ""
+        return f"{where}, version {self.to_version!r}" if self.to_version else where
 
 
 def matching(rule: TrafficRule) -> str:

@@ -138,7 +138,7 @@ def task_fields(options: ActivityOptions) -> dict[str, Any]:
         "schedule_to_close_ms": close_ms,
         "schedule_to_start_ms": to_ms(start) if start else 0,
         "heartbeat_ms": min(to_ms(heartbeat), start_to_close_ms) if heartbeat else 0,
-        "route": options.route,
+        "route": options.place,
         "requires": requires_of(options),
         "priority": options.priority,
         "headers": dict(options.headers) if options.headers else {},

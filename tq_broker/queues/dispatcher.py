@@ -19,7 +19,13 @@ from functools import partial
 import msgspec
 
 from tq_broker.clock import Clock, epoch_ms
-from tq_broker.exceptions import DeadlineExceeded, TargetGone, TqBrokerError, UnknownCapability
+from tq_broker.exceptions import (
+    DeadlineExceeded,
+    TargetGone,
+    TqBrokerError,
+    UnknownCapability,
+    UnknownVersion,
+)
 from tq_broker.model import control, envelope
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
@@ -79,7 +85,7 @@ class Dispatcher:
                 says to fail.
         """
         requires = task.requires
-        if (
+        if routing.lacks_version(task, self.traffic.deployments) or (
             requires is not None
             and routing.must_be_known(requires)
             and self.traffic.unknown(task.task_queue, requires.names)
@@ -100,16 +106,19 @@ class Dispatcher:
         delay_ms: int,
         memo: Mapping[str, bytes],
     ) -> None:
-        """Dispatch unless ``task`` requires what no worker has ever had; blocks."""
-        assert task.requires is not None, "only then there is something to check"
+        """Dispatch unless ``task`` requires what no worker has ever had, or is bound to a version
+        that there never was; blocks."""
         try:
             self.traffic.catch_up(deadline)
         except TqBrokerError as error:
             done(error)
             return
-        unknown = self.traffic.unknown(task.task_queue, task.requires.names)
+        needed = () if task.requires is None else task.requires.names
+        unknown = self.traffic.unknown(task.task_queue, needed)
         known = self.traffic.capabilities(task.task_queue)
-        if why := routing.refused_unknown(task, unknown, known):
+        if why := routing.refused_version(task, self.traffic.deployments):
+            done(UnknownVersion(why))
+        elif why := routing.refused_unknown(task, unknown, known):
             done(UnknownCapability(why))
         else:
             self._dispatch(task, message, deadline, done, delay_ms, memo)

@@ -67,14 +67,15 @@ class LookAgain:
 
 
 def may_be_moved(task: ActivityTask) -> bool:
-    """Whether traffic rules are asked about ``task`` at all."""
+    """Whether traffic rules are asked about ``task`` now."""
+    return is_movable(task) and not (task.rule or task.fell_back or task.pass_mark)
+
+
+def is_movable(task: ActivityTask) -> bool:
+    """Whether traffic rules are asked about ``task`` at all, at the beginning of each attempt."""
     if task.activity_type == SESSION_TYPE:
         return False  # nobody else has slots for sessions of its task queue
-    return (
-        task.route is None
-        and not (task.rule or task.fell_back or task.pass_mark)
-        and (task.requires is None or task.requires.is_patient)
-    )
+    return task.route is None and (task.requires is None or task.requires.is_patient)
 
 
 def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
@@ -115,12 +116,18 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
     if rule is None:
         return None
     task_queue = rule.to_task_queue or of.task_queue
-    if task_queue == of.task_queue and not rule.to_host:
+    if task_queue == of.task_queue and not (rule.to_host or rule.to_version):
         return None
     why = f"traffic rule {rule.id!r} sends it to {rule.target}"
     if rule.fallback:
         detour = Detour(
-            of.kind, task_queue, rule.to_host, of.task_queue, rule.take_within_ms, of.capabilities
+            of.kind,
+            task_queue,
+            rule.to_host,
+            of.task_queue,
+            rule.take_within_ms,
+            of.capabilities,
+            rule.to_version,
         )
         return Destination(detour.queue(names), why, private=True, rule=rule, detour=detour)
     is_activity = of.kind is TaskKind.ACTIVITY
@@ -369,6 +376,32 @@ def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[
         " capabilities={...} that have it, or require what is known, or say what is to happen:"
         " Requires(..., on_gone=OnGone.FALL_BACK), or OnGone.WAIT with a wait"
     )
+
+
+def lacks_version(task: ActivityTask, deployments: Deployments) -> bool:
+    """Whether ``task`` is bound to a version that has never served its task queue, as far as is
+    known."""
+    route = task.route
+    if route is None or route.kind is not TargetKind.VERSION:
+        return False
+    return not deployments.serves(route.target, ACTIVITY_SIDE, task.task_queue)
+
+
+def refused_version(task: ActivityTask, deployments: Deployments) -> str:
+    """Why a task is not accepted that is bound to such a version; "" if it is."""
+    if task.route is None or not lacks_version(task, deployments):
+        return ""
+    known = sorted({one for one, queue in deployments.queues(Names("n")) if _is_for(queue, task)})
+    return (
+        f"no worker of version {task.route.target!r} has ever served task queue"
+        f" {task.task_queue!r}; versions that do: {', '.join(known) or 'none'}. Start a worker of"
+        " it first, or name a version that is known"
+    )
+
+
+def _is_for(queue: QueueName, task: ActivityTask) -> bool:
+    is_versioned = queue.kind is Kind.VERSION
+    return is_versioned and (queue.parts[0], queue.parts[-1]) == (ACTIVITY_SIDE, task.task_queue)
 
 
 def unpinned(names: Names, task: ActivityTask, deployments: Deployments) -> Destination:

@@ -62,6 +62,9 @@ class Keeper:
         self._under_way: set[Key] = set()
         self._is_open = False
         self._closed = False
+        self.on_exchanged: Callable[[], None] | None = None
+        """Called when a lease has taken the place of a delivery, before that is acknowledged and
+        makes room for another."""
 
     @property
     def under_way(self) -> int:
@@ -164,8 +167,10 @@ class Keeper:
             before = self._swap(delivery)
             if before is None:
                 delivery.ack()  # it ended while its lease was on the way
-            else:
-                before.let_go()
+                continue
+            if self.on_exchanged is not None:
+                self.on_exchanged()
+            before.let_go()
 
     def _swap(self, delivery: Delivery) -> Held | None:
         task_queue = delivery.message.headers.get("tq-task-queue", "")

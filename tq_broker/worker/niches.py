@@ -3,7 +3,8 @@ of its task queues nobody serves.
 
 A task queue has a shared queue for each set of capabilities that somebody has required of it; the
 settings log tells of them. A worker serves those of which it has all, from the moment that it reads
-of them. Of the others it looks now and then whether anybody does.
+of them. Of the others it looks now and then whether anybody does; and so it does of what is for
+other deployment versions of its task queues.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from concurrent.futures import Future
 from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.model.capabilities import Niche, in_words
-from tq_broker.model.settings import CapabilitiesDeclared, Record, TaskQueueDeclared
+from tq_broker.model.names import Kind
+from tq_broker.model.settings import (
+    ACTIVITY_SIDE,
+    SIDES,
+    CapabilitiesDeclared,
+    Record,
+    TaskQueueDeclared,
+)
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.worker.attempt import Place
+from tq_broker.worker.lookout import Lookout, Post
 from tq_broker.worker.poller import Poller
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-LOOK_WITHIN_S = 10.0
+LOOK_AT_VERSIONS_EVERY_S = 10.0
+"""Versions are many, and hardly ever lose all their workers while tasks wait for them."""
 SETS_MAX = 1_000
 """Queues that one worker serves for its capabilities, or looks at."""
 
@@ -51,9 +61,10 @@ class Niches:
         self._version = version
         self._has_news = True
         self._others: list[tuple[str, tuple[str, ...]]] = []
-        self._look_at = 0.0
-        self._looking = False
-        self._unserved: dict[str, dict[str, int]] = {}
+        self._lookout = Lookout(sender, settings, LOOK_EVERY_S)
+        self._of_versions = {
+            side: Lookout(sender, settings, LOOK_AT_VERSIONS_EVERY_S) for side in SIDES
+        }
 
     @property
     def keys(self) -> list[str]:
@@ -64,8 +75,13 @@ class Niches:
 
     @property
     def unserved(self) -> dict[str, dict[str, int]]:
-        """By task queue: how many tasks wait for capabilities that nobody has, by set."""
-        return self._unserved
+        """By task queue: how many activities wait for capabilities that nobody has, by set, or for
+        a version that nobody is of."""
+        found: dict[str, dict[str, int]] = {}
+        for lookout in (self._lookout, self._of_versions[ACTIVITY_SIDE]):
+            for (task_queue, whom), count in lookout.found.items():
+                found.setdefault(task_queue, {})[whom] = count
+        return found
 
     def belongs_to(self, niche: Niche) -> bool:
         """Whether it may serve ``niche``; never one that no task makes."""
@@ -106,10 +122,7 @@ class Niches:
         if self._has_news:
             self._has_news = False
             self._serve()
-        if self._others and now >= self._look_at and not self._looking:
-            self._look_at = now + LOOK_EVERY_S
-            self._looking = True
-            self._sender.in_background(self._look)
+        self._look(now)
 
     def _serve(self) -> None:
         mine, names, others = set(self.capabilities), self._sender.names, []
@@ -123,36 +136,27 @@ class Niches:
                 others.append((task_queue, required))
         self._others = others
 
-    def _look(self) -> None:
-        """Find the tasks that nobody serves; blocks."""
-        try:
-            found: dict[str, dict[str, int]] = {}
-            for task_queue, required in self._others:
-                queue = self._sender.names.capable(task_queue, required)
-                deadline = self._place.clock.monotonic() + LOOK_WITHIN_S
-                stats = self._sender.broker.stats(str(queue), deadline)
-                is_paused = self._settings.pause_of(queue) is not None
-                if stats is not None and stats.ready and not stats.consumers and not is_paused:
-                    found.setdefault(task_queue, {})[in_words(required)] = stats.ready
-        except TqBrokerError as error:
-            log.debug("not known whether capabilities are missing: %s", error)
-        else:
-            self._tell_changes(found)
-        finally:
-            self._looking = False
+    def _look(self, now: float) -> None:
+        """Look after what nobody serves, when it is time for that."""
+        names = self._sender.names
+        if self._lookout.is_due(now):
+            posts = [
+                Post(task_queue, in_words(required), names.capable(task_queue, required))
+                for task_queue, required in self._others
+            ]
+            self._lookout.look(posts, now)
+        for side, lookout in self._of_versions.items():
+            if lookout.is_due(now):
+                lookout.look(self._versions(side), now)
 
-    def _tell_changes(self, found: dict[str, dict[str, int]]) -> None:
-        before, now = _flat(self._unserved), _flat(found)
-        for what in now.keys() - before.keys():
-            log.warning(
-                "%d tasks of task queue %s wait for %s, which no living worker has",
-                now[what],
-                *what,
-            )
-        for what in before.keys() - now.keys():
-            log.info("no task of task queue %s waits in vain for %s any more", *what)
-        self._unserved = found
-
-
-def _flat(found: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
-    return {(queue, what): count for queue, sets in found.items() for what, count in sets.items()}
+    def _versions(self, side: str) -> list[Post]:
+        """The queues of other versions of its task queues."""
+        posts = [
+            Post(queue.parts[-1], f"{side} workers of version {version}", queue)
+            for version, queue in self._settings.deployments.queues(self._sender.names)
+            if queue.kind is Kind.VERSION
+            and queue.parts[0] == side
+            and queue.parts[-1] in self._task_queues
+            and version != self._version
+        ]
+        return posts[:SETS_MAX]

@@ -24,13 +24,16 @@ class RecentTasks:
         self._kept: deque[tuple[int, Facts]] = deque(maxlen=KEPT_MAX)
 
     def took(self, task: ActivityTask, now_ms: int) -> None:
-        """An activity task has come."""
-        self._kept.append((now_ms, routing.facts(task)))
+        """An activity task has come; which is of no interest if no rule ever moves it."""
+        if routing.is_movable(task):
+            self._kept.append((now_ms, routing.facts(task)))
 
     def took_workflow(self, task: WorkflowTask, now_ms: int) -> None:
-        """A workflow task has come; from its sticky queue it comes whatever the rules say."""
+        """A workflow task has come; from its sticky queue, or pinned, it comes whatever the rules
+        say."""
         first = task.events[0] if task.events else None
-        if not task.sticky and isinstance(first, WorkflowExecutionStarted):
+        is_moved = not (task.sticky or task.version)
+        if is_moved and isinstance(first, WorkflowExecutionStarted):
             facts = routing.workflow_facts(task, first, first.memo)
             self._kept.append((now_ms, facts))
 

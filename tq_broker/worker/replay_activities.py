@@ -72,7 +72,7 @@ class ReplayActivities:
     def _command(self, call: ActivityCall, activity_id: str) -> ScheduleActivity:
         run, options = self._situation.started, call.options
         fields = task_fields(options)
-        policy, route, requires = options.retry_policy, options.route, fields["requires"]
+        policy, route, requires = options.retry_policy, fields["route"], fields["requires"]
         affinity = affinity_of(options)
         return ScheduleActivity(
             activity_id=activity_id,

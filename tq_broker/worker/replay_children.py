@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union
 
-from tq_broker.common import inherited_headers, to_ms
+from tq_broker.common import inherited_headers, to_ms, versioning_override
 from tq_broker.exceptions import (
+    ApplicationError,
     CancelledError,
     ChildWorkflowError,
     Malformed,
@@ -121,6 +122,10 @@ class ReplayChildren:
                 defaults.get("fairness_weight"),
                 run.fairness_weight,
             ),
+            # Without one history knows what it inherits.
+            versioning_override=versioning_override(
+                "version", settle("version", call.version, defaults.get("version"), None)
+            ),
             static_summary=call.static_summary,
             static_details=call.static_details,
         )
@@ -134,7 +139,12 @@ class ReplayChildren:
     def start_failed(self, event: events.StartChildWorkflowExecutionFailed) -> None:
         child = self._find(event)
         del self._by_event[event.initiated_event_id]
-        child.start.reject(WorkflowAlreadyStartedError(event.workflow_id, event.workflow_type))
+        if event.cause == "already_exists":
+            taken = WorkflowAlreadyStartedError(event.workflow_id, event.workflow_type)
+            child.start.reject(taken)
+        else:
+            cause = ApplicationError(event.message, type=event.cause, non_retryable=True)
+            self._reject(child, "child workflow refused", cause)
 
     def started(self, event: events.ChildWorkflowExecutionStarted) -> None:
         child = self._find(event)

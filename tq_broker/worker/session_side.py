@@ -91,6 +91,9 @@ class SessionSide:
             throttle,
             min(options.lease_after, RENEW_MAX).total_seconds(),
         )
+        # Each session has a lease from its beginning. Its creation is acknowledged only when the
+        # window is narrower by one, or another run's creation would come to a worker that is full.
+        self._keeper.on_exchanged = self._adjust
         handler.notices = Notices(reporter, place, throttle)
         handler.inquiries = inquiries
         handler.settings = settings
@@ -124,7 +127,7 @@ class SessionSide:
     def serve(self, queue: str) -> None:
         """Take what comes to ``queue`` as well, which is one of `private`."""
         self._poller.serve(self.private[queue])
-        self._poller.adjust(self._table.occupied())
+        self._adjust()
 
     def request_cancel(self, activity_id: str, at_ms: int) -> None:
         """An activity was cancelled; if it is a session, its slot is free."""
@@ -138,6 +141,9 @@ class SessionSide:
         self._handler.give_back_waiting()
         self._keeper.tick(attempts, now)
         self._stand()
+        self._adjust()
+
+    def _adjust(self) -> None:
         self._poller.adjust(self._table.occupied())
 
     def close_intake(self, deadline: float) -> None:

@@ -812,10 +812,13 @@ class Worker:
         sides = [TaskKind.ACTIVITY] if self._runs_activities else []
         if len(self._workflows):
             sides.append(TaskKind.WORKFLOW)
+        places = [("", ""), (self.host, "")]
+        if self._allegiance.version:
+            places.append(("", self._allegiance.version))
         return [
-            Detour(side, queue, host, queue, TAKE_WITHIN_MS).ask_key
+            Detour(side, queue, host, queue, TAKE_WITHIN_MS, version=version).ask_key
             for side in sides
-            for host in ("", self.host)
+            for host, version in places
             for queue in self.task_queues
         ]
 

@@ -18,6 +18,7 @@ from tq_broker.common import (
     check_fairness_key,
     check_fairness_weight,
     check_headers,
+    versioning_override,
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
@@ -108,6 +109,8 @@ class ChildCall:
     priority: int | None = None
     fairness_key: str | None = None
     fairness_weight: float | None = None
+    version: object = None
+    """See `tq_broker.common.versioning_override`."""
     static_summary: str = ""
     static_details: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +128,7 @@ class ChildCall:
             check_fairness_key("fairness_key", self.fairness_key)
         if self.fairness_weight is not None:
             check_fairness_weight("fairness_weight", self.fairness_weight)
+        versioning_override("version", self.version)
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
 

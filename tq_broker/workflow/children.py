@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
-from tq_broker.common import ParentClosePolicy, RetryPolicy, WorkflowIDReusePolicy
+from tq_broker.common import (
+    ParentClosePolicy,
+    RetryPolicy,
+    VersioningOverride,
+    WorkerDeploymentVersion,
+    WorkflowIDReusePolicy,
+)
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_text
 from tq_broker.workflow.calls import UNSET, ChildCall, ChildWorkflowCancellationType, arguments
@@ -41,6 +47,7 @@ class ChildCallDict(TypedDict, total=False):
     priority: int | None
     fairness_key: str | None
     fairness_weight: float | None
+    version: VersioningOverride | WorkerDeploymentVersion | str | None
     static_summary: str | None
     static_details: str | None
 
@@ -85,10 +92,14 @@ async def start_child_workflow(
         memo: Values that are shown with it.
         headers: Texts that travel with it, beside this workflow's own.
         priority, fairness_key, fairness_weight: This workflow's own when not given.
+        version: The deployment version (``shop.1.4``) that its runs are pinned to, or
+            ``auto_upgrade``. When not given it begins with this workflow's version if this one is
+            pinned.
         static_summary, static_details: Text for people.
 
     Raises:
         WorkflowAlreadyStartedError: the id is taken.
+        ChildWorkflowError: it was refused; the cause says why.
         InvalidArgument: names the argument.
     """
     workflow_type, hint = workflow_about(workflow)

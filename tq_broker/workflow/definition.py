@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from tq_broker.common import ActivityOptions, VersioningBehavior
+from tq_broker.common import (
+    ActivityOptions,
+    VersioningBehavior,
+    VersioningOverride,
+    WorkerDeploymentVersion,
+    versioning_override,
+)
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
 
@@ -150,6 +156,7 @@ def defn(
     fairness_key: str | None = None,
     fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
 ) -> Callable[[C], C]: ...
 
 
@@ -166,6 +173,7 @@ def defn(
     fairness_key: str | None = None,
     fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
 ) -> Any:
     """Make a class a workflow.
 
@@ -181,6 +189,8 @@ def defn(
         fairness_key, fairness_weight: Whose they are, and its weight, as ``task_queue``.
         versioning_behavior: ``PINNED``: a run stays with the deployment version that it began
             with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
+        version: The deployment version (``shop.1.4``) that its runs are pinned to, when who starts
+            them does not say; or ``auto_upgrade``.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
@@ -191,6 +201,7 @@ def defn(
         priority=priority,
         fairness_key=fairness_key,
         fairness_weight=fairness_weight,
+        version=version,
     )
 
     def decorate(target: Any) -> Any:
@@ -208,10 +219,11 @@ def defn(
     return decorate if cls is None else decorate(cls)
 
 
-def _defaults(**said: Any) -> dict[str, Any]:
+def _defaults(*, version: object, **said: Any) -> dict[str, Any]:
     ActivityOptions(**said)  # checks them
     if said["task_queue"] is not None:
         check_task_queue(said["task_queue"])
+    said["version"] = versioning_override("version", version) or None
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -6,14 +6,16 @@
         │                                          │
         └── creation timeout: SessionFailedError   └── worker gone, or timeout ──> FAILED
 
-What a session is bound to is the start of an internal activity, which is in the history: so all of
-this is plain workflow code, and the same at each replay.
+When it fails, its block is interrupted like one that is cancelled, wherever it waits: for a timer,
+a condition, a child. What a session is bound to is the start of an internal activity, which is in
+the history: so all of this is plain workflow code, and the same at each replay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import TracebackType
@@ -24,6 +26,7 @@ from tq_broker.exceptions import (
     ActivityError,
     ApplicationError,
     CancelledError,
+    ChildWorkflowError,
     InvalidArgument,
     SessionFailedError,
     TimeoutError,
@@ -40,7 +43,7 @@ from tq_broker.workflow.runtime import current
 
 CREATION_TIMEOUT = timedelta(minutes=1)
 _ONCE = RetryPolicy(maximum_attempts=1)
-_NOT_HERE = ("route", "affinity", "affinity_group", "on_lost", "task_queue")
+_NOT_HERE = ("route", "version", "affinity", "affinity_group", "on_lost", "task_queue")
 
 
 class SessionState(str, enum.Enum):
@@ -81,6 +84,9 @@ class Session:
         self._slot = slot
         self._why = ""
         self._pending: dict[ActivityHandle[Any], None] = {}
+        self._block: asyncio.Task[Any] | None = None
+        self._reason: str | None = None
+        self._interrupted = False
 
     @property
     def info(self) -> SessionInfo:
@@ -149,6 +155,40 @@ class Session:
             self._end(SessionState.CLOSED)
             self._slot.cancel()
 
+    # --- the block --------------------------------------------------------------------------------
+
+    def entered(self) -> None:
+        """Its block begins, in the current task. Called by the runtime."""
+        self._block, self._reason = asyncio.current_task(), current().cancellation_reason
+        if self._slot.done():
+            self.slot_ended(self._slot)
+
+    def left(self, error: BaseException | None) -> SessionFailedError | None:
+        """Its block ends. Returns what leaves it instead of ``error``, if that came of the failure
+        of the session. Called by the runtime."""
+        block, self._block = self._block, None
+        self.close()
+        if self._interrupted and block is not None and sys.version_info >= (3, 11):
+            block.uncancel()
+        return self._failure() if self._is_of_failure(error) else None
+
+    def _is_of_failure(self, error: BaseException | None) -> bool:
+        if self._info.state is not SessionState.FAILED:
+            return False
+        if isinstance(error, asyncio.CancelledError):
+            # A workflow that was cancelled within the block goes on being so.
+            return self._interrupted and current().cancellation_reason == self._reason
+        is_canceled_child = isinstance(error, ChildWorkflowError) and isinstance(
+            error.cause, CancelledError
+        )
+        return isinstance(error, ActivityError) or (self._interrupted and is_canceled_child)
+
+    def _interrupt(self) -> None:
+        """Whatever the block waits for, the session has failed."""
+        if self._block is not None:
+            self._interrupted = True
+            self._block.cancel()
+
     # --- ends -------------------------------------------------------------------------------------
 
     def slot_ended(self, slot: ActivityHandle[Any]) -> None:
@@ -169,6 +209,8 @@ class Session:
             self._why = why
             self._end(SessionState.FAILED)
             self._slot.cancel()
+            # First whoever waits for one of its activities learns of that.
+            asyncio.get_running_loop().call_soon(self._interrupt)
 
     def _end(self, state: SessionState) -> None:
         self._info = replace(self._info, state=state)
@@ -179,12 +221,6 @@ class Session:
         return SessionFailedError(
             f"session {self._info.id} on host {self._info.host!r} has failed: {self._why}"
         )
-
-    def instead(self, error: BaseException | None) -> SessionFailedError | None:
-        """What leaves the block instead of ``error``, if that came of the session's failure."""
-        if self._info.state is SessionState.FAILED and isinstance(error, ActivityError):
-            return self._failure()
-        return None
 
 
 class Opening:
@@ -222,8 +258,7 @@ class Opening:
             self._call.activity_id or "", host, worker_id, self._task_queue, SessionState.OPEN
         )
         self._session = Session(facts, slot)
-        if slot.done():
-            self._session.slot_ended(slot)
+        self._session.entered()
         return self._session
 
     async def __aexit__(
@@ -233,8 +268,7 @@ class Opening:
         traceback: TracebackType | None,
     ) -> None:
         assert self._session is not None, "the block was entered"
-        self._session.close()
-        instead = self._session.instead(error)
+        instead = self._session.left(error)
         if instead is not None:
             raise instead from error
 
@@ -284,7 +318,8 @@ def session(
         SessionFailedError: no worker had a slot for it in time.
 
     Raises (when it is left):
-        SessionFailedError: instead of the `ActivityError` that came of its failure.
+        SessionFailedError: instead of whatever came of its failure: a session that fails cancels
+            its block, as a timeout of asyncio would.
     """
     return _opening(task_queue or info().task_queue, execution_timeout, creation_timeout, None)
 
