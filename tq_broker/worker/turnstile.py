@@ -68,7 +68,7 @@ FULL_S = 0.1
 REFUND_WITHIN_S = 5.0
 UNUSED_S = 0.2
 """Permits of a rate that a worker may hold unused: what comes in so long, but at least one."""
-UNUSED_OF_MANY_S = 0.05
+UNUSED_OF_MANY_S = 0.1
 """The same of permits of several units, which are lost if the worker dies."""
 
 
