@@ -9,7 +9,7 @@ Rules of this file:
   attempt. So we give nothing back: what stays is put at the back of its queue as a fresh copy,
   marked with the id of the job, so that the job knows it when it comes round;
 * a task that was handed out before, to a worker or to a transfer that was killed, keeps that mark:
-  as the header ``tq-handed-out``. What an usher or a dealer alone has had in sight nobody has begun;
+  as the header ``tq-handed-out``. What only an usher or a dealer has had nobody has begun;
 * a task that an usher has let in has a pass, which it does not take elsewhere: the usher's roster
   is told what becomes of it, and has confirmed that, before the task is gone from here;
 * a job ends after as many tasks as waited when it began. What comes meanwhile is not its concern,
