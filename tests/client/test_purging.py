@@ -102,7 +102,7 @@ def test_who_does_not_stand_aside_is_not_waited_for_for_ever(
     world.broker.wait_subscribed([wish], world.soon())
     monkeypatch.setattr(core, "deadline", lambda: core.clock.monotonic() + 0.2)
     with (
-        pytest.raises(DeadlineExceeded, match="the usher of 'q' did not stand aside in time"),
+        pytest.raises(DeadlineExceeded, match="who has tasks of 'q' did not stand aside in time"),
         aside(core, "q", [Member(ANTEROOM)]),
     ):
         raise AssertionError("not entered")

@@ -336,3 +336,22 @@ def test_an_activity_that_fails_tells_its_caller(world: World) -> None:
     handle = world.start(line.fail_once, retry_policy=RetryPolicy(maximum_attempts=1))
     with pytest.raises(ActivityError):
         handle.result(SOON_S)
+
+
+def test_all_that_waits_is_purged_and_moved_under_the_hands_of_the_dealer(
+    world: World, small_hand: None
+) -> None:
+    line = Line()
+    worker = line.worker(world)
+    put(world, "a", 60)
+    seen(world)
+    assert worker.info().dealing["q"] > 10
+    moved = world.client.move_tasks("q", "r", create=True)
+    assert moved.done == 60
+    assert world.client.purge_task_queue("r") == 60
+    put(world, "a", 60)
+    seen(world)
+    assert world.client.purge_task_queue("q") == 60
+    handles = put(world, "b", 3)
+    finish(line, handles)
+    assert line.begun == ["b"] * 3

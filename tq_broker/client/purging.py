@@ -1,6 +1,6 @@
 """Purging: dropping what waits in a queue of a task queue.
 
-An usher is made to stand aside for it, so that RabbitMQ has all that waits.
+An usher or a dealer is made to stand aside for it, so that RabbitMQ has all that waits.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from tq_broker.exceptions import DeadlineExceeded
 from tq_broker.model import control
 from tq_broker.model.composition import Member
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Kind, QueueName
+from tq_broker.model.names import UNFAIR, Exchange, Kind, QueueName
 
 ASIDE_MS = control.ASIDE_MS_MAX
-"""An usher comes back after that by itself, if whoever asked it to stand aside was killed."""
+"""Who stands aside comes back after that by itself, if whoever asked for it was killed."""
 LOOK_EVERY_S = 0.1
+_WATCHED = {Kind.ANTEROOM, *UNFAIR}
+"""Usher and dealers consume these, and have in hand what is not ready there."""
 
 
 def purged(core: ClientCore, member: Member, *, has_usher: bool) -> int:
@@ -44,22 +46,24 @@ def purged(core: ClientCore, member: Member, *, has_usher: bool) -> int:
 
 @contextmanager
 def aside(core: ClientCore, task_queue: str, members: Iterable[Member]) -> Iterator[None]:
-    """Inside the block RabbitMQ has all that waits for limits of types and keys of a task queue,
-    and its usher nothing in sight; up to a minute.
+    """Inside the block RabbitMQ has all that waits in a task queue for limits of types and keys, or
+    for its fair share, and its usher and its dealer have nothing in sight; up to a minute.
 
     Raises:
-        DeadlineExceeded: its usher did not do so in time; the block was not entered.
+        DeadlineExceeded: they did not do so in time; the block was not entered.
     """
-    anteroom = next((one.queue for one in members if one.queue.kind is Kind.ANTEROOM), None)
-    if anteroom is None or not _is_watched(core, anteroom):
+    queues = [one.queue for one in members if one.queue.kind in _WATCHED]
+    if not any(_is_watched(core, one) for one in queues):
         yield
         return
     _ask(core, control.StandAside(task_queue, ASIDE_MS))
     try:
         deadline = core.deadline()
-        while _is_watched(core, anteroom):
+        while any(_is_watched(core, one) for one in queues):
             if not remaining(core.clock, deadline):
-                raise DeadlineExceeded(f"the usher of {task_queue!r} did not stand aside in time")
+                raise DeadlineExceeded(
+                    f"who has tasks of {task_queue!r} did not stand aside in time"
+                )
             core.clock.sleep(LOOK_EVERY_S)
         core.clock.sleep(LOOK_EVERY_S)  # what it gives back comes behind its cancel
         yield

@@ -9,7 +9,7 @@ Rules of this file:
   attempt. So we give nothing back: what stays is put at the back of its queue as a fresh copy,
   marked with the id of the job, so that the job knows it when it comes round;
 * a task that was handed out before, to a worker or to a transfer that was killed, keeps that mark:
-  as the header ``tq-handed-out``. What an usher alone has had in sight nobody has begun;
+  as the header ``tq-handed-out``. What only an usher or a dealer has had nobody has begun;
 * a task that an usher has let in has a pass, which it does not take elsewhere: the usher's roster
   is told what becomes of it, and has confirmed that, before the task is gone from here;
 * a job ends after as many tasks as waited when it began. What comes meanwhile is not its concern,
@@ -31,7 +31,7 @@ from tq_broker.client.core import ClientCore
 from tq_broker.exceptions import InvalidArgument, Malformed, TqBrokerError
 from tq_broker.model import envelope, passes, workflow_tasks
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import Exchange, Kind, QueueName, check_task_queue, check_text
+from tq_broker.model.names import DEALT, Exchange, Kind, QueueName, check_task_queue, check_text
 from tq_broker.model.passes import News, What
 from tq_broker.queues.broker import Delivery
 
@@ -202,7 +202,7 @@ def copied(message: Message, job: str) -> Message:
 def _may_have_begun(delivery: Delivery, source: QueueName) -> bool:
     if delivery.message.kind == workflow_tasks.WORKFLOW_TASK:
         return False
-    is_redelivered = delivery.redelivered and source.kind is not Kind.ANTEROOM
+    is_redelivered = delivery.redelivered and source.kind not in (Kind.ANTEROOM, *DEALT)
     return is_redelivered or envelope.HANDED_OUT in delivery.message.headers
 
 

@@ -165,6 +165,7 @@ class Dealer:
         self._lock = threading.Lock()
         self._election: Subscription | None = None
         self._term: _Term | None = None
+        self._aside_until = float("-inf")
         self._closed = False
 
     @property
@@ -177,6 +178,10 @@ class Dealer:
         """How many tasks wait here, and not in a queue."""
         term = self._term
         return 0 if term is None else len(term.shares)
+
+    def stand_aside(self, for_s: float) -> None:
+        """Leave what waits to RabbitMQ for so long, and deal nothing; 0: do so no more."""
+        self._later(lambda: self._stand_aside(for_s))
 
     def open(self) -> None:
         """Stand for election."""
@@ -223,9 +228,11 @@ class Dealer:
         term = self._term
         if term is None or term.baton is None:
             return None
-        if term.fair is None:
-            self._begin(term)
         now = self._clock.monotonic()
+        if term.fair is None:
+            if now < self._aside_until:
+                return self._aside_until
+            self._begin(term)
         if len(term.shares) > IN_HAND_MAX:
             spilled = term.shares.spill(KEEP)
             self._move(
@@ -311,10 +318,8 @@ class Dealer:
             return
         if term.fair is not None:
             term.fair.cancel_nowait()
-        if term.returning is not None:
-            term.returning.cancel()
-        waiting = [one.delivery for one in term.shares.clear()]
-        for delivery in (*waiting, *term.inherited, *([term.baton] if term.baton else ())):
+        self._give_back(term)
+        for delivery in (*term.inherited, *([term.baton] if term.baton else ())):
             delivery.reject(requeue=True)
 
     def _lose_sight(self, term: _Term) -> None:
@@ -322,20 +327,32 @@ class Dealer:
         comes again."""
         if self._term is not term:
             return
-        for one in term.shares.clear():
-            one.delivery.reject(requeue=True)
+        self._give_back(term)
+        for number in range(LANES):
+            term.lanes.inherit(number)
+
+    def _give_back(self, term: _Term) -> None:
+        """Have nothing in hand, and no lane on its way back."""
         if term.returning is not None:
             term.returning.cancel()
             term.returning = None
-        for number in range(LANES):
-            term.lanes.inherit(number)
+        for one in term.shares.clear():
+            one.delivery.reject(requeue=True)
+
+    def _stand_aside(self, for_s: float) -> None:
+        self._aside_until = self._clock.monotonic() + for_s
+        term = self._term
+        if term is not None and term.fair is not None and for_s > 0:
+            term.fair.cancel_nowait()
+            term.fair, term.lanes, term.came = None, Lanes(LANES), 0
+            self._give_back(term)
 
     # --- tasks ------------------------------------------------------------------------------------
 
     def _arrive(
         self, term: _Term, deliveries: Sequence[Delivery], lane: _Returning | None = None
     ) -> None:
-        if self._term is not term:
+        if self._term is not term or term.fair is None:
             for delivery in deliveries:
                 delivery.reject(requeue=True)
             return

@@ -65,6 +65,13 @@ class Dealing:
             dealers = list(self._dealers.values())
         return {one.task_queue: one.in_hand for one in dealers if one.is_elected}
 
+    def stand_aside(self, task_queue: str, for_s: float) -> None:
+        """Have the dealer leave what waits to RabbitMQ for so long, if it is here."""
+        with self._lock:
+            dealer = self._dealers.get(self._plain(task_queue))
+        if dealer is not None:
+            dealer.stand_aside(for_s)
+
     def tick(self, task_queues: Sequence[str]) -> None:
         """Do what the settings log says of ``task_queues`` now; done often."""
         if not (self._settings.fair or self._dealers):

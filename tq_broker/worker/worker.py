@@ -745,6 +745,9 @@ class Worker:
             case control.StandAside(task_queue, for_ms):
                 for_ms = min(max(0, for_ms), control.ASIDE_MS_MAX)
                 self._gates.stand_aside(task_queue, for_ms / 1000)
+                self._dealing.stand_aside(task_queue, for_ms / 1000)
+                if self._side is not None:
+                    self._side.stand_aside(task_queue, for_ms / 1000)
                 return None
             case control.FindActivity(activity_id):
                 return self._found(activity_id)

@@ -161,6 +161,10 @@ class WorkflowSide:
         """Workflow tasks in hand that wait for their share, by task queue whose dealer is here."""
         return self._dealing.in_hand
 
+    def stand_aside(self, task_queue: str, for_s: float) -> None:
+        """See `Dealing.stand_aside`."""
+        self._dealing.stand_aside(task_queue, for_s)
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(
