@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Connection, inspect
 from sqlalchemy import text as sql
 
@@ -179,6 +180,17 @@ class StoreContract(abc.ABC):
     def test_a_run_comes_back_as_it_was_committed(self, store: Store, owner: Owner) -> None:
         owner.commit(runs=[FULL])
         assert store.runs(["r1", "other"]) == [FULL]
+
+    def test_texts_may_have_any_character_but_nul(self, store: Store, owner: Owner) -> None:
+        texts = ['"', "\\", '\\"', '","', "{a,b}", "NULL", " ", "'", "%s", "é\n\t\x01𝄞", "a"]
+        rows = [run(f"r{text}", workflow_id=text, task_queue=text) for text in texts]
+        owner.commit(runs=rows, inbox=[InboxRow(1, text, 0) for text in texts])
+        found = {row.workflow_id: row for row in store.current(texts)}
+        assert found == {row.workflow_id: row for row in rows}
+        assert set(store.seen(1, texts)) == set(texts)
+        changed = [replace(row, version=2, deployment_version=row.task_queue) for row in rows]
+        owner.commit(runs=changed)
+        assert {row.run_id: row for row in store.current(texts)} == {r.run_id: r for r in changed}
 
     def test_a_new_version_replaces_the_one_before(self, store: Store, owner: Owner) -> None:
         owner.commit(runs=[run()])

@@ -7,8 +7,7 @@ rows of the epochs stay share-locked until then, so whoever takes a shard waits.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import psycopg
@@ -145,32 +144,37 @@ class _Statement:
 
     def __init__(self, text: str, columns: Sequence[Column[Any]]) -> None:
         kinds = [_KINDS[type(column.type)] for column in columns]
-        arrays = ", ".join(f"{mark}::{name}[]" for name, mark in kinds)
+        arrays = ", ".join(f"{mark}::{name}[]" for name, mark, _ in kinds)
         self._text = text.format(rows=f"unnest({arrays})")
-        self._are_texts = [mark == "%s" for _, mark in kinds]
+        self._arrays = [array for _, _, array in kinds]
 
     def execute(self, cursor: Any, ns: int, rows: Sequence[records.Record]) -> None:
         """Send it with ``rows``, each of which begins with ``ns``; nothing if there are none."""
         if rows:
-            columns = itertools.islice(zip(*rows, strict=True), 1, None)
-            arrays = map(_array, columns, self._are_texts)
+            _, *columns = zip(*rows, strict=True)
+            arrays = [make(column) for make, column in zip(self._arrays, columns, strict=True)]
             cursor.execute(self._text, (ns, *arrays), prepare=True)
 
 
-_KINDS = {
+def _values(column: Sequence[Any]) -> str:
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in column]) + "}"
+
+
+def _texts(column: Sequence[str]) -> str:
+    joined = '","'.join(column)
+    if "\\" in joined or joined.count('"') > 2 * (len(column) - 1):
+        joined = '","'.join([text.replace("\\", r"\\").replace('"', r"\"") for text in column])
+    return f'{{"{joined}"}}'
+
+
+_KINDS: dict[type, tuple[str, str, Callable[[Sequence[Any]], object]]] = {
     # As text: of the numbers' sizes the driver would make types, and of each mixture another
-    # statement to prepare.
-    BigInteger: ("bigint", "%s"),
-    Boolean: ("boolean", "%s"),
-    Text: ("text", "%b"),
-    LargeBinary: ("bytea", "%b"),
+    # statement to prepare; and texts it would take one by one.
+    BigInteger: ("bigint", "%s", _values),
+    Boolean: ("boolean", "%s", _values),
+    Text: ("text", "%s", _texts),
+    LargeBinary: ("bytea", "%b", list),
 }
-
-
-def _array(column: Sequence[Any], is_text: bool) -> object:
-    if is_text:
-        return "{" + ",".join(["NULL" if value is None else str(value) for value in column]) + "}"
-    return list(column)
 
 
 def _insert(table: Table) -> _Statement:
