@@ -173,6 +173,7 @@ def test_what_the_page_of_the_protocol_lets_a_client_do_is_enough_for_it(
     with (
         BlockingClient.connect(url, namespace=namespace, data_converter=CONVERTER) as limited,
         Worker(client, task_queue="q", activities=[echo], host="h", capabilities=["gpu"]),
+        Worker(client, task_queue="q", activities=[echo], deployment="shop", build_id="1"),
     ):
         for options in (
             {"id": "named"},
@@ -183,9 +184,9 @@ def test_what_the_page_of_the_protocol_lets_a_client_do_is_enough_for_it(
             {"requires": {"gpu"}, "route": Route.host("h")},
             {"priority": 1},
             {"requires": {"gpu"}, "priority": 5},
+            {"route": Route.version("shop.1")},
         ):
             assert limited.execute_activity(echo, 1, task_queue="q", **options) == 1, options
-        limited.start_activity(echo, 1, task_queue="q", route=Route.version("shop.1"))
         limited.cancel_activity("unknown")
         with pytest.raises(DeadlineExceeded, match="no history service"):
             limited.start_workflow("W", id="w", task_queue="q")
