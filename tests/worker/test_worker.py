@@ -1156,7 +1156,7 @@ def test_a_wrong_option_is_refused_by_its_name(
 
 def test_a_worker_answers_a_ping(world: World) -> None:
     worker = world.worker(in_a_thread, worker_id="w", identity="me", max_concurrent_activities=7)
-    (info,) = world.client.core.ping(0.01).result(SOON_S)
+    (info,) = world.client.core.ping(0.3).result(SOON_S)
     assert (info.worker_id, info.identity, info.slots, info.running) == ("w", "me", 7, 0)
     assert (info.task_queues, info.activities) == (["q"], ["in_a_thread"])
     assert worker.running == 0
