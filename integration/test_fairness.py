@@ -136,7 +136,7 @@ class Fair:
         # Then they begin first, but for what was dealt before they came
         begun = line.begun[SLOTS:]
         assert set(begun[200 + 4 * SLOTS :]) == {"last"}
-        assert abs(begun[:100].count("first") - begun[:100].count("no key")) <= 4 * SLOTS
+        assert begun[:100].count("no key") >= SLOTS
 
 
 class TestInMemory(Fair):
