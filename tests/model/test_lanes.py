@@ -43,6 +43,7 @@ def test_what_was_inherited_is_due_and_what_comes_back_is_due_again_later() -> N
     assert lanes.due(lambda p: 0.0, is_short=False) == []
     assert lanes.due(lambda p: 1e6, is_short=False) == [2]
     assert not lanes.are_empty()
+    assert [lanes.is_empty(number) for number in range(3)] == [True, True, False]
     lanes.empty(2)
     assert lanes.are_empty()
 

@@ -355,3 +355,26 @@ def test_all_that_waits_is_purged_and_moved_under_the_hands_of_the_dealer(
     handles = put(world, "b", 3)
     finish(line, handles)
     assert line.begun == ["b"] * 3
+
+
+def test_a_lane_that_seemed_to_be_empty_is_looked_at_again(
+    world: World, small_hand: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ's count of a quorum queue is zero at times."""
+    monkeypatch.setattr(dealer, "CHECK_EVERY_S", 0.1)
+    line = Line()
+    worker = line.worker(world)
+    broker = world.broker_of_worker(worker)
+    counts, lies = broker.stats, [True]
+
+    def stats(queue: str, deadline: float) -> Any:
+        found = counts(queue, deadline)
+        return None if ".lane." in queue and lies else found
+
+    monkeypatch.setattr(broker, "stats", stats)
+    handles = put(world, "a", 60)
+    seen(world)
+    line.free.set()
+    world.eventually(lambda: len(line.begun) >= 10 and not worker.info().dealing["q"])
+    lies.clear()
+    finish(line, handles)

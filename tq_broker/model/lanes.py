@@ -72,6 +72,10 @@ class Lanes:
         """It was looked at: nothing is in it, and nothing on its way to it."""
         self._lanes[number] = None
 
+    def is_empty(self, number: int) -> bool:
+        """Whether nothing waits in one of them."""
+        return self._lanes[number] is None
+
     def are_empty(self) -> bool:
         """Whether nothing waits in any of them."""
         return all(dues is None for dues in self._lanes)

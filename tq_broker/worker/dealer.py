@@ -56,6 +56,11 @@ LOOK_EVERY_S = 0.02
 GATHER_S = 1.0
 """A new dealer first looks at what waits already, for so long at the most."""
 STATS_WITHIN_S = 5.0
+CHECK_EVERY_S = 2.0
+"""How often lanes are looked at that are taken for empty: RabbitMQ's count of a quorum queue may be
+zero although something is there, if the queue does not answer in time."""
+CHECK_UNUSED_EVERY_S = 60.0
+"""The same where none of them was ever used, as far as this dealer knows."""
 SETTLED_S = 0.2
 """Within this acknowledgements have been sent."""
 BATCH = 500
@@ -126,6 +131,9 @@ class _Term:
     gather_until: float = 0.0
     """Before this nothing is dealt as long as few of them have come."""
     looked_at: float = float("-inf")
+    checked_at: float = float("-inf")
+    has_lanes: bool = False
+    """Some lane was used."""
     under_way: Counter[QueueName] = field(default_factory=Counter)
     """What was put into another queue, and is not confirmed yet."""
 
@@ -238,6 +246,7 @@ class Dealer:
             self._move(
                 term, [self._away(term, one.item, one.priority, one.distance) for one in spilled]
             )
+        self._check_lanes(term, now)
         self._open_lane(term)
         self._acquit(term)
         if term.came < min(KEEP, term.found) and now < term.gather_until:
@@ -297,9 +306,8 @@ class Dealer:
         self._look(term)  # what the dealer before has left
         term.found = self._ready(self._fair)
         term.gather_until = self._clock.monotonic() + GATHER_S
-        for number, lane in enumerate(self._lanes):
-            if self._ready(lane):
-                term.lanes.inherit(number)
+        term.checked_at = float("-inf")
+        self._check_lanes(term, self._clock.monotonic())
         term.fair = self._sender.broker.subscribe(
             str(self._fair),
             lambda deliveries: self._later(lambda: self._arrive(term, deliveries)),
@@ -379,6 +387,17 @@ class Dealer:
             lane.cancel()
             term.returning = None
 
+    def _check_lanes(self, term: _Term, now: float) -> None:
+        """Find what is in lanes that were taken for empty."""
+        every_s = CHECK_EVERY_S if term.has_lanes else CHECK_UNUSED_EVERY_S
+        if term.returning is not None or now < term.checked_at + every_s:
+            return
+        term.checked_at = now
+        for number, lane in enumerate(self._lanes):
+            if term.lanes.is_empty(number) and self._ready(lane):
+                term.lanes.inherit(number)
+                term.has_lanes = True
+
     def _open_lane(self, term: _Term) -> None:
         """Let a lane come back that is due, if none does already."""
         lanes, turn = term.lanes, term.shares.turn
@@ -445,6 +464,7 @@ class Dealer:
         return best is None
 
     def _away(self, term: _Term, task: _Task, priority: int, distance: float) -> _Move:
+        term.has_lanes = True
         number = term.lanes.place(priority, distance, term.shares.turn(priority))
         return _Move(task, self._lanes[number], False)
 
