@@ -557,12 +557,13 @@ def test_a_wait_survives_restarts_of_history_and_broker(
         stop = serve()
         with Worker(client, task_queue="q", workflows=WORKFLOWS, activities=ACTIVITIES):
             handle = client.start_workflow(Cart, id="w", task_queue="q")
+            # Accepted: so long a client tries for itself, with a deadline.
+            accepted = WorkflowUpdateStage.ACCEPTED
+            update = handle.start_update(Cart.when_closed, wait_for_stage=accepted)
             results: list[Any] = []
             waiters = [
                 threading.Thread(target=lambda: results.append(handle.result())),
-                threading.Thread(
-                    target=lambda: results.append(handle.execute_update(Cart.when_closed))
-                ),
+                threading.Thread(target=lambda: results.append(update.result())),
             ]
             for waiter in waiters:
                 waiter.start()
