@@ -30,7 +30,7 @@ client = BlockingClient.connect(os.environ["TQ_BROKER_URL"], namespace=NAMESPACE
 client.execute_activity(tell, task_queue="q")
 made_by = os.getpid()
 
-celery = Celery(broker=os.environ["TQ_BROKER_URL"])
+celery = Celery("forking_hosts", broker=os.environ["TQ_BROKER_URL"])
 celery.conf.update(
     task_default_queue=f"celery-{NAMESPACE}",
     task_ignore_result=True,
