@@ -1,4 +1,4 @@
-"""Celery and Gunicorn fork processes from one that has made a client, and every child can use it."""
+"""Celery and Gunicorn fork from a process that has made a client, and every child can use it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Host:
     def wait_for(self, is_true: Callable[[], object], what: str) -> None:
         try:
             wait_until(lambda: is_true() or self._process.poll() is not None, what)
-        except AssertionError as error:
+        except (AssertionError, OSError) as error:
             raise AssertionError(f"{error}\n{self.said()}") from error
         assert self._process.poll() is None, f"it has ended:\n{self.said()}"
 
