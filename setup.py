@@ -13,6 +13,9 @@ TEST = [
     "trustme>=1.1",
     "hypothesis>=6.100",
     "coverage>=7.5",
+    # Hosts that load a client and fork; nothing in tq_broker imports them.
+    "celery>=5.7",
+    "gunicorn>=23",
 ]
 LINT = ["ruff>=0.11", "import-linter>=2.3"]
 TYPES = [*POSTGRESQL, "mypy>=1.15"]
