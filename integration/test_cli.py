@@ -397,12 +397,12 @@ def test_task_queues_are_listed_purged_and_reclaimed(shell: Shell) -> None:
     shell.run("-A", "app", "activity", "start", "add", "--args", "[1, 2]")
     shell.run("-A", "app", "activity", "start", "add", "--args", "[1, 2]", "-t", "others")
     assert shell.run("task-queue", "list").stdout == (
-        "jobs\tactivity\t1\t0\t0\t\t\nothers\tactivity\t1\t0\t0\t\t\n"
+        "jobs\tactivity\t1\t0\t0\t\t\t\nothers\tactivity\t1\t0\t0\t\t\t\n"
     )
     assert shell.run("task-queue", "purge", "others").returncode == 2
     assert shell.run("task-queue", "purge", "others", "--yes").stdout == "1 tasks dropped\n"
     assert shell.run("task-queue", "reclaim").stdout == "others\n"
-    assert shell.run("task-queue", "list").stdout == "jobs\tactivity\t1\t0\t0\t\t\n"
+    assert shell.run("task-queue", "list").stdout == "jobs\tactivity\t1\t0\t0\t\t\t\n"
     assert shell.run("task-queue", "describe", "others").returncode == 5
 
 

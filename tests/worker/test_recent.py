@@ -50,13 +50,14 @@ def test_what_rules_may_ask_is_told_and_no_more() -> None:
     assert control.read_reply(message) == told
 
 
-def test_what_no_rule_moves_is_left_out() -> None:
+def test_what_no_rule_moves_is_found_and_else_left_out() -> None:
     kept = RecentTasks()
     bound = msgspec.structs.replace(activity("b"), route=Route.version("shop.1"))
     lent = msgspec.structs.replace(activity("l"), rule="r")
     for task in (bound, lent):
         kept.took(task, 1)
     assert [one.facts.id for one in kept.told("me").tasks] == ["l"]
+    assert [one.facts.id for one in kept.of("b")] == ["b"]
 
 
 def test_workflow_tasks_that_tell_nothing_are_left_out() -> None:
