@@ -240,10 +240,17 @@ def test_a_share_is_written_and_read_without_the_rest() -> None:
     assert envelope.share(a_message()) == ("", 1.0)
 
 
+def test_a_task_that_is_given_away_stays_in_doubt() -> None:
+    away = envelope.moved(task_message(a_task()), "m", may_have_begun=True)
+    assert envelope.HANDED_OUT in envelope.dealt(away, may_have_begun=False).headers
+
+
 def test_a_dealt_task_is_as_it_was_but_for_its_rank() -> None:
     message = task_message(a_task(fairness_key="acme"))
-    assert envelope.MOVED in envelope.moved(message, "m").headers
-    dealt = envelope.dealt(envelope.moved(message, "m"), may_have_begun=False)
+    away = envelope.moved(message, "m", may_have_begun=False)
+    assert away.headers[envelope.MOVED] == "m"
+    assert envelope.HANDED_OUT not in away.headers
+    dealt = envelope.dealt(away, may_have_begun=False)
     assert dealt == envelope.ranked(message)
     doubted = envelope.dealt(message, may_have_begun=True)
     assert doubted.headers == {**message.headers, envelope.HANDED_OUT: 1}

@@ -256,7 +256,7 @@ def test_what_was_being_dealt_when_a_dealer_died_is_a_lost_attempt(world: World)
     taken = world.broker.get(str(FAIR), world.soon())
     assert taken is not None
     taken.reject(requeue=True)
-    world.publish(moves.message(Moves("m", dealt=(moves.mark(message),))), DEALERS)
+    world.publish(moves.message(Moves("m", 1, dealt={moves.mark(message): ""})), DEALERS)
     attempts = []
 
     @activity.defn(name="note")

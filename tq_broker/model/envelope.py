@@ -48,6 +48,8 @@ REQUIRES = "tq-requires"
 FAIRNESS_KEY = "tq-fairness-key"
 FAIRNESS_WEIGHT = "tq-fairness-weight"
 ATTEMPT = "tq-attempt"
+SCHEDULED = "tq-scheduled-ms"
+START_TOKEN = "tq-start-token"
 MOVED = "tq-moved"
 """Which move of a dealer has made this copy."""
 NUMBER_MAX = 2**53
@@ -148,7 +150,7 @@ def _fairness_weight(name: str, value: object) -> float:
 _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-activity-type": ("activity_type", _text),
     ATTEMPT: ("attempt", _attempt),
-    "tq-scheduled-ms": ("scheduled_ms", _number),
+    SCHEDULED: ("scheduled_ms", _number),
     "tq-attempt-scheduled-ms": ("attempt_scheduled_ms", _number),
     "tq-start-to-close-ms": ("start_to_close_ms", _number),
     "tq-schedule-to-start-ms": ("schedule_to_start_ms", _number),
@@ -159,7 +161,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     REQUIRES: ("requires", lambda name, v: tasks.load_requires(_long_text(name, v))),
     "tq-id-retention-ms": ("id_retention_ms", _number),
     "tq-id-conflict": ("id_conflict", _conflict),
-    "tq-start-token": ("start_token", _text),
+    START_TOKEN: ("start_token", _text),
     RESENT: ("resent", _number),
     "tq-lease": ("lease", _text),
     "tq-codecs": ("codecs", _text),
@@ -296,9 +298,10 @@ def share(message: Message) -> tuple[str, float]:
         return "", 1.0
 
 
-def moved(message: Message, move_id: str) -> Message:
+def moved(message: Message, move_id: str, *, may_have_begun: bool) -> Message:
     """``message`` as a dealer gives it away."""
-    return forwarded(message, headers={MOVED: move_id})
+    fresh = handed_on(message, may_have_begun=may_have_begun)
+    return forwarded(fresh, headers={MOVED: move_id})
 
 
 def dealt(message: Message, *, may_have_begun: bool) -> Message:
@@ -455,7 +458,7 @@ def _outcome_message(outcome: ActivityOutcome, body: bytes, codecs: str) -> Mess
     if outcome.retry_state is not None:
         headers["tq-retry-state"] = outcome.retry_state
     if outcome.start_token:
-        headers["tq-start-token"] = outcome.start_token
+        headers[START_TOKEN] = outcome.start_token
     if codecs:
         headers["tq-codecs"] = codecs
     message_id = f"{outcome.activity_id}/{outcome.attempt}/{outcome.status.value}"
@@ -527,7 +530,7 @@ def _read_outcome(message: Message, body: OutcomeBody) -> ActivityOutcome:
         worker_id=_label(headers, "tq-worker-id"),
         started_ms=_number("tq-started-ms", headers.get("tq-started-ms", 0)),
         finished_ms=_number("tq-finished-ms", headers.get("tq-finished-ms", 0)),
-        start_token=_label(headers, "tq-start-token"),
+        start_token=_label(headers, START_TOKEN),
     )
 
 

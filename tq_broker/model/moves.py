@@ -7,10 +7,14 @@ death looks twice.
 Rules of this file:
 
 * pure;
+* moves are numbered in the order in which they were told, also across dealers: each reads what is
+  told before it begins. Only the last one of a task counts: who told it had the task in hand. (A
+  dealer that slept and tells late must not count; so numbers begin with the time of the election);
 * what was being dealt when the dealer died may have begun meanwhile: what has come back of it is
   *in doubt*, which is a lost attempt to the worker that gets it;
 * what was being given away has its copy in a lane, where nobody begins: the one of both that comes
-  last is *double*. A copy says which move has made it;
+  last is *double*. A copy says which move has made it, so it is known what the last move has taken
+  and made: any other copy is one that dealers before have left, and double, too;
 * what nobody has had before is neither, whatever its id.
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,11 +34,17 @@ MOVES = "moves"
 
 
 class Moves(msgspec.Struct, frozen=True):
-    """Tasks that are moved together: those that are dealt, and those that go to lanes."""
+    """Tasks that are moved together: those that are dealt, and those that go to lanes.
+
+    Attributes:
+        dealt, away: The move that has made what is moved, "" if it is the original, by the `mark`
+            of the task.
+    """
 
     id: str
-    dealt: tuple[str, ...] = ()
-    away: tuple[str, ...] = ()
+    number: int
+    dealt: dict[str, str] = {}
+    away: dict[str, str] = {}
 
 
 class Verdict(enum.Enum):
@@ -46,10 +57,24 @@ class Verdict(enum.Enum):
     """Its other copy has come, too."""
 
 
+_TELLING = {envelope.ATTEMPT: 1, envelope.SCHEDULED: 0, envelope.START_TOKEN: ""}
+"""Headers that tell tasks of the same id from each other, and what leaving them out means."""
+
+
 def mark(message: Message) -> str:
-    """What tells a task, and its attempt, from others, in few bytes."""
-    text = f"{message.message_id}\0{message.headers.get(envelope.ATTEMPT, 1)}"
+    """What tells a task, and its attempt, from others, in few bytes; not from its copies."""
+    parts = (
+        message.message_id,
+        *(message.headers.get(name, none) for name, none in _TELLING.items()),
+    )
+    text = "\0".join(map(str, parts))
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
+def made_by(message: Message) -> str:
+    """The move that has made this copy of a task; "" for the original."""
+    move_id = message.headers.get(envelope.MOVED, "")
+    return move_id if isinstance(move_id, str) else ""
 
 
 def message(moves: Moves) -> Message:
@@ -72,35 +97,48 @@ def read(told: Message) -> Moves:
         raise Malformed(f"moves: {error}") from error
 
 
+class _Last(NamedTuple):
+    """The last move of a task."""
+
+    number: int
+    taken: str
+    made: str
+    is_dealt: bool
+
+
 class Suspects:
-    """What a dealer that has died may have left twice."""
+    """What dealers that have died may have left twice."""
 
     def __init__(self) -> None:
-        self._dealt: set[str] = set()
-        self._away: dict[str, str] = {}
-        """The move that has given a task away,"""
-        self._seen: dict[str, bool] = {}
-        """and whether it was its copy that came first, once one of both has come."""
+        self._last: dict[str, _Last] = {}
+        self._kept: dict[str, str] = {}
+        """Which came first of what the last move has taken and made, once one of both has come."""
 
     def __len__(self) -> int:
-        return len(self._dealt) + len(self._away)
+        return len(self._last)
 
     def add(self, moves: Moves) -> None:
         """These were told, and may not have been finished."""
-        self._dealt.update(moves.dealt)
-        self._away.update(dict.fromkeys(moves.away, moves.id))
+        for is_dealt, told in ((True, moves.dealt), (False, moves.away)):
+            for of, taken in told.items():
+                before = self._last.get(of)
+                if before is None or before.number < moves.number:
+                    self._last[of] = _Last(moves.number, taken, moves.id, is_dealt)
+                    self._kept.pop(of, None)
+
+    def are_in(self, moves: Moves) -> bool:
+        """Whether some of them are moved."""
+        return not self._last.keys().isdisjoint((*moves.dealt, *moves.away))
 
     def judge(self, message: Message, *, redelivered: bool) -> Verdict:
         """What a task is that has come from where tasks wait for their shares."""
-        if not self:
+        last = self._last.get(mark(message)) if self._last else None
+        copy = made_by(message)
+        if last is None or not (copy or redelivered):
             return Verdict.FINE
-        of = mark(message)
-        by = self._away.get(of)
-        is_copy = by is not None and message.headers.get(envelope.MOVED) == by
-        if not (is_copy or redelivered):
-            return Verdict.FINE
-        if by is None:
-            return Verdict.IN_DOUBT if of in self._dealt else Verdict.FINE
-        if self._seen.setdefault(of, is_copy) != is_copy:
+        if copy not in (last.taken, last.made):
             return Verdict.DOUBLE
-        return Verdict.FINE
+        if last.is_dealt:
+            return Verdict.IN_DOUBT
+        is_kept = self._kept.setdefault(mark(message), copy) == copy
+        return Verdict.FINE if is_kept else Verdict.DOUBLE

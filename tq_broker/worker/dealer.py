@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import Malformed
 from tq_broker.model import envelope, moves, passes
 from tq_broker.model.lanes import Lanes
@@ -89,8 +90,10 @@ class _Move:
 
 @dataclass(slots=True)
 class _Batch:
-    """Moves that were told together; ``told`` is what stands for them among the dealers."""
+    """Moves that were told together, and how many are left to be made; ``told`` is what stands for
+    them among the dealers."""
 
+    moves: Moves
     left: int
     told: Delivery | None = None
 
@@ -120,6 +123,8 @@ class _Term:
     suspects: Suspects = field(default_factory=Suspects)
     inherited: list[Delivery] = field(default_factory=list)
     """Where they are told."""
+    told: int = 0
+    """The number of the last moves."""
     batches: dict[str, _Batch] = field(default_factory=dict)
     fair: Subscription | None = None
     returning: _Returning | None = None
@@ -136,6 +141,13 @@ class _Term:
     """Some lane was used."""
     under_way: Counter[QueueName] = field(default_factory=Counter)
     """What was put into another queue, and is not confirmed yet."""
+
+    def judge(self, delivery: Delivery) -> Verdict:
+        """What a task is that has come; one that was moved in this term is what it was then."""
+        message = delivery.message
+        if moves.made_by(message).startswith(f"{self.baton_id}/"):
+            return Verdict.FINE
+        return self.suspects.judge(message, redelivered=delivery.redelivered)
 
 
 class Dealer:
@@ -283,6 +295,8 @@ class Dealer:
                 self._hear_moves(term, delivery)
             elif delivery.message.message_id == term.baton_id and term.baton is None:
                 term.baton = delivery
+                # Later than whatever a dealer before tells only now, having been asleep.
+                term.told = max(term.told, epoch_ms(self._clock) * 1000)
                 log.info("dealer of %s", self._fair)
             else:
                 delivery.ack()
@@ -299,6 +313,7 @@ class Dealer:
             log.warning("foreign message in %s dropped: %s", self._dealers, error)
             delivery.ack()
             return
+        term.told = max(term.told, told.number)
         term.suspects.add(told)
         term.inherited.append(delivery)
 
@@ -366,7 +381,7 @@ class Dealer:
             return
         away = []
         for delivery in deliveries:
-            verdict = term.suspects.judge(delivery.message, redelivered=delivery.redelivered)
+            verdict = term.judge(delivery)
             if verdict is Verdict.DOUBLE:
                 delivery.ack()
                 continue
@@ -474,12 +489,12 @@ class Dealer:
         """Put tasks into their next queues, after that was told."""
         for start in range(0, len(batch), BATCH):
             part = batch[start : start + BATCH]
-            told = Moves(
-                self._sender.ids.next(),
-                tuple(moves.mark(one.task.delivery.message) for one in part if one.is_dealt),
-                tuple(moves.mark(one.task.delivery.message) for one in part if not one.is_dealt),
-            )
-            term.batches[told.id] = _Batch(len(part))
+            term.told += 1
+            move_id = f"{term.baton_id}/{term.told}"
+            told = Moves(move_id, term.told, _marks(part, True), _marks(part, False))
+            if term.suspects.are_in(told):
+                term.suspects.add(told)
+            term.batches[told.id] = _Batch(told, len(part))
             with self._lock:
                 term.under_way.update(one.queue for one in part)
             self._tell(moves.message(told), partial(self._go, term, told.id, part))
@@ -492,12 +507,12 @@ class Dealer:
     def _put(self, term: _Term, batch_id: str, one: _Move) -> None:
         task, queue = one.task, one.queue
         delivery = task.delivery
+        # Of a workflow task history knows by itself whether somebody has done it.
+        begun = task.in_doubt and delivery.message.kind != WORKFLOW_TASK
         if one.is_dealt:
-            # Of a workflow task history knows by itself whether somebody has done it.
-            begun = task.in_doubt and delivery.message.kind != WORKFLOW_TASK
             message = envelope.dealt(delivery.message, may_have_begun=begun)
         else:
-            message = envelope.moved(delivery.message, batch_id)
+            message = envelope.moved(delivery.message, batch_id, may_have_begun=begun)
 
         def done() -> None:
             delivery.ack()
@@ -516,12 +531,22 @@ class Dealer:
         self._reporter.roster.put(queue, message, done, refused=refused)
 
     def _settle(self, term: _Term, batch_id: str) -> None:
-        """Nobody need know of these moves any more, if all have been made."""
+        """Nobody need know of these moves any more, if all have been made, and no copy of theirs
+        is left that a dealer before may have made."""
         batch = term.batches.get(batch_id)
-        if batch is not None and not batch.left and batch.told is not None:
+        if batch is None or batch.left or batch.told is None:
+            return
+        del term.batches[batch_id]
+        if term.suspects.are_in(batch.moves):
+            term.inherited.append(batch.told)
+        else:
             # Not before the last of the tasks is acknowledged, which takes a moment.
             self._clock.call_at(self._clock.monotonic() + SETTLED_S, batch.told.ack)
-            del term.batches[batch_id]
+
+
+def _marks(part: Sequence[_Move], is_dealt: bool) -> dict[str, str]:
+    messages = [one.task.delivery.message for one in part if one.is_dealt is is_dealt]
+    return {moves.mark(one): moves.made_by(one) for one in messages}
 
 
 def _nothing() -> None:
