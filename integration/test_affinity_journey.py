@@ -190,7 +190,8 @@ class Journey:
     def test_workers_of_a_host_die_under_load(self, crew: Crew) -> None:
         crew.hire("a1", "a2", "b1")
         modes = ["fail", "restart_affinity"] * 20
-        runs = [(crew.start(Follow.run, "host", 30, 0.05, mode), mode) for mode in modes]
+        # Long enough to be under way when the second one dies
+        runs = [(crew.start(Follow.run, "host", 60, 0.1, mode), mode) for mode in modes]
         for handle, _ in runs:
             worker_of(handle)
         crew.kill("a1")
@@ -199,7 +200,7 @@ class Journey:
         killed = crew.kill("a2")
         for handle, mode in runs:
             hosts = [host for host, _ in handle.result(timeout=PATIENCE_S)]
-            assert len(hosts) == 30
+            assert len(hosts) == 60
             assert hosts == sorted(hosts), "never back and forth"
             if mode == "fail":
                 assert len(set(hosts)) == 1, "what was begun on the lost host was begun anew"
