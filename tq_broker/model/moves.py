@@ -132,13 +132,15 @@ class Suspects:
 
     def judge(self, message: Message, *, redelivered: bool) -> Verdict:
         """What a task is that has come from where tasks wait for their shares."""
-        last = self._last.get(mark(message)) if self._last else None
-        copy = made_by(message)
+        if not self._last:
+            return Verdict.FINE
+        of, copy = mark(message), made_by(message)
+        last = self._last.get(of)
         if last is None or not (copy or redelivered):
             return Verdict.FINE
         if copy not in (last.taken, last.made):
             return Verdict.DOUBLE
         if last.is_dealt:
             return Verdict.IN_DOUBT
-        is_kept = self._kept.setdefault(mark(message), copy) == copy
+        is_kept = self._kept.setdefault(of, copy) == copy
         return Verdict.FINE if is_kept else Verdict.DOUBLE
