@@ -664,6 +664,32 @@ class BrokerContract:
         world.break_connection(bench.broker)
         assert [told.get(timeout=PATIENCE_S) for _ in range(2)] == ["lost", "m0"]
 
+    @pytest.mark.parametrize("is_end_of_all", [False, True])
+    def test_what_was_acknowledged_last_does_not_come_again(
+        self, bench: Bench, world: World, *, is_end_of_all: bool
+    ) -> None:
+        full, other, count = (
+            bench.declare("q", {"x-queue-type": "quorum"}),
+            world.make_broker(),
+            200,
+        )
+        inbox, lost = Inbox(), threading.Event()
+        bench.send(full, *numbered(count))
+        options = SubscribeOptions(prefetch=count, on_lost=lost.set)
+        wish = other.subscribe(full, inbox, options)
+        deliveries = [inbox.take() for _ in range(count)]
+        wish.cancel(bench.deadline())
+        # Backwards, so each with a frame of its own, which RabbitMQ does not write as fast
+        for delivery in reversed(deliveries):
+            delivery.ack()
+        if is_end_of_all:
+            other.close(bench.deadline())
+        world.pass_time(1.5)
+        assert is_end_of_all or not lost.is_set(), "nothing was taken back"
+        other.close(bench.deadline())
+        world.pass_time(0.2)
+        assert bench.stats_ready(full) == 0
+
     def test_a_subscription_for_once_takes_so_many_and_ends(self, bench: Bench) -> None:
         full = bench.declare("q", {"x-queue-type": "quorum"})
         inbox, over = Inbox(acks=True), threading.Event()

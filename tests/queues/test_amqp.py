@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from pika import spec
 
-from tests.queues.amqp_server import PATIENCE_S, AmqpServer
+from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
 from tq_broker.clock import SystemClock
-from tq_broker.exceptions import Bug, InvalidArgument
+from tq_broker.exceptions import Bug, DeadlineExceeded, InvalidArgument
 from tq_broker.model.message import Message, Publication
 from tq_broker.queues.amqp import AmqpBroker
-from tq_broker.queues.broker import Receipt, SubscribeOptions
+from tq_broker.queues.broker import QueueStats, Receipt, SubscribeOptions
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 
 
@@ -73,6 +73,45 @@ def test_what_is_missing_is_empty(
     assert broker.stats("q", soon()) is None
     assert broker.get("q", soon()) is None
     assert broker.purge("q", soon()) == 0
+
+
+class LeapingClock(SystemClock):
+    """Time goes on when the test says so, too."""
+
+    leapt_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.leapt_s
+
+
+def test_a_queue_that_does_not_answer_is_not_taken_for_empty(server: AmqpServer) -> None:
+    clock = LeapingClock()
+    broker = AmqpBroker(server.url, clock)
+    counts = [(0, 0), (0, 0), (4, 1)]
+
+    def late(session: Session, channel: int, method: spec.Queue.Declare) -> bool:
+        clock.leapt_s += 0.25
+        session.send(channel, spec.Queue.DeclareOk(method.queue, *counts.pop(0)))
+        return True
+
+    server.rules[spec.Queue.Declare] = late
+    assert broker.stats("q", clock.monotonic() + PATIENCE_S) == QueueStats(ready=4, consumers=1)
+    counts[:] = [(0, 0)] * 100
+    with pytest.raises(DeadlineExceeded):
+        broker.stats("q", clock.monotonic() + 1)
+    assert len(counts) >= 95
+    broker.close(clock.monotonic() + PATIENCE_S)
+
+
+def test_a_queue_that_says_at_once_that_it_is_empty_is_believed(
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+) -> None:
+    def empty(session: Session, channel: int, method: spec.Queue.Declare) -> bool:
+        session.send(channel, spec.Queue.DeclareOk(method.queue, 0, 0))
+        return True
+
+    server.rules[spec.Queue.Declare] = empty
+    assert broker.stats("q", soon()) == QueueStats(ready=0, consumers=0)
 
 
 def test_subscriptions_of_another_broker_are_a_bug(

@@ -6,6 +6,9 @@ Rules of this file:
 * a ledger belongs to one *epoch* of one channel: RabbitMQ numbers deliveries anew on each
   channel, and an unknown tag closes it (406), so what is done after the channel was lost goes
   to the old ledger and is never sent;
+* the channel of a quorum queue keeps back what comes after `PENDING_MAX` frames that the queue has
+  not written yet, and *forgets it when it is closed* (``rabbit_fifo_client``: its soft limit): so
+  who closes it soon after so many frames has acknowledged nothing;
 * a multiple ack names a tag that is not settled yet, and is written after the rejects below it.
 """
 
@@ -15,14 +18,19 @@ from collections.abc import Iterable
 
 from tq_broker.queues.frames import BASIC_ACK, BASIC_NACK, BASIC_REJECT, settle_frame
 
+PENDING_MAX = 32
 MULTIPLE = 1
 REQUEUE = 2
 
 
 class AckLedger:
-    """The deliveries of one channel. Tags are 1, 2, ... without a gap."""
+    """The deliveries of one channel. Tags are 1, 2, ... without a gap.
 
-    __slots__ = ("_above", "_channel", "_floor", "_last", "_settled")
+    Attributes:
+        frames: How many were made.
+    """
+
+    __slots__ = ("_above", "_channel", "_floor", "_last", "_settled", "frames")
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
@@ -30,6 +38,7 @@ class AckLedger:
         self._above: set[int] = set()  # and of those above it, these.
         self._last = 0
         self._settled = 0
+        self.frames = 0
 
     @property
     def held(self) -> int:
@@ -52,6 +61,7 @@ class AckLedger:
                 method, bits = (BASIC_NACK, REQUEUE) if requeue else (BASIC_REJECT, 0)
                 frames.append(settle_frame(self._channel, method, tag, bits))
         self._raise_floor()
+        self.frames += len(frames)
         return b"".join(frames)
 
     def acked(self, tags: Iterable[int]) -> bytes:
@@ -70,6 +80,7 @@ class AckLedger:
             frames += [
                 settle_frame(self._channel, BASIC_ACK, tag, 0) for tag in fresh if tag > self._floor
             ]
+        self.frames += len(frames)
         return b"".join(frames)
 
     def _settle(self, tag: int) -> bool:

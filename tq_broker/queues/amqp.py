@@ -42,6 +42,10 @@ from tq_broker.queues.topology import Plan
 
 LOCK_RETRY_MIN_S, LOCK_RETRY_MAX_S = 0.005, 0.1
 PREFETCH_MAX = 65535
+SILENCE = QueueStats(ready=0, consumers=0)
+SILENCE_S = 0.2
+"""RabbitMQ waits 250 ms for a quorum queue to say what is in it, and then answers nothing and nobody
+(``rabbit_quorum_queue:stat``). So an answer like that which took as long is none."""
 
 T = TypeVar("T")
 
@@ -149,7 +153,15 @@ class AmqpBroker:
             ceiling_s = min(LOCK_RETRY_MAX_S, ceiling_s * 2)
 
     def stats(self, queue: str, deadline: float) -> QueueStats | None:
-        return self._reader.call(functools.partial(_stats, self._reader, queue), deadline)
+        look = functools.partial(_stats, self._reader, queue)
+        while True:
+            stats, took_s = self._reader.call(lambda end: self._timed(look, end), deadline)
+            if stats != SILENCE or took_s < SILENCE_S:
+                return stats
+
+    def _timed(self, run: Callable[[float], T], deadline: float) -> tuple[T, float]:
+        began_at = self._clock.monotonic()
+        return run(deadline), self._clock.monotonic() - began_at
 
     def get(self, queue: str, deadline: float) -> Delivery | None:
         reader = self._reader

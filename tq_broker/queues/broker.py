@@ -194,7 +194,10 @@ class Broker(Protocol):
         """
 
     def stats(self, queue: str, deadline: float) -> QueueStats | None:
-        """What is in ``queue`` now; ``None`` if it does not exist."""
+        """What is in ``queue`` now; ``None`` if it does not exist.
+
+        Raises `DeadlineExceeded` if the queue itself does not say it in time.
+        """
 
     def get(self, queue: str, deadline: float) -> Delivery | None:
         """Take one message, or ``None`` if the queue is empty or does not exist."""

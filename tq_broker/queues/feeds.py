@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tq_broker.model.message import Message
-from tq_broker.queues.acks import AckLedger
+from tq_broker.queues.acks import PENDING_MAX, AckLedger
 from tq_broker.queues.frames import decode_message, decode_routing_key
 
 
@@ -41,6 +41,7 @@ class Feed:
         "paused",
         "queue",
         "rejected",
+        "told_at",
         "touched",
     )
 
@@ -57,6 +58,8 @@ class Feed:
         self.rejected: deque[tuple[int, bool]] = deque()
         self.inbox: list[AmqpDelivery] = []
         self.touched = False
+        self.told_at = float("-inf")
+        """When RabbitMQ was last told what is done with."""
         self.live = True
         self.paused = False
         """What is done with is not told for now, so that nothing new comes."""
@@ -85,6 +88,14 @@ class Feed:
             return b""
         first = self.ledger.rejected(rejects) if rejects else b""
         return first + self.ledger.acked(acks) if acks else first
+
+    def is_certain(self, now: float, after_s: float) -> bool:
+        """Whether all that was told is kept though the channel be closed.
+
+        Args:
+            after_s: A quorum queue has written it by then.
+        """
+        return self.ledger.frames <= PENDING_MAX or now >= self.told_at + after_s
 
     def lose(self) -> None:
         """RabbitMQ has taken everything back; what nobody has seen is forgotten."""

@@ -35,6 +35,7 @@ from tq_broker.exceptions import (
     DeadlineExceeded,
     TqBrokerError,
 )
+from tq_broker.queues.acks import PENDING_MAX
 from tq_broker.queues.address import Address
 from tq_broker.queues.backoff import backoff_s
 from tq_broker.queues.commands import Command, CommandQueue
@@ -54,6 +55,8 @@ TURN_MAX = 256
 and heartbeats wait some milliseconds at most."""
 POST_S = 10.0
 """How long a command that nobody waits for may take."""
+CERTAIN_S = 0.3
+"""How long a connection is kept after the last of many acks, lest they be lost."""
 STABLE_S = 5.0
 """A connection that lived this long was a good one: its end is not one more failure."""
 
@@ -332,9 +335,18 @@ class Reader:
         self.subscriber.silence()
         try:
             self._flush()
+            self._be_certain()
             connection.close()
         except Exception as error:
             log.debug("consumer: closing: %r", error)
+
+    def _be_certain(self) -> None:
+        """Wait until what was acknowledged is kept; see `tq_broker.queues.acks`."""
+        uncertain = [f for f in self._feeds.values() if f.ledger.frames > PENDING_MAX]
+        told_at = max((feed.told_at for feed in uncertain), default=-math.inf)
+        until = min(told_at + CERTAIN_S, self._close_deadline)
+        while left_s := remaining(self._clock, until):
+            self._turn(left_s)
 
     # --- one turn ---
 
@@ -416,6 +428,9 @@ class Reader:
         data = b"".join([feed.take_settled() for feed in feeds])
         if data and self._connection is not None:
             self._connection.write_raw(data)
+            now = self._clock.monotonic()
+            for feed in feeds:
+                feed.told_at = now
         for feed in feeds:
             if feed.owner is not None and feed.owner.over:
                 self.subscriber.retire(feed)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -51,6 +52,9 @@ FATAL_RETRY_S = 30.0
 NEVER_S = 3600.0
 QUIET_S = 0.05
 """Before a consumer is cancelled: after so long without a delivery nothing is on its way."""
+CERTAIN_S = 1.0
+"""The channel of a cancelled consumer is kept for so long after the last acks, lest they be lost
+(`tq_broker.queues.acks`). A calm quorum queue writes them within 20 ms."""
 LINGER_S = 1.0
 """How long a consumer that is not full is kept before it is cancelled, when nobody waits for it.
 Load that comes to one queue comes to its neighbours soon, just when those make room for it."""
@@ -88,6 +92,7 @@ class AmqpSubscription:
         leaving: It is to be cancelled, which the reader need not have heard yet.
         source: The feed that is, or is about to be: known before anything comes on it.
         cancel_at: When RabbitMQ is told that nobody wants it; ``None``: not wanted to, or told.
+        retire_at: When its channel is to be closed; ``None``: it is in use.
         feed: Where its deliveries come from; ``None`` while it is missing.
         error: Why it is missing, as far as known.
     """
@@ -110,6 +115,7 @@ class AmqpSubscription:
         self.silent = False
         self.leaving = False
         self.cancel_at: float | None = None
+        self.retire_at: float | None = None
         self.source: Feed | None = None
         self.feed: Feed | None = None
         self.error: TqBrokerError | None = None
@@ -240,9 +246,12 @@ class Subscriber:
                 self._establish(subscription, now + ESTABLISH_S)
             elif subscription.cancel_at is not None:
                 self._cancel_if_quiet(subscription, now)
+            elif subscription.feed is not None and now >= (subscription.retire_at or math.inf):
+                self.retire(subscription.feed)
         # Read anew: some may have been lost while others were established.
         due = [subscription.retry_at for subscription in self._all if subscription.missing]
         due += [s.cancel_at for s in self._all if s.cancel_at is not None]
+        due += [s.retire_at for s in self._all if s.retire_at is not None]
         self._tended = not due
         return max(0.0, min(due) - self._clock.monotonic()) if due else NEVER_S
 
@@ -269,24 +278,36 @@ class Subscriber:
     def retire(self, feed: Feed) -> None:
         """Close the channel of a cancelled subscription when nothing on it is held.
 
-        Not earlier: RabbitMQ would give back what is held, and what is on its way to us.
+        Not earlier: RabbitMQ would give back what is held, and what is on its way to us, and
+        what it has not yet taken note of.
         """
         subscription: AmqpSubscription = feed.owner
-        if subscription.over and feed.live and not feed.ledger.held and not feed.inbox:
-            self.lost(feed)
+        if not (subscription.over and feed.live) or feed.ledger.held or feed.inbox:
+            return
+        if feed.is_certain(self._clock.monotonic(), CERTAIN_S):
+            self._reader.forget(feed)
+            self._detach(feed)
             feed.channel.close_nowait()
+        else:
+            subscription.retire_at = feed.told_at + CERTAIN_S
+            self._tended = False
 
     def lost(self, feed: Feed) -> None:
         """RabbitMQ has taken back all that was delivered on ``feed``."""
         self._reader.forget(feed)
+        on_lost = feed.owner.options.on_lost
+        if on_lost is not None:
+            on_lost()
+        self._detach(feed)
+
+    def _detach(self, feed: Feed) -> None:
+        """Its subscription has no channel any more."""
         subscription: AmqpSubscription = feed.owner
-        if subscription.options.on_lost is not None:
-            subscription.options.on_lost()
         if subscription.options.once:
             subscription.wanted = False
         if subscription.feed is feed:
             subscription.feed = None
-            subscription.cancel_at = None
+            subscription.cancel_at = subscription.retire_at = None
             self._tended = False
             if not subscription.wanted:
                 self._drop(subscription)

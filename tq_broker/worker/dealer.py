@@ -62,8 +62,12 @@ CHECK_EVERY_S = 2.0
 zero although something is there, if the queue does not answer in time."""
 CHECK_UNUSED_EVERY_S = 60.0
 """The same where none of them was ever used, as far as this dealer knows."""
-SETTLED_S = 0.2
-"""Within this acknowledgements have been sent."""
+SETTLED_S = 2.0
+"""Within this acknowledgements have been sent and written. What RabbitMQ keeps back of them is lost
+with the connection (`tq_broker.queues.acks`)."""
+ACQUIT_S = 20.0
+"""What a dead dealer held may come back as late as this after the election of the next one:
+RabbitMQ takes back each queue's on its own."""
 BATCH = 500
 """Moves that are told together."""
 
@@ -135,6 +139,8 @@ class _Term:
     """and so many have come since."""
     gather_until: float = 0.0
     """Before this nothing is dealt as long as few of them have come."""
+    acquit_at: float = 0.0
+    """Before this the suspects are remembered."""
     looked_at: float = float("-inf")
     checked_at: float = float("-inf")
     has_lanes: bool = False
@@ -320,7 +326,8 @@ class Dealer:
     def _begin(self, term: _Term) -> None:
         self._look(term)  # what the dealer before has left
         term.found = self._ready(self._fair)
-        term.gather_until = self._clock.monotonic() + GATHER_S
+        now = self._clock.monotonic()
+        term.gather_until, term.acquit_at = now + GATHER_S, now + ACQUIT_S
         term.checked_at = float("-inf")
         self._check_lanes(term, self._clock.monotonic())
         term.fair = self._sender.broker.subscribe(
@@ -447,8 +454,9 @@ class Dealer:
 
     def _acquit(self, term: _Term) -> None:
         """Forget what the dealer before has told, once all that waited then has come."""
-        has_waiting = term.came < term.found or len(term.shares) or not term.lanes.are_empty()
-        if not term.inherited or has_waiting:
+        if not term.inherited or self._clock.monotonic() < term.acquit_at:
+            return
+        if term.came < term.found or len(term.shares) or not term.lanes.are_empty():
             return
         if not self._ready(self._fair):
             for delivery in term.inherited:
