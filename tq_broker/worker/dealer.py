@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,7 @@ from tq_broker.model.shares import Shares
 from tq_broker.model.workflow_tasks import WORKFLOW_TASK
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.sender import Sender
+from tq_broker.worker.inbox import Inbox
 from tq_broker.worker.lead import Lead
 from tq_broker.worker.reporter import Reporter
 
@@ -182,17 +183,15 @@ class Dealer:
         self._clock = sender.clock
         self._slots = slots
         self._weight = weight
-        self._wake = wake
         self._ordered = names.priority(plain)
         self._fair = names.fair(plain)
         self._lanes = names.lanes(self._fair)
         self._dealers = names.queue(Kind.DEALERS, plain.kind.value, self.task_queue)
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox = Inbox(wake)
         self._lock = threading.Lock()
         self._election: Subscription | None = None
         self._term: _Term | None = None
         self._aside_until = float("-inf")
-        self._closed = False
 
     @property
     def is_elected(self) -> bool:
@@ -207,36 +206,29 @@ class Dealer:
 
     def stand_aside(self, for_s: float) -> None:
         """Leave what waits to RabbitMQ for so long, and deal nothing; 0: do so no more."""
-        self._later(lambda: self._stand_aside(for_s))
+        self._inbox.later(lambda: self._stand_aside(for_s))
 
     def open(self) -> None:
         """Stand for election."""
         self._election = self._sender.broker.subscribe(
             str(self._dealers),
-            lambda deliveries: self._later(lambda: self._hear(deliveries)),
+            lambda deliveries: self._inbox.later(lambda: self._hear(deliveries)),
             SubscribeOptions(
                 prefetch=0,
                 plan=self._sender.plan(self._dealers),
                 on_accepted=self._on_accepted,
-                on_lost=lambda: self._later(self._resign),
+                on_lost=lambda: self._inbox.later(self._resign),
             ),
         )
 
     def close(self) -> None:
         """Leave it to somebody else; after the last `step`."""
-        self._closed = True
+        self._inbox.close()
         if self._election is not None:
             self._election.cancel_nowait()
-        self._work_off()
         self._resign()
 
     # --- on the reading thread --------------------------------------------------------------------
-
-    def _later(self, what: Callable[[], None]) -> None:
-        self._inbox.append(what)
-        if self._closed:
-            self._work_off()  # nobody else does
-        self._wake()
 
     def _on_accepted(self) -> None:
         # Whoever is elected is told so.
@@ -250,7 +242,7 @@ class Dealer:
 
     def step(self) -> float | None:
         """Do what is due; returns when something is due again (monotonic), if it is known."""
-        self._work_off()
+        self._inbox.work_off()
         term = self._term
         if term is None or term.baton is None:
             return None
@@ -277,17 +269,9 @@ class Dealer:
             self._deal(term)
         return term.looked_at + LOOK_EVERY_S
 
-    def _work_off(self) -> None:
-        while True:
-            try:
-                what = self._inbox.popleft()
-            except IndexError:
-                return
-            what()
-
     def _hear(self, deliveries: Sequence[Delivery]) -> None:
         """Who gets these is the dealer."""
-        if self._closed:
+        if self._inbox.is_closed:
             for delivery in deliveries:
                 delivery.reject(requeue=True)
             return
@@ -332,11 +316,11 @@ class Dealer:
         self._check_lanes(term, self._clock.monotonic())
         term.fair = self._sender.broker.subscribe(
             str(self._fair),
-            lambda deliveries: self._later(lambda: self._arrive(term, deliveries)),
+            lambda deliveries: self._inbox.later(lambda: self._arrive(term, deliveries)),
             SubscribeOptions(
                 prefetch=PREFETCH,
                 plan=self._sender.plan(self._fair),
-                on_lost=lambda: self._later(lambda: self._lose_sight(term)),
+                on_lost=lambda: self._inbox.later(lambda: self._lose_sight(term)),
             ),
         )
 
@@ -443,11 +427,11 @@ class Dealer:
         lane = _Returning(count)
         lane.subscription = self._sender.broker.subscribe(
             str(queue),
-            lambda deliveries: self._later(lambda: self._arrive(term, deliveries, lane)),
+            lambda deliveries: self._inbox.later(lambda: self._arrive(term, deliveries, lane)),
             SubscribeOptions(
                 prefetch=PREFETCH,
                 plan=self._sender.plan(queue),
-                on_lost=lambda: self._later(lambda: self._lose_sight(term)),
+                on_lost=lambda: self._inbox.later(lambda: self._lose_sight(term)),
             ),
         )
         return lane
@@ -530,7 +514,7 @@ class Dealer:
                 batch.left -= 1
                 left = batch.left
             if not left:
-                self._later(lambda: self._settle(term, batch_id))
+                self._inbox.later(lambda: self._settle(term, batch_id))
 
         def refused() -> None:
             reason = f"RabbitMQ does not take it into {queue}"

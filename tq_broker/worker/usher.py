@@ -22,7 +22,6 @@ Threads: `step` belongs to one thread; the rest may be called from any.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +41,7 @@ from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.dispatcher import Dispatcher
 from tq_broker.worker.anteroom import Anteroom
+from tq_broker.worker.inbox import Inbox
 from tq_broker.worker.insistence import SEND_WITHIN_S
 from tq_broker.worker.reporter import Reporter
 
@@ -93,14 +93,12 @@ class Usher:
         self._reporter = reporter
         self._clock = clock
         self._state = state
-        self._wake = wake
         names = sender.names
         self._anteroom_queue = names.queue(Kind.ANTEROOM, task_queue)
         self._roster_queue = names.queue(Kind.ROSTER, task_queue)
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox = Inbox(wake)
         self._roster: Subscription | None = None
         self._anteroom: Subscription | None = None
-        self._closed = False
         self._epoch = 0
         self._sight = 0
         """Counts how often what waits was lost from sight."""
@@ -151,7 +149,7 @@ class Usher:
 
     def stand_aside(self, for_s: float) -> None:
         """Leave what waits to RabbitMQ for so long, and let nobody in; 0: do so no more."""
-        self._later(lambda: self._stand_aside(for_s))
+        self._inbox.later(lambda: self._stand_aside(for_s))
 
     def open(self) -> None:
         """Stand for election."""
@@ -162,25 +160,18 @@ class Usher:
                 prefetch=0,
                 plan=self._sender.plan(self._roster_queue),
                 on_accepted=self._on_accepted,
-                on_lost=lambda: self._later(lambda: self._forget()),
+                on_lost=lambda: self._inbox.later(self._forget),
             ),
         )
 
     def close(self) -> None:
         """Leave it to somebody else; after the last `step`."""
-        self._closed = True
+        self._inbox.close()
         if self._roster is not None:
             self._roster.cancel_nowait()
         self._forget()
-        self._work_off()
 
     # --- on the reading thread --------------------------------------------------------------------
-
-    def _later(self, what: Callable[[], None]) -> None:
-        self._inbox.append(what)
-        if self._closed:
-            self._work_off()  # nobody else does
-        self._wake()
 
     def _on_accepted(self) -> None:
         # Whoever is elected is told so, also when the roster is empty.
@@ -188,16 +179,16 @@ class Usher:
         self._reporter.roster.put(self._roster_queue, baton, _nothing)
 
     def _on_roster(self, deliveries: Sequence[Delivery]) -> None:
-        self._later(lambda: self._receive(deliveries))
+        self._inbox.later(lambda: self._receive(deliveries))
 
     def _on_tasks(self, sight: int, deliveries: Sequence[Delivery]) -> None:
-        self._later(lambda: self._arrive(sight, deliveries))
+        self._inbox.later(lambda: self._arrive(sight, deliveries))
 
     # --- on the usher's thread --------------------------------------------------------------------
 
     def step(self) -> float | None:
         """Do what is due; returns when something is due again (monotonic), if it is known."""
-        self._work_off()
+        self._inbox.work_off()
         room = self._room
         if room is None or not self._is_read_in:
             return None
@@ -245,14 +236,6 @@ class Usher:
                 settled_at[part] = self._settled_at[part]
         self._settled_at = settled_at
 
-    def _work_off(self) -> None:
-        while True:
-            try:
-                what = self._inbox.popleft()
-            except IndexError:
-                return
-            what()
-
     @property
     def _is_read_in(self) -> bool:
         """Whether all has been read that others have left in the roster."""
@@ -276,7 +259,7 @@ class Usher:
         self._heeded = None
 
     def _receive(self, deliveries: Sequence[Delivery]) -> None:
-        if self._closed:
+        if self._inbox.is_closed:
             for delivery in deliveries:
                 delivery.reject(requeue=True)
             return
@@ -327,7 +310,7 @@ class Usher:
             SubscribeOptions(
                 prefetch=IN_SIGHT_MAX,
                 plan=self._sender.plan(self._anteroom_queue),
-                on_lost=lambda: self._later(lambda: self._lose_sight(sight)),
+                on_lost=lambda: self._inbox.later(lambda: self._lose_sight(sight)),
             ),
         )
 
