@@ -48,8 +48,7 @@ class Stage:
 
     def cancel(self, attempt: Attempt) -> None:
         """As a worker does it."""
-        attempt.request_cancel()
-        self.executor.cancel(attempt)
+        attempt.request_cancel(self.executor.cancel)
 
 
 @pytest.fixture
@@ -162,6 +161,26 @@ def test_a_coroutine_may_notice_its_cancellation(coroutines: Stage) -> None:
     coroutines.beat()
     coroutines.cancel(attempt)
     assert coroutines.owner.next().value == b'"noticed"'
+
+
+@activity.defn
+async def async_waits_to_be_told() -> str:
+    activity.heartbeat()
+    await activity.wait_for_cancelled()
+    return "told"
+
+
+def test_a_coroutine_that_waits_to_be_told_is_interrupted_there(coroutines: Stage) -> None:
+    def interrupt(attempt: Attempt) -> None:
+        # Whatever was told before has reached the coroutine by now
+        idle = coroutines.start(async_nothing)
+        assert coroutines.owner.next().attempt is idle
+        coroutines.executor.cancel(attempt)
+
+    attempt = coroutines.start(async_waits_to_be_told)
+    coroutines.beat()
+    attempt.request_cancel(interrupt)
+    assert coroutines.owner.next().failure.kind is FailureKind.CANCELED
 
 
 class Leave(Passage):

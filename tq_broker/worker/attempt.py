@@ -180,8 +180,8 @@ class Attempt:
     def cancelled(self) -> Signal:
         if self._cancelled is None:
             self._cancelled = Signal()
-            if self.cancel_requested:
-                self._cancelled.set()
+        if self.cancel_requested:
+            self._cancelled.set()
         return self._cancelled
 
     @property
@@ -208,9 +208,16 @@ class Attempt:
         self.details = details
         self.on_heartbeat(self)
 
-    def request_cancel(self) -> None:
-        """Tell the code that cancellation was requested."""
+    def request_cancel(self, interrupt: Callable[[Attempt], None] | None = None) -> None:
+        """Tell the code that cancellation was requested.
+
+        Args:
+            interrupt: Interrupts it. That comes first: a coroutine that waits to be told must not
+                sometimes go on and be interrupted only then.
+        """
         self.cancel_requested = True
+        if interrupt is not None:
+            interrupt(self)
         if self._cancelled is not None:
             self._cancelled.set()
 

@@ -762,15 +762,13 @@ class Handler:
 
     def _abandon(self, attempt: Attempt) -> None:
         if attempt.code_running:
-            attempt.request_cancel()
-            self.executors[attempt.where].abandon(attempt)
+            attempt.request_cancel(self.executors[attempt.where].abandon)
 
     def request_cancel(self, activity_id: str, at_ms: int) -> None:
         """Cancellation of an activity was requested; of a start before ``at_ms`` (epoch ms)."""
         for attempt in self._table.with_id(activity_id):
             if attempt.task.scheduled_ms <= at_ms:
-                attempt.request_cancel()
-                self._interrupt(attempt)
+                attempt.request_cancel(self._interrupt)
 
     def interrupt_all(self) -> None:
         """Cancel whatever runs, because the worker shuts down."""

@@ -86,8 +86,7 @@ class LocalActivities:
         if attempt is None:
             self._done(going, failure=failures.canceled())
         else:
-            attempt.request_cancel()
-            self.executors[attempt.where].cancel(attempt)
+            attempt.request_cancel(self.executors[attempt.where].cancel)
 
     def drop(self, run_id: str) -> None:
         """Nobody waits for the local activities of a run any more: stop them."""
@@ -103,8 +102,7 @@ class LocalActivities:
 
     def _stop(self, attempt: Attempt | None) -> None:
         if attempt is not None and attempt.code_running:
-            attempt.request_cancel()
-            self.executors[attempt.where].abandon(attempt)
+            attempt.request_cancel(self.executors[attempt.where].abandon)
 
     def tick(self, now: float) -> None:
         """End attempts whose time is over; begin what there are slots for by now."""
