@@ -30,6 +30,7 @@ from tq_broker.worker import Worker, usher
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.handler import Handler
 from tq_broker.worker.insistence import Then
+from tq_broker.worker.passage import FREE
 from tq_broker.worker.roster import Roster
 
 LAG_S = 0.4
@@ -514,6 +515,7 @@ def test_what_ends_while_it_is_to_be_covered_takes_no_place(
     handle = world.start("stay")
     world.eventually(lambda: notes.running[""] == 1)
     handler, cover_parts, tell = victim._handler, Handler._cover_parts, Roster.tell
+    is_over = threading.Event()
 
     def cover_late(self: Handler, attempt: Attempt, table: PartTable) -> None:
         if self is handler:
@@ -521,19 +523,19 @@ def test_what_ends_while_it_is_to_be_covered_takes_no_place(
             handle.result(SOON_S)
             settled(world)  # its task is acknowledged
         cover_parts(self, attempt, table)
+        if attempt.passage is FREE:
+            is_over.set()
 
     def tell_or_die(self: Roster, mark: str, what: What, done: Then) -> None:
         if self is handler._reporter.roster:
-            settled(world)
-            world.kill(victim)
+            is_over.set()
         else:
             tell(self, mark, what, done)
 
     monkeypatch.setattr(Handler, "_cover_parts", cover_late)
     monkeypatch.setattr(Roster, "tell", tell_or_die)
     limit(world, STAY, Limits(concurrency=1))
-    world.eventually(lambda: bool(ushers([victim])))
-    settled(world)
+    assert is_over.wait(SOON_S)
     world.kill(victim)
     world.worker(*others.activities)
     passes_on(world, others)
