@@ -102,9 +102,7 @@ def test_a_back_off_has_bounds(wait: Any) -> None:
 def test_a_back_off_is_for_a_task_queue_or_a_key() -> None:
     wait = timedelta(seconds=1)
     assert DownstreamBusy("no", retry_after=wait, scope="key").scope is BackOffScope.KEY  # type: ignore[arg-type]
-    with pytest.raises(
-        InvalidArgument, match=r"scope is 'host'; it must be BackOffScope\.TASK_QUE"
-    ):
+    with pytest.raises(InvalidArgument, match=r"scope is .host.; it must be"):
         DownstreamBusy("no", retry_after=wait, scope="host")  # type: ignore[arg-type]
 
 
