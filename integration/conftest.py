@@ -4,6 +4,7 @@
 test keeps to a namespace of its own, ``namespace``.
 ``rabbitmq``: a node for one test, of this machine's version, to restart and to crash.
 ``rabbitmq_each``: the same on every version; ``rabbitmq_of_file``: the same for a whole file.
+``client``: a client of both; a file may have one of its own instead.
 ``postgresql_url``: one server for the run, in which a test makes a database of its own;
 ``postgresql``: a server for one test, to crash.
 """
@@ -13,12 +14,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from integration import postgresql_server, rabbitmq_nodes
+from integration.limited_workers import Workers
 from integration.postgresql_server import PostgresqlServer
+from tq_broker.client import BlockingClient
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ, RabbitMQNotFound
 
 _tested = pytest.StashKey[dict[str, str]]()
@@ -102,6 +107,19 @@ def rabbitmq_of_file(request: pytest.FixtureRequest) -> Iterator[LocalRabbitMQ]:
 def namespace() -> str:
     """A namespace that no other test uses."""
     return f"t{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
+    with BlockingClient.connect(broker_url, namespace=namespace) as client:
+        yield client
+
+
+@pytest.fixture
+def workers(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Workers]:
+    """Worker processes of a limited task queue."""
+    with ExitStack() as stack:
+        yield Workers(broker_url, namespace, tmp_path, stack)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from tq_broker.client import BlockingClient
 
 MINUTE = timedelta(minutes=1)
 QUEUE = "limited"
+PROGRAM = "benchmarks.throttle_worker"
 
 
 class Workers:
@@ -25,13 +26,12 @@ class Workers:
         self._stack = stack
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, slots: int = 50) -> subprocess.Popen[bytes]:
+    def start(self, slots: int = 50, killed_at: str | None = None) -> subprocess.Popen[bytes]:
+        """Start one that ends itself in an instant of `integration.killed_at`, or never."""
         path = self._directory / f"{len(self.processes)}"
+        program = ["integration.killed_at", killed_at] if killed_at else [PROGRAM]
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "benchmarks.throttle_worker"),
-                *(*self._where, str(slots), str(path)),
-            ],
+            [sys.executable, "-m", *program, *self._where, str(slots), str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parent.parent,

@@ -178,12 +178,6 @@ def shell(tmp_path: Path, broker_url: str, namespace: str) -> Iterator[Shell]:
     assert SECRET not in shell.printed
 
 
-@pytest.fixture
-def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
-    with BlockingClient.connect(broker_url, namespace=namespace) as connected:
-        yield connected
-
-
 # --- activities and a worker ----------------------------------------------------
 
 

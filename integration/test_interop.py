@@ -42,12 +42,6 @@ def example(name: str, *args: str) -> Iterator[subprocess.Popen[str]]:
         program.communicate()
 
 
-@pytest.fixture
-def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
-    with BlockingClient.connect(broker_url, namespace=namespace) as client:
-        yield client
-
-
 def serve(client: BlockingClient, task_queue: str) -> None:
     """Declare ``task_queue`` as the first start of an activity would."""
     core = client.core

@@ -4,17 +4,15 @@ what ran before, workflow tasks, and a settings log that cannot be read."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 
 import pika
 import pytest
 
 from integration.journey import measured, pika_parameters, wait_until
 from integration.journey_workflows import ACTIVITIES, WORKFLOWS, Double
+from integration.killed_at import INSTANTS
 from integration.limited_workers import QUEUE, Workers, add, kill, most_in_a_window
 from tq_broker.client import BlockingClient
 from tq_broker.client.operations import Operations
@@ -22,7 +20,7 @@ from tq_broker.clock import SystemClock
 from tq_broker.exceptions import Conflict
 from tq_broker.model.limits import SETTLE_S, Limits, Side
 from tq_broker.model.names import Kind, Names
-from tq_broker.model.parts import Part, PartKind
+from tq_broker.model.parts import EACH_KEY, Part, PartKind
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
 
@@ -30,18 +28,6 @@ STAY = Part(PartKind.TYPE, "stay")
 PATIENCE_S = 30.0
 BUSY_S = 3.0
 """What a busy machine may take on top of what is promised."""
-
-
-@pytest.fixture
-def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
-    with BlockingClient.connect(broker_url, namespace=namespace) as client:
-        yield client
-
-
-@pytest.fixture
-def workers(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Workers]:
-    with ExitStack() as stack:
-        yield Workers(broker_url, namespace, tmp_path, stack)
 
 
 def test_a_dead_bank_is_replaced_within_a_second(client: BlockingClient, workers: Workers) -> None:
@@ -117,6 +103,34 @@ def test_what_ran_before_the_limit_was_set_counts(
     measured("s until the places of a killed worker are taken", time.time() - killed_at)
     time.sleep(1.0)
     assert workers.running(second) == 2
+
+
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_a_crash_in_any_instant_leaves_no_place_of_a_type_or_key_taken(
+    client: BlockingClient, workers: Workers, instant: str
+) -> None:
+    operations = Operations(client.core)
+    add(client, "hit", 1)
+    is_cover = instant == "covered"
+    limit = lambda: [  # noqa: E731
+        operations.set_limits(QUEUE, lambda _: Limits(concurrency=1), part=part)
+        for part in (STAY, EACH_KEY)
+    ]
+    if not is_cover:
+        limit()
+    victim = workers.start(killed_at=instant)
+    add(client, "stay", 1, 300.0 if is_cover else 0.0, key="a")
+    if is_cover:
+        wait_until(lambda: workers.running(victim) == 1, "it runs", PATIENCE_S)
+        limit()
+    victim.wait(PATIENCE_S)
+    killed_at = time.time()
+    other = workers.start()
+    add(client, "stay", 1, 300.0, key="a")
+    wait_until(lambda: workers.running(other) == 1, "the place is free", PATIENCE_S)
+    measured(f"s from start to begin, {instant}", time.time() - killed_at)
+    time.sleep(1.0)
+    assert workers.running(other) == 1, "and only once"
 
 
 def test_workflow_tasks_have_limits_as_well(broker_url: str, namespace: str) -> None:

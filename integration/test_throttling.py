@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-
-import pytest
 
 from integration.journey import wait_until
 from integration.limited_workers import QUEUE, Workers, add, kill, most_in_a_window
@@ -19,18 +14,6 @@ from tq_broker.model.parts import EACH_KEY, Part, PartKind
 
 PATIENCE_S = 30.0
 LAG_S = 0.2
-
-
-@pytest.fixture
-def client(broker_url: str, namespace: str) -> Iterator[BlockingClient]:
-    with BlockingClient.connect(broker_url, namespace=namespace) as client:
-        yield client
-
-
-@pytest.fixture
-def workers(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Workers]:
-    with ExitStack() as stack:
-        yield Workers(broker_url, namespace, tmp_path, stack)
 
 
 def test_a_rate_is_kept_while_its_workers_and_its_bank_are_killed(

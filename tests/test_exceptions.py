@@ -99,6 +99,13 @@ def test_a_back_off_has_bounds(wait: Any) -> None:
         DownstreamBusy("slow down", retry_after=wait)
 
 
+def test_a_back_off_is_for_a_task_queue_or_a_key() -> None:
+    wait = timedelta(seconds=1)
+    assert DownstreamBusy("no", retry_after=wait, scope="key").scope is BackOffScope.KEY  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"scope is .host.; it must be"):
+        DownstreamBusy("no", retry_after=wait, scope="host")  # type: ignore[arg-type]
+
+
 def test_a_back_off_is_an_application_error_with_a_later_attempt() -> None:
     error = DownstreamBusy("slow down", 429, retry_after=timedelta(seconds=30))
     assert isinstance(error, ApplicationError)

@@ -131,7 +131,7 @@ class DownstreamBusy(ApplicationError):
         type: As of `ApplicationError`.
 
     Raises:
-        InvalidArgument: ``retry_after`` is out of bounds.
+        InvalidArgument: ``retry_after`` is out of bounds, or there is no such ``scope``.
     """
 
     def __init__(
@@ -147,11 +147,15 @@ class DownstreamBusy(ApplicationError):
                 f"retry_after is {retry_after!r}; it must be a timedelta of more than 0, at most"
                 f" {BACK_OFF_MAX}"
             )
+        try:
+            self.scope = BackOffScope(scope)
+        except ValueError:
+            names = " or ".join(map(str, BackOffScope))
+            raise InvalidArgument(f"scope is {scope!r}; it must be {names}") from None
         super().__init__(
             message, *details, type=type, next_retry_delay_s=retry_after.total_seconds()
         )
         self.retry_after = retry_after
-        self.scope = BackOffScope(scope)
 
 
 AFFINITY_LOST = "AffinityLost"

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.conftest import Invoke
 from tq_broker import activity
+from tq_broker.cli import exits
 from tq_broker.cli.task_queue import part_told
 from tq_broker.client import BlockingClient
 from tq_broker.common import Route
@@ -139,6 +140,7 @@ def test_limits_are_set_told_and_taken_back(invoke: Invoke, waiting: str) -> Non
         (("--rate", "nan"), "rate is nan"),
         (("--rate", "1e12"), "rate is 1e+12"),
         (("--rate", "fast"), "rate is 'fast'; write a number, or none"),
+        (("--rate", "5", "--burst", "1.5"), "burst is '1.5'; write a whole number, or none"),
         (("--burst", "3"), "burst is given without a rate"),
         (("--concurrency", "1000000"), "concurrency is 1000000; it must be from 1 to 10000"),
         ((), "nothing to set"),
@@ -155,6 +157,9 @@ def test_bad_limits_are_refused_with_the_bound(
 def test_limits_of_an_unknown_task_queue_are_refused(invoke: Invoke, waiting: str) -> None:
     answer = invoke("task-queue", "config", "set", "typo", "--rate", "1")
     assert answer.exit_code != 0
+    assert "there is no task queue 'typo'" in answer.stderr
+    answer = invoke("task-queue", "config", "get", "typo")
+    assert answer.exit_code == exits.NOT_FOUND
     assert "there is no task queue 'typo'" in answer.stderr
 
 
@@ -277,3 +282,14 @@ def test_a_key_tells_what_limits_it() -> None:
         "1.5/s, last wait 2.0s, 7 held back, oldest 30s, limit 2/s (setting),"
         " limit 3 at once (setting), BACKED OFF, LIMITED"
     )
+
+
+def test_why_the_priorities_of_what_waits_are_not_told_and_what_to_do(
+    invoke: Invoke, client: BlockingClient
+) -> None:
+    client.start_activities(rate, [()], wait_result=False, task_queue="ranked", priority=1)
+    shown = invoke("task-queue", "describe", "ranked", *QUICK).stdout
+    assert "RabbitMQ does not tell how many of each wait: --sample N" in shown
+    shown = invoke("task-queue", "describe", "ranked", "--sample", "5", *QUICK).stdout
+    assert "RabbitMQ does not tell" not in shown
+    assert "waiting with priority 1\t1\n" in shown

@@ -359,10 +359,12 @@ def test_a_peek_that_cannot_publish_gives_back(
 def test_limits_are_set_with_who_when_and_why(
     client: BlockingClient, operations: Operations
 ) -> None:
-    assert operations.limits("jobs").limits.is_unlimited
+    with pytest.raises(NotFound, match="there is no task queue 'jobs'"):
+        operations.limits("jobs")
     with pytest.raises(NotFound):
         operations.set_limits("jobs", lambda _: Limits(rate=1.0))
     start(client)
+    assert operations.limits("jobs").limits.is_unlimited
     state = operations.set_limits("jobs", lambda _: Limits(rate=5.0), reason="too fast")
     assert state == operations.limits("jobs")
     assert state.limits == Limits(rate=5.0)
@@ -374,6 +376,8 @@ def test_limits_are_set_with_who_when_and_why(
     assert dict(told.limits)[Side.WORKFLOW].limits.is_unlimited
     with pytest.raises(InvalidArgument, match="concurrency is 0"):
         operations.set_limits("jobs", lambda _: Limits(concurrency=0))
+    with pytest.raises(InvalidArgument, match="the new limits are 5"):
+        operations.set_limits("jobs", lambda _: 5)  # type: ignore[arg-type, return-value]
 
 
 def test_who_comes_second_is_told_who_was_faster(

@@ -1040,6 +1040,20 @@ def test_a_task_that_was_let_in_and_lost_gives_its_leave_back(bench: Bench) -> N
     assert delivery.acks == 1
 
 
+def test_what_is_given_back_or_parked_leaves_its_pass_behind_first(bench: Bench) -> None:
+    parked = bench.take_one("forged", reply_to="elsewhere", pass_mark="1:q")
+    bench.handler.close_intake()
+    given_back = bench.take_one("late", pass_mark="1:q")
+    roster = bench.reporter.roster
+    assert roster.told == [("1:q", "unused"), ("1:q", "unused")]
+    assert not bench.reporter.how, "if we die now whoever gets them tells of their passes"
+    roster.confirm_all()
+    assert bench.reporter.how == ["park", "give back"]
+    bench.confirm_all()
+    assert (parked.acks, given_back.acks) == (1, 1)
+    assert not bench.handler.unreported
+
+
 def test_a_pass_that_nobody_can_read_is_parked(bench: Bench) -> None:
     bench.take_one("keyed", pass_mark="nonsense")
     assert bench.reporter.how == ["park"]

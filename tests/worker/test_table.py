@@ -45,6 +45,14 @@ class Window:
         return FREE
 
 
+class Outer(Passage):
+    inner: Passage | None = None
+
+    def within(self, inner: Passage) -> Passage:
+        self.inner = inner
+        return self
+
+
 def held(**fields: Any) -> tuple[Attempt, Any, Any]:
     attempt = attempt_of(work, **fields)
     attempt.delivery, attempt.window = Delivery(), Window()  # type: ignore[assignment]
@@ -210,3 +218,15 @@ def test_only_the_latest_ends_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_key_tells_starts_apart() -> None:
     task = held(start_token="s")[0].task
     assert key_of(task) == ("work", "a-1", 1, "s")
+
+
+def test_what_has_ended_goes_by_no_limit_any_more() -> None:
+    table = Table()
+    attempt, _, _ = held()
+    table.add(attempt)
+    usher = Outer()
+    assert table.limit(attempt, usher)
+    assert (attempt.passage, usher.inner) == (usher, FREE)
+    table.end(attempt)
+    assert not table.limit(attempt, Outer())
+    assert attempt.passage is usher

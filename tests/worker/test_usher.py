@@ -13,19 +13,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.worker.worlds import NAMES, SOON_S, World
+from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
 from tq_broker import activity
 from tq_broker.client.operations import Operations
 from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.exceptions import ActivityError, BackOffScope, DownstreamBusy
-from tq_broker.model import envelope
+from tq_broker.model import envelope, passes
 from tq_broker.model.limits import SETTLE_S, Limits
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
-from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind
+from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind, PartTable
+from tq_broker.model.passes import News, Pass, What
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker, usher
+from tq_broker.worker.attempt import Attempt
+from tq_broker.worker.handler import Handler
+from tq_broker.worker.insistence import Then
+from tq_broker.worker.passage import FREE
+from tq_broker.worker.roster import Roster
 
 LAG_S = 0.4
 ONCE = RetryPolicy(maximum_attempts=1)
@@ -433,3 +439,118 @@ def test_what_ran_before_a_limit_and_died_gives_its_place_back(world: World) -> 
     before.let_go(1)
     other.let_go(1)
     handle.result(SOON_S)
+
+
+# --- crashes in the very instant ------------------------------------------------------------------
+
+
+def a_task(activity_id: str, **more: Any) -> ActivityTask:
+    given = {"body": b'{"args":["late"]}', "start_to_close_ms": 60_000} | more
+    return ActivityTask(activity_id=activity_id, activity_type="stay", task_queue="q", **given)
+
+
+def tell_roster(world: World, message: Message) -> None:
+    world.publish(message, NAMES.queue(Kind.ROSTER, "q"))
+
+
+def passes_on(world: World, notes: Notes) -> None:
+    """All places can be taken: one of `STAY` begins, and ends."""
+    handle = world.start("stay")
+    notes.let_go(1)
+    handle.result(SOON_S)
+
+
+def test_the_end_of_a_pass_may_come_before_the_pass_itself(world: World) -> None:
+    limit(world, STAY, Limits(concurrency=1))
+    notes = Notes(world)
+    first = world.worker(*notes.activities)
+    world.eventually(lambda: bool(ushers([first])))
+    # What ran before the limit died, and its task came to another worker before its pass came
+    tell_roster(world, passes.news_message(News("early", What.ENDED), "m1"))
+    tell_roster(world, passes.pass_message(Pass("early", (STAY,), "a", 1, begun=True), "m2"))
+    passes_on(world, notes)
+    # Also if the usher dies in between
+    tell_roster(world, passes.news_message(News("later", What.UNUSED), "m3"))
+    settled(world)
+    second = world.worker(*notes.activities)
+    settled(world)
+    world.kill(first)
+    world.eventually(lambda: bool(ushers([second])))
+    tell_roster(world, passes.pass_message(Pass("later", (STAY,), "b", 1), "m4"))
+    passes_on(world, notes)
+
+
+def test_news_of_passes_that_never_come_are_forgotten(timed: World) -> None:
+    limit(timed, STAY, Limits(concurrency=1))
+    worker = timed.worker(*Notes(timed).activities)
+    timed.eventually(lambda: bool(ushers([worker])))
+    (kept,) = worker._gates._ushers.values()
+    tell_roster(timed, passes.news_message(News("never", What.ENDED), "m1"))
+    timed.eventually(lambda: bool(kept._overdue))
+    timed.eventually(lambda: not kept._overdue)
+
+
+def test_a_pass_that_comes_after_its_task_has_come_again_is_void(world: World) -> None:
+    limit(world, STAY, Limits(concurrency=1))
+    # A task that the usher before had in hand when it died
+    anteroom = NAMES.queue(Kind.ANTEROOM, "q")
+    world.publish(envelope.task_message(a_task("a")), anteroom)
+    in_hand = world.broker.get(str(anteroom), world.soon())
+    assert in_hand is not None
+    in_hand.reject(requeue=True)
+    notes = Notes(world)
+    world.worker(*notes.activities)
+    world.eventually(lambda: notes.running["late"] == 1)
+    tell_roster(world, passes.pass_message(Pass("late", (STAY,), "a", 1), "m1"))
+    settled(world)
+    notes.let_go(1)
+    passes_on(world, notes)
+
+
+def test_what_ends_while_it_is_to_be_covered_takes_no_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, others = Notes(world), Notes(world)
+    victim = world.worker(*notes.activities)
+    handle = world.start("stay")
+    world.eventually(lambda: notes.running[""] == 1)
+    handler, cover_parts, tell = victim._handler, Handler._cover_parts, Roster.tell
+    is_over = threading.Event()
+
+    def cover_late(self: Handler, attempt: Attempt, table: PartTable) -> None:
+        if self is handler:
+            notes.let_go(1)
+            handle.result(SOON_S)
+            settled(world)  # its task is acknowledged
+        cover_parts(self, attempt, table)
+        if attempt.passage is FREE:
+            is_over.set()
+
+    def tell_or_die(self: Roster, mark: str, what: What, done: Then) -> None:
+        if self is handler._reporter.roster:
+            is_over.set()
+        else:
+            tell(self, mark, what, done)
+
+    monkeypatch.setattr(Handler, "_cover_parts", cover_late)
+    monkeypatch.setattr(Roster, "tell", tell_or_die)
+    limit(world, STAY, Limits(concurrency=1))
+    assert is_over.wait(SOON_S)
+    world.kill(victim)
+    world.worker(*others.activities)
+    passes_on(world, others)
+
+
+def test_who_hears_of_a_limit_after_a_lost_attempt_tells_of_its_end(world: World) -> None:
+    told = Pass(passes.covering("a", 1, ""), (STAY,), "a", 1, begun=True)
+    world.publish(envelope.task_message(a_task("a", retry_policy=ONCE)))
+    in_hand = world.broker.get(str(QUEUE), world.soon())
+    assert in_hand is not None
+    notes = Notes(world)
+    worker = world.worker(*notes.activities)
+    in_hand.reject(requeue=True)
+    world.eventually(lambda: bool(worker._handler._lost_lately))
+    # Whoever had it had heard of the limit
+    tell_roster(world, passes.pass_message(told, "m1"))
+    limit(world, STAY, Limits(concurrency=1))
+    passes_on(world, notes)

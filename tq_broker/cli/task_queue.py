@@ -28,7 +28,6 @@ from tq_broker.model.composition import Way
 from tq_broker.model.figures import Figures, QueueFigures
 from tq_broker.model.figures import Part as PartFigures
 from tq_broker.model.limits import Limits, Side
-from tq_broker.model.names import check_task_queue
 from tq_broker.model.parts import ALL, Part, part_of
 from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, BackedOff, LimitState, TaskQueuePaused
 
@@ -45,6 +44,10 @@ SIDE = click.option(
     default=ACTIVITY_SIDE,
     show_default=True,
     help="Whose tasks: those of activities or of workflows.",
+)
+
+PRIORITIES_HINT = (
+    "; RabbitMQ does not tell how many of each wait: --sample N reads the first N and counts them"
 )
 
 REQUIRES = click.option(
@@ -150,7 +153,8 @@ def describe(ctx: click.Context, name: str, oldest: bool, sample: int, wait: tim
         ("in flight", one.in_flight),
     ]
     if one.prioritized:
-        fields.append(("priorities", "kept by a priority queue"))
+        more = told.sample is None and one.backlog
+        fields.append(("priorities", f"kept by a priority queue{PRIORITIES_HINT if more else ''}"))
     if one.fair:
         fields.append(("fairness", "keys share what begins"))
     for figures in told.figures:
@@ -313,11 +317,9 @@ def get(ctx: click.Context, name: str, side: str) -> None:
     """Tell the limits of the task queue NAME and of its types and keys, who set them, when and why,
     and what its activities have asked for.
     """
-    check_task_queue(name)
     session = session_of(ctx)
     with session.operations() as operations:
-        note_if_unused(session, operations)
-        settings = operations.settings()
+        settings = operations.settings_of(name, Side(side))
     state = settings.limits(Side(side), name)
     is_activity = side == ACTIVITY_SIDE
     parts = settings.part_limits(name) if is_activity else []
@@ -411,7 +413,8 @@ def _number(option: str, text: str, read: Callable[[str], Any]) -> Any:
     try:
         return read(text)
     except ValueError:
-        raise InvalidArgument(f"{option} is {text!r}; write a number, or none") from None
+        number = "a whole number" if read is int else "a number"
+        raise InvalidArgument(f"{option} is {text!r}; write {number}, or none") from None
 
 
 def _change(

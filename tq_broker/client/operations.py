@@ -393,9 +393,25 @@ class Operations:
         return sorted(found, key=lambda parked: parked.parked_ms)
 
     def limits(self, task_queue: str, side: Side = Side.ACTIVITY, part: Part = ALL) -> LimitState:
-        """The limits of one side of a task queue or of a part, who set them, when and why."""
+        """The limits of one side of a task queue or of a part, who set them, when and why.
+
+        Raises:
+            NotFound: there is no such task queue, and nothing was ever set for it.
+        """
+        return self.settings_of(task_queue, side).limits(side, task_queue, check_part(part))
+
+    def settings_of(self, task_queue: str, side: Side = Side.ACTIVITY) -> SettingsLog:
+        """As `settings`, for one who asks for one side of a task queue.
+
+        Raises:
+            NotFound: there is no such task queue, and nothing was ever set for it.
+        """
         check_task_queue(task_queue)
-        return self.settings().limits(side, task_queue, check_part(part))
+        settings = self.settings()
+        is_set = settings.limits(side, task_queue).revision or settings.part_limits(task_queue)
+        if not is_set and task_queue not in settings.task_queues(side.value):
+            self._existing(task_queue, side.value)
+        return settings
 
     # --- doing --------------------------------------------------------------------------------
 

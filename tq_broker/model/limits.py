@@ -100,6 +100,8 @@ def check_concurrency(value: object) -> int:
 
 def check_limits(limits: Limits) -> Limits:
     """Return ``limits`` if they can be in force, else raise `InvalidArgument`."""
+    if not isinstance(limits, Limits):
+        raise InvalidArgument(f"the new limits are {limits!r}; they must be Limits(...)")
     if limits.rate is not None:
         check_rate(limits.rate)
     elif limits.burst is not None:

@@ -26,6 +26,7 @@ from tq_broker.model.failure import Failure
 from tq_broker.model.limits import Side
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.parts import NO_PARTS, PartTable
+from tq_broker.model.passes import What
 from tq_broker.model.requests import shard_of
 from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask, Status
@@ -62,6 +63,9 @@ HOLD_S = 0.05
 COVER_S = 10.0
 """How long after limits of parts have changed running attempts are looked for that these do not
 count yet: one may be about to begin that was taken before."""
+LOST_MAX = 1000
+"""Lost attempts that are remembered, in case that limits of parts have come into force at the time
+of which this worker had not heard."""
 CLAIM_WITHIN_S = 10.0
 BACK_OFF_WITHIN_S = 30.0
 
@@ -115,6 +119,7 @@ class Handler:
         """Tasks that wait for a limit of their task queue, and are for nobody else."""
         self._covering: dict[str, tuple[PartTable, float]] = {}
         """The limits of parts that are heeded, and until when what runs already is looked for."""
+        self._lost_lately: deque[tuple[float, str, ActivityTask]] = deque(maxlen=LOST_MAX)
         self._unreported = 0
         self._closing = False
 
@@ -184,11 +189,18 @@ class Handler:
         if heeded is not table:
             until = now + COVER_S
             self._covering[task_queue] = table, until
+            self._tell_lost(task_queue, now)
         if now > until:
             return
         for attempt in self._table.open():
             if attempt.window.task_queue == task_queue and attempt.code_running:
                 self._cover_parts(attempt, table)
+
+    def _tell_lost(self, task_queue: str, now: float) -> None:
+        """Whoever had them may have heard of the limits before this worker has."""
+        for at, lost_from, task in self._lost_lately.copy():
+            if lost_from == task_queue and now < at + COVER_S:
+                self._reporter.roster.tell(covering_mark(task, task_queue), What.ENDED, _nothing)
 
     def _cover_parts(self, attempt: Attempt, table: PartTable) -> None:
         task = attempt.task
@@ -197,8 +209,11 @@ class Handler:
         is_covered = task.pass_mark or isinstance(attempt.passage, UsheredPassage)
         if is_covered or not is_counted or task.activity_type == SESSION_TYPE:
             return
-        passage = self._reporter.roster.cover(task, attempt.window.task_queue, parts)
-        attempt.passage = passage.within(attempt.passage)
+        passage = self._reporter.roster.covering(task, attempt.window.task_queue)
+        if not self._table.limit(attempt, passage):
+            return
+        # Only now: whoever gets the task of somebody who was killed tells of the end.
+        self._reporter.roster.write(passage, task, parts)
         if not attempt.code_running:  # since we looked
             passage.ended()
 
@@ -240,7 +255,17 @@ class Handler:
             # Whoever had it may have told its usher that it runs.
             mark = covering_mark(task, consumer.task_queue)
             early.passage = self._reporter.roster.passage(mark, was_begun=True)
-        decision = self._decide(early, self._known(task), now_ms)
+        try:
+            return self._act(early, self._decide(early, self._known(task), now_ms), now_ms)
+        except Malformed as error:
+            self._park_early(early, error.reason)
+            return None
+
+    def _act(self, early: _Early, decision: Decision, now_ms: int) -> Attempt | None:
+        """Act on the first decision about ``early``. Raises `Malformed`."""
+        consumer, task = early.window, early.task
+        if decision.action is Action.LOST and early.passage is FREE:
+            self._lost_lately.append((early.since, consumer.task_queue, task))
         if decision.action in intake.BEGINS:
             passage = consumer.admit(functools.partial(self._admitted, early))
             if passage is None and consumer.waits:
@@ -255,11 +280,7 @@ class Handler:
         if decision.action is Action.RUN:
             registered = self._registry.find(task.activity_type)
             assert registered is not None, "only what is served is run"
-            try:
-                return self._begin(early, registered, now_ms)
-            except Malformed:
-                early.passage.unused()
-                raise
+            return self._begin(early, registered, now_ms)
         self._dispose(decision, early)
         return None
 
@@ -444,7 +465,7 @@ class Handler:
             case Action.END if decision.failure is not None:
                 self._fail(early, decision.failure)
             case Action.PARK:
-                self._park(early.window, early.delivery, decision.reason)
+                self._park_early(early, decision.reason)
             case unknown:
                 raise AssertionError(f"{unknown} is not for here")
 
@@ -477,7 +498,8 @@ class Handler:
             # Its own task queue has it at once, not when it has waited here in vain once more.
             self._reporter.bring_back(message, done)
         else:
-            self._reporter.give_back(message, queue, done)
+            # The fresh copy has no pass: nobody who gets it could tell of this one.
+            early.passage.settled(lambda: self._reporter.give_back(message, queue, done))
 
     def _divert(self, early: _Early) -> None:
         """Send a task to where a traffic rule wants it."""
@@ -582,8 +604,10 @@ class Handler:
     def _park_early(self, early: _Early, reason: str) -> None:
         early.passage.unused()
         with self._lock:
-            self._early.pop(key_of(early.task), None)
-        self._park(early.window, early.delivery, reason)
+            if self._early.get(key_of(early.task)) is early:
+                del self._early[key_of(early.task)]
+        window, delivery = early.window, early.delivery
+        early.passage.settled(lambda: self._park(window, delivery, reason))
 
     def _start_waiting(self) -> None:
         """Run what waits for a slot, as far as there are free ones."""
@@ -822,6 +846,10 @@ class _Early:
         self.window = window
         self.since = since
         self.passage: Passage = FREE
+
+
+def _nothing() -> None:
+    """Nothing waits for it."""
 
 
 def _not_told(error: TqBrokerError | None) -> None:

@@ -68,16 +68,19 @@ class Roster:
 
         self._insistence.insist(send, done, on_refused, gone_is_fine=False)
 
-    def cover(self, task: ActivityTask, task_queue: str, parts: tuple[Part, ...]) -> UsheredPassage:
-        """Tell of an attempt that runs since before its ``parts`` were limited."""
+    def covering(self, task: ActivityTask, task_queue: str) -> UsheredPassage:
+        """Leave for an attempt that runs since before it was limited; `write` it once the attempt
+        goes by it."""
         mark = covering_mark(task, task_queue)
-        pass_id, _ = passes.read_mark(mark)
+        return UsheredPassage(self, mark, was_begun=True, is_written=False)
+
+    def write(self, passage: UsheredPassage, task: ActivityTask, parts: tuple[Part, ...]) -> None:
+        """Tell that ``passage`` covers the attempt ``task``, which uses what ``parts`` allow."""
+        pass_id, task_queue = passes.read_mark(passage.mark)
         given = Pass(pass_id, parts, task.activity_id, task.attempt, begun=True)
         message = passes.pass_message(given, self._sender.ids.next())
-        passage = UsheredPassage(self, mark, was_begun=True, is_written=False)
         queue = self._sender.names.queue(Kind.ROSTER, task_queue)
         self.put(queue, message, passage.written, refused=passage.written)
-        return passage
 
     def passage(self, mark: str, *, was_begun: bool) -> UsheredPassage:
         """Leave to begin the task that is marked so.
@@ -92,14 +95,14 @@ class UsheredPassage(Passage):
     """Leave that an usher has given; ``inner`` is what else limits the task."""
 
     __slots__ = (
-        *("_begun", "_is_written", "_lock", "_mark", "_over", "_roster", "_safe", "_waiting"),
-        "inner",
+        *("_begun", "_is_written", "_lock", "_over", "_roster", "_safe", "_waiting"),
+        *("inner", "mark"),
     )
 
     def __init__(self, roster: Roster, mark: str, was_begun: bool, is_written: bool = True) -> None:
         self.inner: Passage = FREE
         self._roster = roster
-        self._mark = mark
+        self.mark = mark
         self._begun = was_begun
         self._is_written = is_written
         """Whether it is in the roster: its end must not get there before."""
@@ -116,7 +119,7 @@ class UsheredPassage(Passage):
         with self._lock:
             was_begun, self._begun = self._begun, True
         if not was_begun:
-            self._roster.tell(self._mark, What.BEGUN, _nothing)
+            self._roster.tell(self.mark, What.BEGUN, _nothing)
 
     def ended(self) -> None:
         self.inner.ended()
@@ -142,7 +145,7 @@ class UsheredPassage(Passage):
             if not self._is_written:
                 return
             what = What.ENDED if self._begun else What.UNUSED
-        self._roster.tell(self._mark, what, self._told)
+        self._roster.tell(self.mark, what, self._told)
 
     def written(self) -> None:
         """It is in the roster now."""
@@ -150,7 +153,7 @@ class UsheredPassage(Passage):
             self._is_written = True
             is_over = self._over
         if is_over:
-            self._roster.tell(self._mark, What.ENDED, self._told)
+            self._roster.tell(self.mark, What.ENDED, self._told)
 
     def _told(self) -> None:
         with self._lock:

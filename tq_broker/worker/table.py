@@ -10,6 +10,7 @@ from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.broker import Delivery
 from tq_broker.worker.attempt import Attempt, State
 from tq_broker.worker.intake import Known
+from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import Source
 
 ENDED_MAX = 10_000
@@ -74,6 +75,15 @@ class Table:
             if not attempt.move(State.ENDED):
                 return False
             self._open.pop(attempt, None)
+        return True
+
+    def limit(self, attempt: Attempt, passage: Passage) -> bool:
+        """``attempt`` goes by ``passage`` from now on, and by what it had; False if it has ended:
+        then its delivery may be let go in this very moment, without asking ``passage``."""
+        with self._lock:
+            if attempt.state is State.ENDED:
+                return False
+            attempt.passage = passage.within(attempt.passage)
         return True
 
     # --- deliveries ---------------------------------------------------------------------------

@@ -55,6 +55,10 @@ SPILL_MAX = 500
 the queue, and others come in sight."""
 TIDY_S = 5.0
 AGAIN_S = 1.0
+LATE_S = 10.0
+"""RabbitMQ reads the connections of one process in any order, also when it was killed: what the
+roster is told of a pass may come before the pass does, and a task before the pass of the usher who
+died over it. Both are remembered for so long."""
 LINES_TOLD = 20
 """Lines that answers to a ping tell of."""
 
@@ -112,6 +116,10 @@ class Usher:
         """By pass: what stands for it in the roster."""
         self._inherited: dict[tuple[str, int], str] = {}
         """Passes of an usher before, by attempt: it may have died before the task went on."""
+        self._overdue: dict[str, tuple[float, Delivery]] = {}
+        """Passes that have ended and are not in the roster so far: since when, and the news."""
+        self._passed: dict[tuple[str, int], float] = {}
+        """Attempts that have come again from an usher before, without a pass: since when."""
         self._moved_at = self._tidied_at = float("-inf")
 
     @property
@@ -204,6 +212,7 @@ class Usher:
         if now >= self._tidied_at + TIDY_S:
             self._tidied_at = now
             room.tidy(now)
+            self._tidy(now)
         if len(room) < IN_SIGHT_MAX:
             self._moved_at = max(self._moved_at, now)
         elif now >= self._moved_at + STUCK_S:
@@ -211,6 +220,13 @@ class Usher:
             for one in room.spill(SPILL_MAX):
                 self._send_to_back(one)
         return room.next_at()
+
+    def _tidy(self, now: float) -> None:
+        """Wait no more for what would have come by now."""
+        late = [id for id, (since, _) in self._overdue.items() if now >= since + LATE_S]
+        for pass_id in late:
+            self._overdue.pop(pass_id)[1].ack()
+        self._passed = {k: since for k, since in self._passed.items() if now < since + LATE_S}
 
     def _heed(self, room: Anteroom[_Task], now: float) -> None:
         """Put what the settings say into force."""
@@ -251,10 +267,13 @@ class Usher:
             self._anteroom = None
         waiting = [] if room is None else [one.delivery for one in room.clear()]
         held = [one for group in self._held.values() for one in group]
+        held += [news for _, news in self._overdue.values()]
         for delivery in (*waiting, *held, *([] if self._baton is None else [self._baton])):
             delivery.reject(requeue=True)
         self._held.clear()
         self._inherited.clear()
+        self._overdue.clear()
+        self._passed.clear()
         self._baton, self._baton_id = None, ""
         self._heeded = None
 
@@ -331,7 +350,15 @@ class Usher:
     def _read_pass(self, given: Pass, delivery: Delivery) -> None:
         room = self._room
         assert room is not None, "we have taken over"
+        overdue = self._overdue.pop(given.id, None)
+        if overdue is not None:
+            delivery.ack()
+            overdue[1].ack()
+            return
         if not room.knows(given.id):
+            if (given.activity_id, given.attempt) in self._passed and not given.begun:
+                delivery.ack()  # its task goes by another one
+                return
             # The usher before has given it.
             now = self._clock.monotonic()
             room.restore(given.id, given.parts, now)
@@ -345,7 +372,10 @@ class Usher:
         room, now = self._room, self._clock.monotonic()
         assert room is not None, "we have taken over"
         if not room.knows(news.id):
-            delivery.ack()
+            if news.what is What.BEGUN or news.id in self._overdue:
+                delivery.ack()
+            else:
+                self._overdue[news.id] = now, delivery
         elif news.what is What.BEGUN:
             room.begun(news.id, now)
             # It stays as long as the pass does, for the next usher.
@@ -377,6 +407,8 @@ class Usher:
             if inherited is not None and delivery.redelivered and room.knows(inherited):
                 self._send_on(one, inherited, self._epoch)
             else:
+                if delivery.redelivered:
+                    self._passed[task.activity_id, task.attempt] = self._clock.monotonic()
                 key, share = task.rate_limit_key, task.fairness_key
                 room.arrive(one, task.activity_type, key, rank, share)
 
