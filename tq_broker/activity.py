@@ -424,8 +424,8 @@ def is_cancelled() -> bool:
 async def wait_for_cancelled() -> None:
     """Wait until cancellation is requested.
 
-    The request interrupts a coroutine where it waits, so here as well: with `asyncio.CancelledError`,
-    unless this is awaited in a task of its own or under `asyncio.shield`.
+    The request interrupts a coroutine where it waits, so here as well: with
+    `asyncio.CancelledError`, unless this is awaited in a task of its own or under `asyncio.shield`.
     """
     await _context().cancelled.wait()
 

@@ -44,8 +44,8 @@ LOCK_RETRY_MIN_S, LOCK_RETRY_MAX_S = 0.005, 0.1
 PREFETCH_MAX = 65535
 SILENCE = QueueStats(ready=0, consumers=0)
 SILENCE_S = 0.2
-"""RabbitMQ waits 250 ms for a quorum queue to say what is in it, and then answers nothing and nobody
-(``rabbit_quorum_queue:stat``). So an answer like that which took as long is none."""
+"""RabbitMQ waits 250 ms for a quorum queue to say what is in it, and then answers: nothing and
+nobody (``rabbit_quorum_queue:stat``). So an answer like that which took as long is none."""
 
 T = TypeVar("T")
 
