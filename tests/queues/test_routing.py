@@ -448,9 +448,8 @@ def test_a_run_waits_for_capable_workers_on_a_shared_queue() -> None:
 
 
 def test_a_run_that_a_ramp_takes_needs_capable_workers_of_that_version() -> None:
-    deployments = fold(
-        serves("v1", "workflow"), serves("v2", "workflow"), routed("v1", "v2", 100.0)
-    )
+    ramp = routed(0, "v1", ramping="v2", percent=100.0)
+    deployments = fold(serves("v1"), serves("v2"), ramp)
     to = workflow_destination(NAMES, turn(), Asked(requires=GPU), deployments)
     assert to.niche == niche("gpu", "ssd", version="shop.v2")
 
