@@ -55,11 +55,15 @@ class Crew:
         self._closers: list[Callable[[], object]] = [self.system.close]
         self._deaths: dict[str, Callable[[], object]] = {}
 
-    def hire(self, name: str, *capabilities: str) -> None:
+    def hire(self, *names: str, having: tuple[str, ...] = ()) -> None:
+        """Workers of these names, all with the same capabilities."""
         make = self._embedded if self._is_embedded else self._process
-        self._deaths[name] = make(name, capabilities)
+        made = [(name, *make(name, having)) for name in names]
+        for name, wait_ready, die in made:
+            wait_ready()
+            self._deaths[name] = die
 
-    def _embedded(self, name: str, capabilities: tuple[str, ...]) -> Callable[[], object]:
+    def _embedded(self, name: str, having: tuple[str, ...]) -> tuple[Callable[[], object], ...]:
         client = BlockingClient.connect(self.system._url, namespace=self.namespace)
         worker = Worker(
             client,
@@ -67,7 +71,7 @@ class Crew:
             workflows=WORKFLOWS,
             worker_id=name,
             host=name[0],
-            capabilities=capabilities,
+            capabilities=having,
             reclaim_after=None,
         )
         self._closers += [client.close, worker.stop]
@@ -79,19 +83,18 @@ class Crew:
             broker.kill()
             worker._until = lambda condition, seconds: True  # type: ignore[method-assign]
 
-        return die
+        return lambda: None, die
 
-    def _process(self, name: str, capabilities: tuple[str, ...]) -> Callable[[], object]:
-        having = [word for one in capabilities for word in ("--capability", one)]
+    def _process(self, name: str, having: tuple[str, ...]) -> tuple[Callable[[], object], ...]:
+        options = [word for one in having for word in ("--capability", one)]
         command = (
             *("--json", "-l", "INFO", "-b", self.system._url, "--namespace", self.namespace),
             *("-A", "integration.routed_workflows:WORKFLOWS", "worker", "-Q", "q"),
-            *("--host", name[0], "--worker-id", name, *having),
+            *("--host", name[0], "--worker-id", name, *options),
         )
         process = RoleProcess(name, command, {}, self._directory / f"{name}.log")
         self._closers.append(process.close)
-        process.ready()
-        return process.kill
+        return process.ready, process.kill
 
     def kill(self, name: str) -> None:
         """``kill -9``."""
@@ -138,7 +141,7 @@ class Journey:
 
     def test_a_run_is_only_with_those_who_have_all_that_it_requires(self, crew: Crew) -> None:
         crew.hire("plain")
-        crew.hire("able", "gpu", "ssd")
+        crew.hire("able", having=("gpu", "ssd"))
         runs = [crew.start(Able.run, 1) for _ in range(10)]
         runs += [crew.start(Rounds.run, 1, requires={"gpu", "ssd"}) for _ in range(5)]
         for handle in runs:
@@ -150,7 +153,7 @@ class Journey:
 
     def test_a_run_waits_for_a_capable_worker_and_that_is_reported(self, crew: Crew) -> None:
         # Given the only capable worker dies with runs in its hands, and more come
-        crew.hire("able", "gpu")
+        crew.hire("able", having=("gpu",))
         crew.hire("plain")
         runs = [crew.start(Able.run, 2) for _ in range(5)]
         crew.begun(*runs)
@@ -170,15 +173,14 @@ class Journey:
         ]
         assert (row["side"], row["requires"], row["backlog"]) == ("workflow", ["gpu"], 10)
         # And who comes later has them
-        crew.hire("late", "gpu")
+        crew.hire("late", having=("gpu",))
         for handle in runs:
             handle.signal(Rounds.go_on)
             assert handle.result(timeout=PATIENCE_S) == 2
             assert set(crew.who(handle.id)) <= {"able", "late"}
 
     def test_each_route_has_its_answer_when_its_host_dies_under_load(self, crew: Crew) -> None:
-        for name in ("a1", "a2", "b1"):
-            crew.hire(name)
+        crew.hire("a1", "a2", "b1")
         fails, falls, waits = (
             [crew.start(Rounds.run, 3, route=route) for _ in range(8)]
             for route in (
@@ -216,7 +218,7 @@ class Journey:
             assert crew.who(handle.id)[-1] == "a3"
 
     def test_the_loss_of_a_host_is_told_in_time(self, crew: Crew) -> None:
-        crew.hire("a1")
+        crew.hire("a1", "b1")  # workers execute the wills of others
         handle = crew.start(Rounds.run, 1, route=Route.process("a1"))
         crew.begun(handle)
         crew.kill("a1")
@@ -230,7 +232,7 @@ class Journey:
             handle.query(Rounds.so_far)
 
     def test_who_is_not_there_is_missed_at_once_or_for_a_while(self, crew: Crew) -> None:
-        crew.hire("b1", "gpu")
+        crew.hire("b1", having=("gpu",))
         assert cause_of(crew.start(Rounds.run, 0, route=Route.host("z"))).message == f"{GONE} 'z'"
         wait = Route.host("z", on_gone=OnGone.WAIT, wait=2 * S)
         assert (
@@ -244,8 +246,7 @@ class Journey:
         assert handle.result(timeout=PATIENCE_S) == 0
 
     def test_a_continuation_goes_where_its_run_went(self, crew: Crew) -> None:
-        crew.hire("a1")
-        crew.hire("b1")
+        crew.hire("a1", "b1")
         for _ in range(3):
             handle = crew.start(Rounds.run, 1, True, route=Route.host("a"))
             handle.signal(Rounds.go_on)
@@ -253,7 +254,7 @@ class Journey:
             assert crew.who(handle.id) == ["a1"]
 
     def test_children_go_where_the_call_or_their_decorator_says(self, crew: Crew) -> None:
-        crew.hire("a1", "gpu")
+        crew.hire("a1", having=("gpu",))
         crew.hire("b1")
         parent = crew.start(Parent.run, "b", False, route=Route.host("b"))
         assert parent.result(timeout=PATIENCE_S) == "done"
@@ -264,7 +265,7 @@ class Journey:
         assert crew.start(Parent.run, "z", True).result(timeout=PATIENCE_S) == "done"
 
     def test_where_a_workflow_goes_is_told_on_the_command_line(self, crew: Crew) -> None:
-        crew.hire("a1", "gpu")
+        crew.hire("a1", having=("gpu",))
         if not crew._is_embedded:
             way = crew.cli(
                 *("route", "explain", "Able", "--kind", "workflow", "--task-queue", "q"),
