@@ -38,12 +38,14 @@ from tq_broker.worker import Worker
 
 S = timedelta(seconds=1)
 PATIENCE_S = 60.0
-GONE = "no living worker serves task queue 'q' on host"
 _numbers = itertools.count(1)
 
 
 class Crew:
-    """History; workers come and go. The first letter of a worker's name is its host."""
+    """History, for all tests; workers, on a task queue of each test, come and go.
+
+    The first letter of a worker's name is its host.
+    """
 
     def __init__(self, url: str | None, directory: Path) -> None:
         self.namespace = f"t{secrets.token_hex(4)}"
@@ -54,6 +56,17 @@ class Crew:
         self._directory = directory
         self._closers: list[Callable[[], object]] = [self.system.close]
         self._deaths: dict[str, Callable[[], object]] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A test begins."""
+        self.queue = f"q{next(_numbers)}"
+        self._workers: list[Callable[[], object]] = []
+
+    def end(self) -> None:
+        """A test has ended: its workers go."""
+        for close in reversed(self._workers):
+            close()
 
     def hire(self, *names: str, having: tuple[str, ...] = ()) -> None:
         """Workers of these names, all with the same capabilities."""
@@ -67,14 +80,14 @@ class Crew:
         client = BlockingClient.connect(self.system._url, namespace=self.namespace)
         worker = Worker(
             client,
-            task_queue="q",
+            task_queue=self.queue,
             workflows=WORKFLOWS,
-            worker_id=name,
+            worker_id=self.id_of(name),
             host=name[0],
             capabilities=having,
             reclaim_after=None,
         )
-        self._closers += [client.close, worker.stop]
+        self._workers += [client.close, worker.stop]
         worker.start()
         broker = worker._connection.broker
         assert isinstance(broker, MemoryBroker)
@@ -89,11 +102,11 @@ class Crew:
         options = [word for one in having for word in ("--capability", one)]
         command = (
             *("--json", "-l", "INFO", "-b", self.system._url, "--namespace", self.namespace),
-            *("-A", "integration.routed_workflows:WORKFLOWS", "worker", "-Q", "q"),
-            *("--host", name[0], "--worker-id", name, *options),
+            *("-A", "integration.routed_workflows:WORKFLOWS", "worker", "-Q", self.queue),
+            *("--host", name[0], "--worker-id", self.id_of(name), *options),
         )
-        process = RoleProcess(name, command, {}, self._directory / f"{name}.log")
-        self._closers.append(process.close)
+        process = RoleProcess(name, command, {}, self._directory / f"{self.id_of(name)}.log")
+        self._workers.append(process.close)
         return process.ready, process.kill
 
     def kill(self, name: str) -> None:
@@ -102,16 +115,21 @@ class Crew:
 
     def start(self, run: Any, *args: Any, **options: Any) -> Any:
         id = f"w{next(_numbers)}"
-        return self.client.start_workflow(run, args=args, id=id, task_queue="q", **options)
+        return self.client.start_workflow(run, args=args, id=id, task_queue=self.queue, **options)
+
+    def gone(self, host: str) -> str:
+        """What is told when nobody is there."""
+        return f"no living worker serves task queue {self.queue!r} on host {host!r}"
+
+    def id_of(self, name: str) -> str:
+        """A worker's id, which no other test has."""
+        return f"{name}.{self.queue}"
 
     def who(self, id: str) -> list[str]:
         """Who has completed the workflow tasks of a run."""
-        history = self.client.get_workflow_handle(id).fetch_history()
-        return [
-            event.worker_id
-            for event in history.events
-            if isinstance(event, e.WorkflowTaskCompleted)
-        ]
+        events = self.client.get_workflow_handle(id).fetch_history().events
+        told = [one.worker_id for one in events if isinstance(one, e.WorkflowTaskCompleted)]
+        return [worker_id.removesuffix(f".{self.queue}") for worker_id in told]
 
     def begun(self, *handles: Any) -> None:
         """Wait until each of them has been with a worker."""
@@ -165,11 +183,13 @@ class Journey:
         # Then nobody else gets them, and that is told
         def missed() -> bool:
             found = crew.client.operations.workers(0.3)
-            return any(one.unserved_workflows == {"q": {"gpu": 10}} for one in found)
+            return any(one.unserved_workflows == {crew.queue: {"gpu": 10}} for one in found)
 
         wait_until(missed, "it is known who misses whom", PATIENCE_S)
         (row,) = [
-            one for one in json.loads(crew.cli("--json", "task-queue", "list")) if one["requires"]
+            one
+            for one in json.loads(crew.cli("--json", "task-queue", "list"))
+            if one["requires"] and one["task_queue"] == crew.queue
         ]
         assert (row["side"], row["requires"], row["backlog"]) == ("workflow", ["gpu"], 10)
         # And who comes later has them
@@ -205,7 +225,7 @@ class Journey:
             handle.signal(Rounds.go_on)
         for handle in fails:
             cause = cause_of(handle)
-            assert (cause.type, cause.message) == ("TargetGone", f"{GONE} 'a'")
+            assert (cause.type, cause.message) == ("TargetGone", crew.gone("a"))
         for handle in falls:
             handle.signal(Rounds.go_on)
             assert handle.result(timeout=PATIENCE_S) == 3
@@ -219,7 +239,7 @@ class Journey:
 
     def test_the_loss_of_a_host_is_told_in_time(self, crew: Crew) -> None:
         crew.hire("a1", "b1")  # workers execute the wills of others
-        handle = crew.start(Rounds.run, 1, route=Route.process("a1"))
+        handle = crew.start(Rounds.run, 1, route=Route.process(crew.id_of("a1")))
         crew.begun(handle)
         crew.kill("a1")
         handle.signal(Rounds.go_on)
@@ -228,12 +248,12 @@ class Journey:
         )
         measured("s from the kill to the failure of the run", seconds)
         # Also who only asks is answered
-        with pytest.raises(WorkflowQueryFailedError, match="on process 'a1'"):
+        with pytest.raises(WorkflowQueryFailedError, match=r"on process 'a1\."):
             handle.query(Rounds.so_far)
 
     def test_who_is_not_there_is_missed_at_once_or_for_a_while(self, crew: Crew) -> None:
         crew.hire("b1", having=("gpu",))
-        assert cause_of(crew.start(Rounds.run, 0, route=Route.host("z"))).message == f"{GONE} 'z'"
+        assert cause_of(crew.start(Rounds.run, 0, route=Route.host("z"))).message == crew.gone("z")
         wait = Route.host("z", on_gone=OnGone.WAIT, wait=2 * S)
         assert (
             "and did not within 0:00:02" in cause_of(crew.start(Rounds.run, 0, route=wait)).message
@@ -261,14 +281,14 @@ class Journey:
         assert crew.who(f"{parent.id}-able") == ["a1"]  # the parent's route is not handed on
         assert crew.who(f"{parent.id}-there") == ["b1"]
         parent = crew.start(Parent.run, "z", False)
-        assert parent.result(timeout=PATIENCE_S) == f"TargetGone: {GONE} 'z'"
+        assert parent.result(timeout=PATIENCE_S) == f"TargetGone: {crew.gone('z')}"
         assert crew.start(Parent.run, "z", True).result(timeout=PATIENCE_S) == "done"
 
     def test_where_a_workflow_goes_is_told_on_the_command_line(self, crew: Crew) -> None:
         crew.hire("a1", having=("gpu",))
         if not crew._is_embedded:
             way = crew.cli(
-                *("route", "explain", "Able", "--kind", "workflow", "--task-queue", "q"),
+                *("route", "explain", "Able", "--kind", "workflow", "--task-queue", crew.queue),
                 *("--requires", "gpu", "--route", "host:a", "--on-gone", "fall-back"),
             )
             assert "its route says host 'a'" in way
@@ -281,22 +301,36 @@ class Journey:
             told = crew.cli("workflow", "describe", handle.id)
             assert "host 'a'" in told
             assert "gpu" in told
-        queue = crew.client.core.names.queue(Kind.WORKFLOW, "q")
+        queue = crew.client.core.names.queue(Kind.WORKFLOW, crew.queue)
         stats = crew.client.core.broker.stats(str(queue), crew.client.core.deadline())
         assert stats is None or not stats.ready
 
 
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    crew = Crew(None, tmp_path_factory.mktemp("crew"))
+    yield crew
+    crew.close()
+
+
+@pytest.fixture(scope="module")
+def deployed(broker: LocalRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    crew = Crew(broker.url, tmp_path_factory.mktemp("crew"))
+    yield crew
+    crew.close()
+
+
 class TestEmbedded(Journey):
     @pytest.fixture
-    def crew(self, tmp_path: Path) -> Iterator[Crew]:
-        crew = Crew(None, tmp_path)
-        yield crew
-        crew.close()
+    def crew(self, embedded: Crew) -> Iterator[Crew]:
+        embedded.begin()
+        yield embedded
+        embedded.end()
 
 
-class TestRabbitMQ(Journey):
+class TestOnRabbitMQ(Journey):
     @pytest.fixture
-    def crew(self, broker: LocalRabbitMQ, tmp_path: Path) -> Iterator[Crew]:
-        crew = Crew(broker.url, tmp_path)
-        yield crew
-        crew.close()
+    def crew(self, deployed: Crew) -> Iterator[Crew]:
+        deployed.begin()
+        yield deployed
+        deployed.end()
