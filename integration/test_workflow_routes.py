@@ -68,15 +68,16 @@ class Crew:
         for close in reversed(self._workers):
             close()
 
-    def hire(self, *names: str, having: tuple[str, ...] = ()) -> None:
-        """Workers of these names, all with the same capabilities."""
-        make = self._embedded if self._is_embedded else self._process
+    def hire(self, *names: str, having: tuple[str, ...] = (), mortal: bool = False) -> None:
+        """Workers of these names, all with the same capabilities; only ``mortal`` ones can be
+        killed."""
+        make = self._process if mortal and not self._is_embedded else self._here
         made = [(name, *make(name, having)) for name in names]
         for name, wait_ready, die in made:
             wait_ready()
             self._deaths[name] = die
 
-    def _embedded(self, name: str, having: tuple[str, ...]) -> tuple[Callable[[], object], ...]:
+    def _here(self, name: str, having: tuple[str, ...]) -> tuple[Callable[[], object], ...]:
         client = BlockingClient.connect(self.system._url, namespace=self.namespace)
         worker = Worker(
             client,
@@ -90,9 +91,9 @@ class Crew:
         self._workers += [client.close, worker.stop]
         worker.start()
         broker = worker._connection.broker
-        assert isinstance(broker, MemoryBroker)
 
         def die() -> None:
+            assert isinstance(broker, MemoryBroker)
             broker.kill()
             worker._until = lambda condition, seconds: True  # type: ignore[method-assign]
 
@@ -171,7 +172,7 @@ class Journey:
 
     def test_a_run_waits_for_a_capable_worker_and_that_is_reported(self, crew: Crew) -> None:
         # Given the only capable worker dies with runs in its hands, and more come
-        crew.hire("able", having=("gpu",))
+        crew.hire("able", having=("gpu",), mortal=True)
         crew.hire("plain")
         runs = [crew.start(Able.run, 2) for _ in range(5)]
         crew.begun(*runs)
@@ -186,11 +187,9 @@ class Journey:
             return any(one.unserved_workflows == {crew.queue: {"gpu": 10}} for one in found)
 
         wait_until(missed, "it is known who misses whom", PATIENCE_S)
-        (row,) = [
-            one
-            for one in json.loads(crew.cli("--json", "task-queue", "list"))
-            if one["requires"] and one["task_queue"] == crew.queue
-        ]
+        listed = json.loads(crew.cli("--json", "task-queue", "list"))
+        mine = [one for one in listed if one["task_queue"] == crew.queue]
+        (row,) = [one for one in mine if one["requires"]]
         assert (row["side"], row["requires"], row["backlog"]) == ("workflow", ["gpu"], 10)
         # And who comes later has them
         crew.hire("late", having=("gpu",))
@@ -200,7 +199,8 @@ class Journey:
             assert set(crew.who(handle.id)) <= {"able", "late"}
 
     def test_each_route_has_its_answer_when_its_host_dies_under_load(self, crew: Crew) -> None:
-        crew.hire("a1", "a2", "b1")
+        crew.hire("a1", "a2", mortal=True)
+        crew.hire("b1")
         fails, falls, waits = (
             [crew.start(Rounds.run, 3, route=route) for _ in range(8)]
             for route in (
@@ -238,7 +238,8 @@ class Journey:
             assert crew.who(handle.id)[-1] == "a3"
 
     def test_the_loss_of_a_host_is_told_in_time(self, crew: Crew) -> None:
-        crew.hire("a1", "b1")  # workers execute the wills of others
+        crew.hire("a1", mortal=True)
+        crew.hire("b1")  # workers execute the wills of others
         handle = crew.start(Rounds.run, 1, route=Route.process(crew.id_of("a1")))
         crew.begun(handle)
         crew.kill("a1")
