@@ -133,7 +133,6 @@ def test_routes_and_requirements_are_explained(invoke: Invoke, worker: Worker) -
         (("--route", "mars"), "is not a route"),
         (("--requires", "gpu", "--on-unserved", "pray"), "is not fail, fall-back or wait:30s"),
         (("--requires", "x" * 99), "the bound is 90"),
-        (("--requires", "gpu", "--kind", "workflow"), "are for activities"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(

@@ -72,6 +72,10 @@ def test_start_has_every_option(invoke: Invoke, history: FakeHistory) -> None:
     for said, override in (("shop.1.4", "shop.1.4"), ("auto-upgrade", "auto_upgrade")):
         assert invoke(*START, "--versioning-override", said).exit_code == 0
         assert history.seen[-1].versioning_override == override
+    bound = ("--route", "host:h", "--on-gone", "fall-back", "--requires", "gpu")
+    assert invoke(*START, *bound).exit_code == 0
+    assert history.seen[-1].route == '{"kind":"host","target":"h","on-gone":"fall_back"}'
+    assert history.seen[-1].requires == '{"capabilities":["gpu"]}'
     answer = invoke(*START, "--versioning-override", "shop")
     assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
 

@@ -438,7 +438,7 @@ def test_a_set_is_looked_at_and_purged_for_itself_or_with_the_rest(
     assert operations.purge("jobs") == 3
     with pytest.raises(NotFound, match="nobody has required tpu of task queue 'jobs'"):
         operations.purge("jobs", requires=["tpu"])
-    with pytest.raises(InvalidArgument, match="for activities only"):
+    with pytest.raises(NotFound, match="nobody has required gpu"):
         operations.peek("jobs", side="workflow", requires=["gpu"])
 
 

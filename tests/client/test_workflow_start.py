@@ -14,7 +14,9 @@ from tq_broker.client.workflow_start import (
 from tq_broker.common import (
     AutoUpgradeVersioningOverride,
     PinnedVersioningOverride,
+    Requires,
     RetryPolicy,
+    Route,
     WorkerDeploymentVersion,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
@@ -22,7 +24,7 @@ from tq_broker.common import (
 from tq_broker.converter import DEFAULT, DataConverter, ZlibCodec
 from tq_broker.exceptions import InvalidArgument, PayloadTooLarge
 from tq_broker.model import payload, requests
-from tq_broker.model.tasks import WireRetryPolicy
+from tq_broker.model.tasks import WireRetryPolicy, dump_requires, dump_route
 
 WHERE: dict[str, Any] = {"id": "w", "task_queue": "q"}
 SECOND = timedelta(seconds=1)
@@ -166,3 +168,20 @@ def test_a_version_is_short_for_an_override() -> None:
         request(version="shop.1", versioning_override=PinnedVersioningOverride(version))
     with pytest.raises(InvalidArgument, match="version is 1; it must be a Pinned"):
         request(version=1)
+
+
+def test_who_may_have_its_tasks_is_said_by_the_start() -> None:
+    told = request(route=Route.host("h"), requires={"gpu"})
+    assert (told.route, told.requires) == (
+        dump_route(Route.host("h")), dump_requires(Requires({"gpu"}))
+    )  # fmt: skip
+    assert request(requires=()).requires is None
+    for options, text in (
+        ({"route": Route.version("a.b")}, "bound to a version by version="),
+        ({"route": "h"}, "route must be a Route"),
+        ({"route": Route.host("h" * 65)}, "the bound is 64"),
+        ({"requires": "gpu"}, "requires must be a set of names"),
+        ({"requires": {"x" * 99}}, "the bound is 90"),
+    ):
+        with pytest.raises(InvalidArgument, match=text):
+            request(**options)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.history.stage import BEGIN_MS, CLIENT, Stage, a_start
+from tq_broker.common import Requires, Route
 from tq_broker.common import WorkflowIDConflictPolicy as Conflict
 from tq_broker.common import WorkflowIDReusePolicy as Reuse
 from tq_broker.history.admission import Admission, admit
@@ -16,7 +17,7 @@ from tq_broker.model import events as e
 from tq_broker.model import requests as r
 from tq_broker.model.commands import Command
 from tq_broker.model.failure import application
-from tq_broker.model.tasks import WireRetryPolicy
+from tq_broker.model.tasks import WireRetryPolicy, dump_requires, dump_route
 from tq_broker.model.workflow_tasks import UpdateRequest
 
 PARENT = e.ParentInfo(workflow_id="p", run_id="pr", initiated_event_id=5)
@@ -172,3 +173,30 @@ def test_what_nobody_can_start_is_refused(changes: dict[str, Any], why: str) -> 
     [refused] = answers(admission)
     assert refused.reason == "invalid_argument"
     assert why in refused.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"route": "{}"}, "header tq-route"),
+        ({"route": dump_route(Route.version("a.b"))}, "bound to a version by version="),
+        ({"requires": '{"capabilities":[]}'}, "requires has no capabilities"),
+    ],
+)
+def test_who_can_be_nowhere_is_refused(changes: dict[str, Any], why: str) -> None:
+    admission = judge(None, **changes)
+    assert not admission.begin
+    (refused,) = answers(admission)
+    assert refused.reason == "invalid_argument"
+    assert why in refused.message
+
+
+def test_a_run_that_requires_what_nobody_has_ever_had_is_refused() -> None:
+    request = a_start(requires=dump_requires(Requires({"gup"})))
+
+    def judged(*known: str) -> Admission:
+        return admit(None, request, BEGIN_MS, CLIENT, capabilities=lambda _: known)
+
+    (refused,) = answers(judged("gpu"))
+    assert "no worker of task queue 'orders' has ever had gup; known there: gpu" in refused.message
+    assert judged("gup").begin

@@ -5,15 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.history.stage import BEGIN_MS, Stage, an_activity
+from tq_broker.common import Requires, Route
 from tq_broker.exceptions import RetryState
-from tq_broker.history.effects import CancelActivity, DispatchWorkflowTask
+from tq_broker.history.effects import (
+    CancelActivity,
+    DispatchWorkflowTask,
+    Reply,
+    ReplyTo,
+    ToShard,
+)
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model import requests as r
+from tq_broker.model import workflow_tasks as w
 from tq_broker.model.failure import application
-from tq_broker.model.tasks import WireRetryPolicy
+from tq_broker.model.tasks import WireRetryPolicy, dump_requires, dump_route
 
 OH = application("oh", "Oh")
 PARENT = e.ParentInfo(workflow_id="p", run_id="pr", initiated_event_id=5)
@@ -224,3 +233,54 @@ def test_a_schedule_ends_with_the_time_of_the_chain() -> None:
     stage = scheduled(execution_timeout_ms=55_000)
     stage.answer(c.CompleteWorkflow())
     assert stage.last.next_run is None
+
+
+# --- nobody may have its tasks --------------------------------------------------------------------
+
+
+def missing(stage: Stage, **changes: Any) -> w.TargetMissing:
+    task = next(x.task for x in stage.last.effects if isinstance(x, DispatchWorkflowTask))
+    return w.TargetMissing(replace(task, **changes), "no living worker on host 'h'")
+
+
+def test_a_run_fails_when_nobody_lives_who_may_have_its_task() -> None:
+    stage = Stage(route=dump_route(Route.host("h")), parent=PARENT, retry_policy=WireRetryPolicy())
+    lost = missing(stage)
+    told = stage.tell(lost, None)
+    failed = stage.history[-1]
+    assert isinstance(failed, e.WorkflowExecutionFailed)
+    assert failed.failure.type == "TargetGone"
+    assert failed.failure.message == "no living worker on host 'h'"
+    assert failed.new_run_id is None  # whoever is tried again would not be there either
+    assert stage.run.status is r.Status.FAILED
+    (closed,) = [x.request for x in told.effects if isinstance(x, ToShard)]
+    assert isinstance(closed, r.ChildClosed)
+    assert not stage.tell(lost, None).changed
+
+
+def test_a_task_that_is_over_misses_nobody() -> None:
+    stage = Stage(route=dump_route(Route.host("h")))
+    assert not stage.tell(missing(stage, attempt=2), None).changed
+    assert stage.run.is_open
+
+
+def test_who_has_asked_is_told_when_nobody_may_answer() -> None:
+    stage = Stage(route=dump_route(Route.host("h")))
+    query = w.QueryRequest("q", "tq.n.reply.c", "7")
+    step = stage.tell(missing(stage, scheduled_event_id=0, queries=[query]), None)
+    (reply,) = [x for x in step.effects if isinstance(x, Reply)]
+    assert reply.to == ReplyTo("tq.n.reply.c", "7")
+    assert isinstance(reply.answer, w.QueryAnswer)
+    assert reply.answer.error == "failed"
+    assert stage.run.is_open
+
+
+def test_the_next_run_of_a_chain_is_bound_as_this_one() -> None:
+    stage = Stage(route=dump_route(Route.host("h")), requires=dump_requires(Requires({"gpu"})))
+    stage.answer(c.ContinueAsNew())
+    following = next_start(stage)
+    assert (following.route, following.requires) == (
+        stage.run.started.route,
+        stage.run.started.requires,
+    )
+    assert following.route is not None

@@ -14,7 +14,7 @@ from tq_broker.history.transaction import Sending
 from tq_broker.model.message import Message
 from tq_broker.model.requests import Done, Outcome
 from tq_broker.model.tasks import Status
-from tq_broker.model.workflow_tasks import WorkflowTaskFailed
+from tq_broker.model.workflow_tasks import TargetMissing, WorkflowTaskFailed
 from tq_broker.queues.sender import NoRoute
 
 LATE = DeadlineExceeded("late")
@@ -74,3 +74,8 @@ def test_a_task_that_the_broker_refuses_fails() -> None:
 
 def test_an_answer_that_the_broker_refuses_is_dropped() -> None:
     assert told(ReplyRecord(TO, Done()), Rejected("too large")) == []
+
+
+def test_a_run_is_told_that_nobody_lives_who_may_have_its_task() -> None:
+    (missing,) = told(TaskRecord(TASK), TargetGone("no such host")) or []
+    assert missing == TargetMissing(TASK, "no such host")

@@ -495,7 +495,7 @@ def test_every_message_about_a_run_has_a_handler() -> None:
         r.ShardStatus,
         w.FetchEvents,
     }
-    every = set(r.Request.__args__) | {r.Outcome, w.WorkflowTask}
+    every = set(r.Request.__args__) | {r.Outcome, w.WorkflowTask, w.TargetMissing}
     assert set(machine._HANDLERS) == every - elsewhere
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import pytest
 
 from tests.history.runs import NOW_MS, begin
 from tests.history.worlds import NAMES, World
-from tq_broker.common import Route
+from tq_broker.clock import epoch_ms
+from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import Malformed, TargetGone, TqBrokerError
 from tq_broker.history.cache import Cache, Held
 from tq_broker.history.effects import DispatchWorkflowTask, ReplyTo
@@ -33,8 +35,9 @@ from tq_broker.model.events import (
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
 from tq_broker.model.requests import Describe, Done, UpdateState, shard_of
-from tq_broker.model.tasks import dump_route
+from tq_broker.model.tasks import dump_requires, dump_route
 from tq_broker.queues import topology
+from tq_broker.queues.dispatcher import TargetAwaited
 from tq_broker.queues.sender import NoRoute
 from tq_broker.stores.store import EventRow
 
@@ -71,6 +74,9 @@ class Desk:
         self.world.eventually(lambda: len(self.ended) == len(sendings))
         found = dict(self.ended)
         return [found[sending] for sending in sendings]
+
+    def now_ms(self) -> int:
+        return epoch_ms(self.outbox._connection.clock)
 
     @property
     def task(self) -> workflow_tasks.WorkflowTask:
@@ -210,3 +216,28 @@ def test_what_cannot_be_built_ends_alone(desk: Desk) -> None:
     refused, sent = desk.send(TaskRecord(desk.task), answer)
     assert isinstance(refused, Malformed)
     assert sent is None
+
+
+def test_a_run_with_a_route_is_for_who_is_there(desk: Desk) -> None:
+    started = desk.run.started
+    for wait, kind in ((None, TargetGone), (timedelta(hours=1), TargetAwaited)):
+        on_gone = OnGone.FAIL if wait is None else OnGone.WAIT
+        route = dump_route(Route.host("h", on_gone=on_gone, wait=wait))
+        desk.run.started = msgspec.structs.replace(started, route=route)
+        task = msgspec.structs.replace(desk.task, scheduled_ms=desk.now_ms())
+        (error,) = desk.send(TaskRecord(task))
+        assert type(error) is kind
+        # Nobody has lost it: a private queue gives back what it holds.
+        assert desk.send(TaskRecord(task, if_missing=True)) == [None]
+    fall = Requires({"gpu"}, OnGone.FALL_BACK)
+    desk.run.started = msgspec.structs.replace(started, requires=dump_requires(fall))
+    assert desk.send(TaskRecord(desk.task)) == [None]
+    assert desk.world.count(NAMES.workflow("q")) == 1
+
+
+def test_a_run_that_requires_something_waits_on_a_queue_of_its_own(desk: Desk) -> None:
+    requires = dump_requires(Requires({"gpu"}))
+    desk.run.started = msgspec.structs.replace(desk.run.started, requires=requires)
+    assert desk.send(TaskRecord(desk.task)) == [None]
+    assert desk.world.count(NAMES.capable("q", ["gpu"], Kind.WORKFLOW)) == 1
+    assert not desk.world.count(NAMES.workflow("q"))

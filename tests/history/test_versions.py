@@ -17,6 +17,7 @@ from tq_broker.model.deployments import AUTO_UPGRADE, NO_DEPLOYMENTS, Deployment
 from tq_broker.model.requests import ChildRefused, Refused, StartWorkflow
 from tq_broker.model.rule_table import RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.tasks import dump_route
 from tq_broker.model.workflow_tasks import TaskFailedCause
 
 PINNED, FOLLOWS = int(VersioningBehavior.PINNED), int(VersioningBehavior.AUTO_UPGRADE)
@@ -253,3 +254,11 @@ def test_without_versions_a_run_sticks() -> None:
     stage = Stage()
     stage.answer(sticky=True)
     assert versions.may_stick(stage.run, NO_DEPLOYMENTS)
+
+
+def test_no_rule_takes_a_run_with_a_route_from_its_worker() -> None:
+    to = TrafficRule(id="r", kind=TaskKind.WORKFLOW, task_queue="orders", to_version=V2)
+    rules = RuleTable([to])
+    for start, sticks in (({}, False), ({"route": dump_route(Route.host("h"))}, True)):
+        stage = a_run(FOLLOWS, **start)
+        assert versions.may_stick(stage.run, deployments(), rules, BEGIN_MS) is sticks

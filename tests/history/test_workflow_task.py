@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.history.stage import CLIENT, KEY, WORKER, Stage, an_activity
+from tq_broker.common import Route
 from tq_broker.history import workflow_task
 from tq_broker.history.effects import DispatchQuery
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model import requests as r
 from tq_broker.model import workflow_tasks as w
+from tq_broker.model.tasks import dump_route
 
 
 def a_signal() -> r.SignalWorkflow:
@@ -311,3 +313,15 @@ def test_a_task_that_ends_a_run_takes_waiting_queries_along() -> None:
     assert not stage.last.effects
     stage.answer(c.CompleteWorkflow())
     assert any(isinstance(effect, DispatchQuery) for effect in stage.last.effects)
+
+
+def test_what_comes_back_from_workers_that_are_gone_goes_where_it_may_now() -> None:
+    stage = Stage(route=dump_route(Route.host("h")))
+    task = stage.dispatched()
+    assert task.is_bound
+    stage.tell(task, None)
+    assert not stage.last.events
+    assert stage.dispatched() == task
+    stage.answer()
+    stage.tell(task, None)
+    assert not stage.last.changed

@@ -91,6 +91,9 @@ def test_only_who_has_it_all_and_is_there_belongs(niche: Niche, has: set[str]) -
         (Niche("q.1", ("gpu",)), "niche.q%2E1"),
         (Niche("q", ("gpu",), "h.1"), "host.h%2E1.q"),
         (Niche("q", ("gpu",), "", "w"), "process.w.q"),
+        (Niche("q", ("gpu",), side="workflow"), "workflow-niche.any.q"),
+        (Niche("q", (), "h.1", side="workflow"), "workflow-niche.host%3Ah%2E1.q"),
+        (Niche("q", (), "", "w", side="workflow"), "workflow-niche.process%3Aw.q"),
     ],
 )
 def test_who_may_belong_is_asked(niche: Niche, key: str) -> None:
@@ -99,7 +102,14 @@ def test_who_may_belong_is_asked(niche: Niche, key: str) -> None:
 
 @pytest.mark.parametrize(
     "niche",
-    [Niche("", ("gpu",)), Niche("q", ()), Niche("q", ("a\n",)), Niche("q", ("a",), "h" * 65)],
+    [
+        Niche("", ("gpu",)),
+        Niche("q", ()),
+        Niche("q", ("a\n",)),
+        Niche("q", ("a",), "h" * 65),
+        Niche("q", ("a",), side="other"),
+        Niche("q", (), "h" * 65, side="workflow"),
+    ],
 )
 def test_what_no_task_makes_is_refused(niche: Niche) -> None:
     with pytest.raises(InvalidArgument):
@@ -110,3 +120,13 @@ def test_it_is_told_in_words() -> None:
     assert in_words(("ssd", "gpu")) == "gpu, ssd"
     assert str(Niche("q", ("gpu",), "h")) == "workers of task queue 'q' on host 'h' with gpu"
     assert "in process 'w'" in str(Niche("q", ("gpu",), "", "w"))
+
+
+def test_workflows_have_niches_of_their_own_and_may_require_nothing() -> None:
+    niche = Niche("q", (), "h", version="", side="workflow").check()
+    queue = niche.queue(NAMES)
+    assert (queue.kind, queue.task_queue) == (Kind.WORKFLOW_NICHE, "q")
+    assert str(niche) == "workers of task queue 'q' on host 'h'"
+    # That of activities has the name that it had before there were others.
+    digest = Niche("q", ("gpu",), "h").queue(NAMES).parts[0]
+    assert digest == "a1baba068b0cf944c98c0a13d10bfcea"

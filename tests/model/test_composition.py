@@ -76,6 +76,8 @@ def test_all_queues_of_a_side_are_found() -> None:
         ("ramping", "shop.2"),
         ("version", "shop.1"),
         ("version", "shop.2"),
+        ("workflow-capable", "gpu"),
+        ("workflow-capable", "gpu, ssd"),
     ]
 
 

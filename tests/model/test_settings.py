@@ -341,7 +341,7 @@ def test_sets_are_known_until_their_queue_is_reclaimed() -> None:
             TaskQueueReclaimed("a", 3, requires=("gpu",)),
         ]
     )
-    assert state.capable == {"a": {("gpu", "ssd"): 2}}
+    assert state.capable == {("activity", "a"): {("gpu", "ssd"): 2}}
     assert not state.task_queues, "its plain queue is another matter"
 
 

@@ -30,6 +30,7 @@ from tq_broker.model.rule_table import RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.settings import CapabilitiesDeclared
 from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.workflow_tasks import RunKey, WorkflowTask, task_message
 from tq_broker.queues import dispatcher, topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.queues.delay import destination_key
@@ -38,9 +39,10 @@ from tq_broker.queues.dispatcher import (
     GONE_FOR_S,
     READY_STEP_S,
     Dispatcher,
+    TargetAwaited,
 )
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
-from tq_broker.queues.routing import WAIT_STEP_MS
+from tq_broker.queues.routing import WAIT_STEP_MS, Asked
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan
 from tq_broker.testing.manual_clock import ManualClock
@@ -528,3 +530,50 @@ def test_a_wish_for_what_nobody_has_ever_had_costs_no_look_at_the_log(studio: St
     assert studio.require(Requires(GPU, OnGone.FALL_BACK)).result(SOON_S) is None
     assert studio.count(NAMES.activity("q")) == 1
     assert not studio.dispatcher.traffic._logs
+
+
+# --- workflow tasks -------------------------------------------------------------------------------
+
+AT_HOST = Niche("q", (), "h", version="", side="workflow")
+
+
+def sent(studio: Studio, asked: Asked) -> TqBrokerError | None:
+    """How the dispatch of a workflow task ends, whose run asks for that."""
+    task = WorkflowTask(
+        run=RunKey("w", "r"),
+        workflow_type="T",
+        task_queue="q",
+        shard=1,
+        scheduled_event_id=2,
+        scheduled_ms=int(studio.clock.wall() * 1000),
+    )
+    ended: Future[TqBrokerError | None] = Future()
+    message = task_message(task, "m")
+    studio.dispatcher.dispatch_workflow(task, asked, message, studio.soon(), ended.set_result)
+    return ended.result(SOON_S)
+
+
+def test_a_run_whose_target_is_gone_gets_its_answer(studio: Studio) -> None:
+    error = sent(studio, Asked(Route.host("h")))
+    assert type(error) is TargetGone
+    assert str(error) == "no living worker serves task queue 'q' on host 'h'"
+    wait = Route.host("h", on_gone=OnGone.WAIT, wait=timedelta(seconds=9))
+    assert type(sent(studio, Asked(wait))) is TargetAwaited
+    fall = Route.host("h", on_gone=OnGone.FALL_BACK)
+    assert sent(studio, Asked(fall)) is None
+    assert studio.count(NAMES.workflow("q")) == 1
+    assert sent(studio, Asked(fall, Requires(GPU))) is None
+    assert studio.count(NAMES.capable("q", GPU, Kind.WORKFLOW)) == 1
+    # Each requirement has an answer of its own.
+    assert type(sent(studio, Asked(fall, Requires(GPU, OnGone.FAIL)))) is TargetGone
+
+
+def test_who_may_have_a_run_is_asked_for_by_what_it_is(studio: Studio) -> None:
+    queue = AT_HOST.queue(NAMES)
+    studio.worker = MemoryBroker(studio.server, studio.clock)
+    desk = topology.namespace(NAMES) + topology.control_queue(NAMES, DESK, (AT_HOST.ask_key,))
+    ready = BindQueue(str(DESK), NAMES.exchange(Exchange.CONTROL), control.ready_key(queue.key))
+    plan = desk + topology.private_queue(NAMES, queue) + Plan((ready,))
+    studio.worker.apply(plan, studio.soon())
+    assert sent(studio, Asked(Route.host("h"))) is None
+    assert studio.count(queue) == 1

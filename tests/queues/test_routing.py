@@ -21,11 +21,13 @@ from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
+from tq_broker.model.workflow_tasks import RunKey, WorkflowTask
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
     Asked,
     Destination,
     Fail,
+    FallBack,
     LookAgain,
     by_rule,
     destination,
@@ -36,6 +38,8 @@ from tq_broker.queues.routing import (
     may_be_moved,
     refused_unknown,
     when_gone,
+    workflow_destination,
+    workflow_gone,
 )
 
 NAMES = Names("n")
@@ -304,12 +308,12 @@ def test_a_rule_may_move_what_waits_and_only_to_those_who_are_capable() -> None:
 def test_what_nobody_has_ever_had_is_refused_unless_it_has_another_answer(
     requires: Requires, refused: bool
 ) -> None:
-    why = refused_unknown(task(requires=requires), ["gpu"], {"ssd"})
+    why = refused_unknown("q", requires, {"ssd"})
     assert bool(why) is refused
     if why:
         assert "has ever had gpu; known there: ssd" in why
-    assert not refused_unknown(task(requires=requires), [], {"gpu"})
-    assert not refused_unknown(task(), ["gpu"], ())
+    assert not refused_unknown("q", requires, {*requires.names})
+    assert not refused_unknown("q", None, ())
 
 
 def explained(asked: Asked, rules: RuleTable = NO_RULES) -> str:
@@ -397,3 +401,86 @@ def test_a_niche_is_of_the_version_that_is_current_or_ramping() -> None:
     assert destination(NAMES, needy, ramped).niche == Niche("q", ("gpu",), version="shop.v2")
     at_home = replace(needy, route=Route.host("h"))
     assert destination(NAMES, at_home, ramped).niche == Niche("q", ("gpu",), "h")
+
+
+# --- workflow tasks -------------------------------------------------------------------------------
+
+
+def turn(**fields: Any) -> WorkflowTask:
+    run = RunKey("w", "r")
+    return WorkflowTask(
+        run=run, workflow_type="T", task_queue="q", shard=1, scheduled_event_id=2, **fields
+    )
+
+
+def niche(*capabilities: str, **fields: Any) -> Niche:
+    return Niche("q", capabilities, **({"version": "", "side": "workflow"} | fields))
+
+
+def test_a_run_that_asks_for_nothing_takes_its_task_queue_or_its_version() -> None:
+    assert workflow_destination(NAMES, turn(), Asked()).queue == NAMES.workflow("q")
+    to = workflow_destination(NAMES, turn(version="shop.1"), Asked())
+    assert to.queue == NAMES.version("workflow", "shop.1", "q")
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "meant"),
+    [
+        (Asked(Route.host("h")), "", niche(host="h")),
+        (Asked(Route.process("p")), "", niche(worker_id="p")),
+        (Asked(Route.host("h"), GPU), "", niche("gpu", "ssd", host="h")),
+        (Asked(requires=Requires(("gpu",), OnGone.FAIL)), "", niche("gpu")),
+        # Code of another version cannot replay it.
+        (Asked(Route.host("h")), "shop.1", niche(host="h", version="shop.1")),
+        (Asked(requires=GPU), "shop.1", niche("gpu", "ssd", version="shop.1")),
+    ],
+)
+def test_a_run_may_be_for_a_few_workers(asked: Asked, version: str, meant: Niche) -> None:
+    to = workflow_destination(NAMES, turn(version=version), asked)
+    assert (to.niche, to.queue, to.private) == (meant, meant.queue(NAMES), True)
+    assert to.queue.kind is Kind.WORKFLOW_NICHE
+
+
+def test_a_run_waits_for_capable_workers_on_a_shared_queue() -> None:
+    to = workflow_destination(NAMES, turn(), Asked(requires=GPU))
+    assert to.queue == NAMES.capable("q", ["ssd", "gpu"], Kind.WORKFLOW)
+    assert not to.private
+
+
+def test_a_run_that_a_ramp_takes_needs_capable_workers_of_that_version() -> None:
+    ramp = routed(0, "v1", ramping="v2", percent=100.0)
+    deployments = fold(serves("v1"), serves("v2"), ramp)
+    to = workflow_destination(NAMES, turn(), Asked(requires=GPU), deployments)
+    assert to.niche == niche("gpu", "ssd", version="shop.v2")
+
+
+def test_a_run_has_its_stated_answer_when_its_target_is_gone() -> None:
+    started = turn(scheduled_ms=1_000)
+    gone = "no living worker serves task queue 'q' on host 'h'"
+    assert workflow_gone(started, Asked(Route.host("h")), 2_000) == Fail(gone)
+    wait = Asked(Route.host("h", on_gone=OnGone.WAIT, wait=WAIT))
+    answer = workflow_gone(started, wait, 2_000)
+    assert answer == LookAgain(WAIT_STEP_MS, f"{gone}; waits 9000 ms more")
+    assert workflow_gone(started, wait, 11_000) == Fail(f"{gone}, and did not within {WAIT}")
+    fall = Asked(Route.host("h", on_gone=OnGone.FALL_BACK), GPU)
+    assert workflow_gone(started, fall, 2_000) == FallBack(f"{gone} with gpu, ssd")
+
+
+def test_who_falls_back_from_a_host_still_needs_what_it_requires() -> None:
+    assert Asked(Route.host("h"), GPU).fallen == Asked(requires=GPU)
+    assert Asked(requires=GPU).fallen == Asked()
+
+
+def test_where_a_run_goes_is_explained() -> None:
+    of = Facts(kind=TaskKind.WORKFLOW, type="T", task_queue="q", id="w")
+
+    def told(asked: Asked) -> str:
+        return "\n".join(explain(NAMES, of, NO_RULES, 0, asked))
+
+    assert "its own queue is tq.n.workflow-capable." in told(Asked(requires=GPU))
+    routed_to = told(Asked(Route.host("h")))
+    assert "workers of task queue 'q' on host 'h'" in routed_to
+    assert routed_to.endswith("if nobody is there: it fails at once")
+    fall = told(Asked(Route.host("h", on_gone=OnGone.FALL_BACK), GPU))
+    assert "if nobody is there: it falls back to queue tq.n.workflow-capable." in fall
+    assert "queue tq.n.version.workflow.shop%2E1.q" in told(Asked(Route.version("shop.1")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tq_broker.model import events as ev
+from tq_broker.model.failure import application
 from tq_broker.worker.chronicle import Chronicle, OutOfStep
 
 EVENTS: list[ev.Event] = [
@@ -59,3 +60,12 @@ def test_a_void_task_is_passed_over_unless_it_ran_here() -> None:
         else:
             assert chronicle.read([failed]) == []
             assert chronicle.open.started is None
+
+
+def test_a_run_that_failed_from_outside_asks_for_no_command() -> None:
+    failed = ev.WorkflowExecutionFailed(
+        event_id=3, time_ms=0, failure=application("nobody", "TargetGone")
+    )
+    chronicle = Chronicle()
+    assert chronicle.read([*EVENTS[:2], failed]) == []
+    assert chronicle.open.incoming[-1] == failed

@@ -10,12 +10,18 @@ import pytest
 
 from tests.worker.replays import Run, types
 from tq_broker import workflow
-from tq_broker.common import ParentClosePolicy, RetryPolicy, WorkflowIDReusePolicy
+from tq_broker.common import (
+    ParentClosePolicy,
+    Requires,
+    RetryPolicy,
+    Route,
+    WorkflowIDReusePolicy,
+)
 from tq_broker.exceptions import ChildWorkflowError, WorkflowAlreadyStartedError
 from tq_broker.model import commands as cmd
 from tq_broker.model import events as ev
 from tq_broker.model.failure import application
-from tq_broker.model.tasks import WireRetryPolicy
+from tq_broker.model.tasks import WireRetryPolicy, dump_requires, dump_route
 from tq_broker.workflow import ChildWorkflowCancellationType
 
 
@@ -255,7 +261,9 @@ def test_one_that_is_refused_says_why() -> None:
     assert run.result() == ["ApplicationError", "kid", ""]
 
 
-@workflow.defn(task_queue="kids", priority=1, version="shop.1")
+@workflow.defn(
+    task_queue="kids", priority=1, version="shop.1", requires={"gpu"}, route=Route.host("h")
+)
 class Decorated:
     @workflow.run
     async def run(self) -> None: ...
@@ -269,7 +277,13 @@ class Chooser:
             workflow.execute_child_workflow(Decorated.run, id="decorator"),
             workflow.execute_child_workflow("Other", id="inherited"),
             workflow.execute_child_workflow(
-                Decorated.run, id="call", task_queue="x", priority=4, version="auto_upgrade"
+                Decorated.run,
+                id="call",
+                task_queue="x",
+                priority=4,
+                version="auto_upgrade",
+                requires=(),
+                route=Route.process("p"),
             ),
         )
 
@@ -281,4 +295,8 @@ def test_the_call_wins_over_the_decorator_and_that_over_the_workflow() -> None:
     ] == [
         ("decorator", "kids", 1, "shop.1"), ("inherited", "tq", 2, ""),
         ("call", "x", 4, "auto_upgrade"),
+    ]  # fmt: skip
+    assert [(one.route, one.requires) for one in commands] == [
+        (dump_route(Route.host("h")), dump_requires(Requires({"gpu"}))), (None, None),
+        (dump_route(Route.process("p")), None),
     ]  # fmt: skip

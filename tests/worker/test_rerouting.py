@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.worker.attempts import place
@@ -14,6 +15,7 @@ from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.converter import DEFAULT
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model import envelope
+from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, QueueName
@@ -399,3 +401,26 @@ def test_a_will_about_any_other_queue_is_parked(bench: Bench, queue: str) -> Non
     will(bench, queue)
 
     assert bench.world.take_parked().message.kind == envelope.WILL
+
+
+def test_a_workflow_task_for_workers_that_are_gone_goes_back_to_history(bench: Bench) -> None:
+    flow = WorkflowTask(
+        run=RunKey("w", "r"), workflow_type="W", task_queue="q", shard=1, scheduled_event_id=2
+    )
+    niche = Niche("q", (), "h", version="", side="workflow").queue(NAMES)
+    broker, soon = bench.world.broker, bench.world.soon
+    shard = NAMES.history(1)
+    broker.apply(topology.namespace(NAMES) + topology.history_shard(NAMES, shard), soon())
+    broker.apply(topology.private_queue(NAMES, niche), soon())
+    publication = Publication(NAMES.exchange(Exchange.TASKS), niche.key, task_message(flow, "m"))
+    receipts: list[Receipt] = []
+    broker.publish(publication, soon(), receipts.append)
+    bench.world.eventually(lambda: bool(receipts))
+    will(bench, str(niche))
+    assert read_task(at_home(bench, shard)) == flow
+    # Also what has waited there for too long
+    bench.stray(task_message(flow, "m"), niche.key)
+    assert read_task(at_home(bench, shard)) == flow
+    bench.stray(task_message(msgspec.structs.replace(flow, shard=SHARDS), "m"), niche.key)
+    parked = bench.world.take_parked()
+    assert "shard 16, which there is not" in str(parked.message.headers["tq-parked-reason"])

@@ -22,7 +22,7 @@ from tq_broker.model.commands import CompleteWorkflow, StartTimer
 from tq_broker.model.events import Event, WorkflowExecutionStarted, WorkflowTaskScheduled
 from tq_broker.model.limits import Side
 from tq_broker.model.message import Message
-from tq_broker.model.names import Names, QueueName
+from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.workflow_tasks import (
     EventsPage,
     QueryAnswer,
@@ -861,3 +861,64 @@ def test_an_answer_says_which_version_it_is_of(
 ) -> None:
     answer = Bench(**options).run()
     assert (answer.version, answer.versioning_behavior) == said
+
+
+class Leave(Passage):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begun(self) -> None:
+        self.said.append("begun")
+
+    def ended(self) -> None:
+        self.said.append("ended")
+
+    def unused(self) -> None:
+        self.said.append("unused")
+
+
+class Limited(Source):
+    """What only a few may have: it waits for its leave at the worker."""
+
+    waits = True
+
+    def __init__(self, queue: QueueName) -> None:
+        super().__init__(queue)
+        self.resumes: list[Any] = []
+
+    def admit(self, resume: Any = None) -> Passage | None:
+        self.resumes.append(resume)
+        return None
+
+
+def limited(bench: Bench) -> tuple[Limited, Delivery]:
+    source = Limited(NAMES.capable("q", ["gpu"], Kind.WORKFLOW))
+    delivery = Delivery(task_message(bench.task(), "m"))
+    bench.handler.on_deliveries(source, [delivery])
+    bench.runner.do()
+    return source, delivery
+
+
+def test_what_only_a_few_may_have_waits_for_its_leave(bench: Bench) -> None:
+    source, delivery = limited(bench)
+    assert not bench.reporter.answers
+    assert not bench.reporter.returned
+    bench.handler.cover("q", Leave)  # it is not at work yet
+    leave = Leave()
+    source.resumes[0](leave)
+    bench.runner.do()
+    bench.reporter.confirm()
+    assert len(bench.reporter.answers) == delivery.acks == 1
+    assert leave.said[0] == "begun"
+    assert "unused" not in leave.said
+
+
+def test_who_waits_for_leave_is_given_back_at_the_end_and_needs_none_then(bench: Bench) -> None:
+    source, _ = limited(bench)
+    bench.handler.close_intake()
+    assert bench.reporter.returned == [("given back", str(source.queue))]
+    leave = Leave()
+    source.resumes[0](leave)
+    bench.runner.do()
+    assert leave.said == ["unused"]
+    assert not bench.reporter.answers

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tq_broker import workflow
+from tq_broker.common import Route
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.workflow import RawValue
 from tq_broker.workflow.definition import definition_of, handler_of
@@ -192,3 +193,13 @@ def test_a_dynamic_workflow() -> None:
         workflow.defn(name="x", dynamic=True)(Order)
     with pytest.raises(InvalidArgument, match=r"one Sequence\[RawValue\]"):
         workflow.defn(dynamic=True)(Order)
+
+
+def test_who_may_have_its_tasks_is_checked_when_the_class_is_made() -> None:
+    for options, told in (
+        ({"requires": "gpu"}, "requires must be a set of names"),
+        ({"route": Route.version("a.b")}, "bound to a version by version="),
+        ({"route": Route.host("h" * 65)}, "the bound is 64"),
+    ):
+        with pytest.raises(InvalidArgument, match=told):
+            workflow.defn(**options)

@@ -53,7 +53,7 @@ METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
     (
         "unserved",
         "gauge",
-        "Activities that wait for capabilities or a version that no living worker has.",
+        "Tasks that wait for capabilities or a version that no living worker has.",
         lambda one: one.unserved,
     ),
     ("paused", "gauge", "1 if it is paused.", lambda one: one.limit.is_paused),

@@ -20,7 +20,6 @@ from tq_broker.client.rule_review import Finding
 from tq_broker.client.traffic import Rehearsal
 from tq_broker.clock import SystemClock, epoch_ms
 from tq_broker.common import check_duration, to_ms
-from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.rule_table import Facts
 from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.model.settings import RuleChange, TrafficRuleSet
@@ -84,8 +83,6 @@ def explain(
         route=parse_route(said["route"], said["on_gone"]) if said["route"] else None,
         requires=parse_requires(said["requires"], said["on_unserved"]),
     )
-    if said["kind"] != TaskKind.ACTIVITY.value and asked != Asked():
-        raise InvalidArgument("--requires and --route are for activities")
     with session.operations() as operations:
         steps = operations.traffic.explain(facts, asked, wait_s=wait.total_seconds())
     if session.output.as_json:

@@ -16,7 +16,7 @@ from tq_broker.cli import workflow_report as report
 from tq_broker.cli.commands import Group, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_VALUE, TEXTS
+from tq_broker.cli.values import DURATION, JSON_VALUE, TEXTS, parse_requires, parse_route
 from tq_broker.client import (
     BlockingClient,
     BlockingWorkflowHandle,
@@ -113,6 +113,26 @@ _start_options = shared(
         "--versioning-override",
         metavar="VERSION|auto-upgrade",
         help="Pin it to this deployment version, such as shop.1.4, or let it follow the current.",
+    ),
+    click.option(
+        "--route", metavar="host:NAME|process:ID", help="The workers that have its workflow tasks."
+    ),
+    click.option(
+        "--on-gone",
+        default="fail",
+        show_default=True,
+        metavar="fail|fall-back|wait:30s",
+        help="When nobody is there any more.",
+    ),
+    click.option(
+        "--requires", multiple=True, metavar="NAME", help="Those workers have it. Repeat it."
+    ),
+    click.option(
+        "--on-unserved",
+        default="wait",
+        show_default=True,
+        metavar="wait|wait:30s|fail|fall-back",
+        help="When no living worker has it all.",
     ),
     click.option("--static-summary", metavar="TEXT", help="One line for people."),
     click.option("--start-signal", metavar="NAME", help="Deliver this signal with the start."),
@@ -294,8 +314,12 @@ def describe(ctx: click.Context, id: str, run_id: str | None) -> None:
         told = [one.raw for one in run.pending_activities]
         traffic = client.operations.traffic
         ways = traffic.explain_pending(told, run.raw.info) if told else []
+        way = traffic.explain_run(run.raw) if run.route or run.requires else []
     output = session.output
-    output.record(report.description_fields(run), data=report.description_data(run, ways))
+    output.record(
+        report.description_fields(run) + [("where", step) for step in way],
+        data=report.description_data(run, ways) | ({"where": way} if way else {}),
+    )
     if run.pending_activities and not output.as_json:
         rows = [report.activity_row(one) for one in run.pending_activities]
         output.rows(report.PENDING_HEADING, rows, data=[])
@@ -364,7 +388,7 @@ def _client(ctx: click.Context) -> Iterator[tuple[Session, BlockingClient]]:
 
 
 def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    attempts = keywords["max_attempts"]
+    attempts, route = keywords["max_attempts"], keywords["route"]
     options = {
         "id": keywords["id"] or str(uuid.uuid4()),
         "task_queue": keywords["task_queue"],
@@ -382,6 +406,8 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "fairness_weight": keywords["fairness_weight"],
         "headers": dict(keywords["headers"]) or None,
         "versioning_override": _override(keywords["versioning_override"]),
+        "route": parse_route(route, keywords["on_gone"]) if route else None,
+        "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),
         "static_summary": keywords["static_summary"],
         "start_signal": keywords["start_signal"],
         "start_signal_args": keywords["signal_inputs"] or None,

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
-from tq_broker.common import VersioningBehavior
+from tq_broker.common import Requires, Route, VersioningBehavior
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import FailureError
 from tq_broker.model import failure, payload, requests
 from tq_broker.model.failure import Failure
 from tq_broker.model.payload import Payload
+from tq_broker.model.tasks import load_requires, load_route
 
 
 class WorkflowExecutionStatus(enum.IntEnum):
@@ -164,6 +165,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
         version: The deployment version that has completed its last workflow task.
         versioning_behavior: What its workflow says a new version means for it.
         versioning_override: What its start says instead: a version, or ``auto_upgrade``.
+        route: The host or process whose workers have its workflow tasks; ``None``: any.
+        requires: What they must have; ``None``: nothing.
         raw: As history has told it.
     """
 
@@ -183,6 +186,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
     version: str | None
     versioning_behavior: VersioningBehavior
     versioning_override: str | None
+    route: Route | None
+    requires: Requires | None
     raw: requests.Description = field(repr=False)
 
     @classmethod
@@ -216,6 +221,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
             version=told.version or None,
             versioning_behavior=VersioningBehavior(told.versioning_behavior),
             versioning_override=told.versioning_override or None,
+            route=None if told.route is None else load_route(told.route),
+            requires=None if told.requires is None else load_requires(told.requires),
             raw=told,
         )
 

@@ -65,6 +65,7 @@ from tq_broker.model.settings import (
     LimitsSet,
     LimitState,
     TaskQueuePaused,
+    side_of,
 )
 from tq_broker.queues import routing
 from tq_broker.queues.broker import QueueStats
@@ -222,7 +223,7 @@ class Operations:
             if serving((worker,), name, side)
         }
         places = sorted(
-            found | {(queue.parts[-1], ACTIVITY_SIDE) for queue in logged.capable_queues()}
+            found | {(queue.parts[-1], side_of(queue)) for queue in logged.capable_queues()}
         )
         estates = {place: logged.composition(place[1], place[0], workers) for place in places}
         deadline = self._core.deadline() + sum(map(len, estates.values())) / QUEUES_PER_S
@@ -232,7 +233,7 @@ class Operations:
             estate = counted(self._core, members, workers, deadline)
             if place in found:
                 summaries.append(_summary(*place, estate, workers, logged))
-            capable += _capable(place[0], estate, workers, logged)
+            capable += _capable(*place, estate, workers, logged)
         summaries += capable
         # Known to the log but gone, and served by nobody: it was deleted behind our back, or it is
         # the side that a pause of both means, too.
@@ -297,7 +298,11 @@ class Operations:
                 if _is_there(estates[WORKFLOW_SIDE])
                 else None
             ),
-            capable=tuple(_capable(task_queue, estate, found, logged)),
+            capable=tuple(
+                one
+                for side in SIDES
+                for one in _capable(task_queue, side, estates[side], found, logged)
+            ),
             limits=tuple((side, logged.limits(side, task_queue)) for side in Side),
             figures=tuple(
                 one.look(
@@ -511,14 +516,12 @@ class Operations:
         check_task_queue(task_queue)
         if side not in SIDES:
             raise InvalidArgument(f"side is {side!r}; it must be one of {', '.join(SIDES)}")
-        if requires and side != ACTIVITY_SIDE:
-            raise InvalidArgument("requires is for activities only")
         needed = check_requires(Requires(tuple(requires))).names if requires else ()
         logged, deadline = self.settings(), self._core.deadline()
         workers = self._waited(self._pinged(PING_WAIT_S), deadline, PING_WAIT_S)
         members = logged.composition(side, task_queue, workers)
         if needed:
-            wanted = self._names.capable(task_queue, needed)
+            wanted = self._names.capable(task_queue, needed, Kind(side))
             members = [one for one in members if one.queue == wanted]
         estate = counted(self._core, members, workers, deadline)
         if needed and not estate:
@@ -776,7 +779,11 @@ def _summary(
 
 
 def _capable(
-    task_queue: str, estate: Estate, workers: Sequence[control.WorkerInfo], logged: SettingsLog
+    task_queue: str,
+    side: str,
+    estate: Estate,
+    workers: Sequence[control.WorkerInfo],
+    logged: SettingsLog,
 ) -> list[TaskQueueSummary]:
     """What waits for workers with certain capabilities; by set."""
     return [
@@ -786,9 +793,10 @@ def _capable(
             consumers=counts.consumers,
             in_flight=0,
             workers=tuple(worker.identity for worker in capable_of(workers, one.queue)),
+            side=side,
             requires=requirements(one.queue),
-            pause=logged.pauses().get((ACTIVITY_SIDE, task_queue)),
-            back_offs=tuple(logged.back_offs(task_queue)),
+            pause=logged.pauses().get((side, task_queue)),
+            back_offs=tuple(logged.back_offs(task_queue)) if side == ACTIVITY_SIDE else (),
             queues=(counts,),
         )
         for one, counts in estate.items()

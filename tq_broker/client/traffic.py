@@ -194,6 +194,14 @@ class TrafficOperations:
             for facts, asked in (_told(one, run, deployments) for one in activities)
         ]
 
+    def explain_run(self, run: requests.Description) -> list[str]:
+        """Where the workflow tasks of ``run`` go that no worker has in its cache, step by step."""
+        with followed(self._core) as log:
+            table, deployments = log.rules, log.deployments
+        facts, asked = _told_of_run(run)
+        now_ms = epoch_ms(self._core.clock)
+        return routing.explain(self._names, facts, table, now_ms, asked, deployments)
+
     # --- parts ------------------------------------------------------------------------------------
 
     def _where(self, facts: Facts, table: RuleTable, now_ms: int) -> str:
@@ -247,6 +255,25 @@ def _told(
         requires=None if one.requires is None else load_requires(one.requires),
     )
     return facts, asked
+
+
+def _told_of_run(run: requests.Description) -> tuple[Facts, Asked]:
+    info = run.info
+    requires = None if run.requires is None else load_requires(run.requires)
+    facts = Facts(
+        kind=TaskKind.WORKFLOW,
+        type=info.workflow_type,
+        task_queue=info.task_queue,
+        id=info.workflow_id,
+        headers=run.headers,
+        fairness_key=run.fairness_key,
+        memo=info.memo,
+        capabilities=() if requires is None else requires.names,
+    )
+    if run.route is not None:
+        return facts, Asked(load_route(run.route), requires)
+    version = info.deployment_version
+    return facts, Asked(Route.version(version) if version else None, requires)
 
 
 def _fits(asked: Asked, worker: control.WorkerInfo) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -10,7 +10,10 @@ from typing import Any, TypedDict
 from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
+    ActivityOptions,
+    Requires,
     RetryPolicy,
+    Route,
     VersioningOverride,
     WorkerDeploymentVersion,
     WorkflowIDConflictPolicy,
@@ -29,7 +32,7 @@ from tq_broker.model.deployments import AUTO_UPGRADE, check_version
 from tq_broker.model.names import check_task_queue, check_text
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import SignalInput, StartWorkflow
-from tq_broker.model.tasks import wire_retry_policy
+from tq_broker.model.tasks import check_place, wire_retry_policy
 
 ID_BYTES_MAX = 1000
 """Longest id of a workflow or update, and longest name of a type, signal, query or update."""
@@ -63,6 +66,8 @@ class StartWorkflowOptionsDict(TypedDict, total=False):
     headers: Mapping[str, str] | None
     versioning_override: VersioningOverride | None
     version: VersioningOverride | WorkerDeploymentVersion | str | None
+    route: Route | None
+    requires: Collection[str] | Requires | None
     result_type: Any
 
 
@@ -98,6 +103,12 @@ class StartWorkflowOptions:
             one, whatever the workflow says.
         version: The same in short: ``"shop.1.4"``, or ``"auto_upgrade"``; also at
             ``@workflow.defn``. Say one of the two.
+        route: The host or process whose workers have its workflow tasks
+            (`tq_broker.common.Route`), and what becomes of the run when they are gone; its
+            activities and children go where they say themselves.
+        requires: Capabilities that the workers of its workflow tasks must have: ``{"gpu"}``, or a
+            `tq_broker.common.Requires`. With both `OnGone.WAIT` counts from when a workflow task
+            was scheduled, and `OnGone.FAIL` fails the run.
         result_type: Type hint of the result, when the workflow is given by name.
     """
 
@@ -122,6 +133,8 @@ class StartWorkflowOptions:
     headers: Mapping[str, str] | None = None
     versioning_override: VersioningOverride | None = None
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None
+    route: Route | None = None
+    requires: Collection[str] | Requires | None = None
     result_type: Any = None
 
     def __post_init__(self) -> None:
@@ -135,10 +148,15 @@ class StartWorkflowOptions:
         _check_names("memo", self.memo)
         check_headers("headers", self.headers or {})
         _override(self)
+        self.place()
         if self.start_signal is not None:
             check_id("start_signal", self.start_signal)
         elif self.start_signal_args:
             raise InvalidArgument("start_signal_args are given without start_signal")
+
+    def place(self) -> tuple[str | None, str | None]:
+        """The route and what is required, as they travel. Raises `InvalidArgument`."""
+        return check_place(ActivityOptions(route=self.route, requires=self.requires))
 
     def _check_durations(self) -> None:
         for name in ("execution_timeout", "run_timeout", "task_timeout", "start_delay"):
@@ -218,6 +236,7 @@ def make_request(
     """The request for a start. Raises `InvalidArgument`, `PayloadTooLarge`."""
     retry = options.retry_policy
     signal = options.start_signal
+    route, requires = options.place()
     return StartWorkflow(
         workflow_id=options.id,
         workflow_type=check_id("workflow", workflow_type),
@@ -240,6 +259,8 @@ def make_request(
         static_details=options.static_details or "",
         identity=identity,
         versioning_override=_override(options),
+        route=route,
+        requires=requires,
         signal=None
         if signal is None
         else SignalInput(

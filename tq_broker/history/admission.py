@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import msgspec
 
 from tq_broker.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from tq_broker.exceptions import InvalidArgument
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.history import closing, cron, externals, updates, workflow_task
 from tq_broker.history.effects import Effect, Reply, ReplyTo, ToShard
-from tq_broker.history.plan import DURATION_MAX_MS, check_id, check_policy
+from tq_broker.history.plan import DURATION_MAX_MS, check_bounds, check_id, check_policy
 from tq_broker.history.state import Execution
 from tq_broker.history.step import Step
 from tq_broker.history.turn import Turn
@@ -26,6 +28,8 @@ from tq_broker.model.requests import (
     UpdateWorkflow,
 )
 from tq_broker.model.rule_table import NO_RULES, RuleTable
+from tq_broker.model.tasks import load_requires
+from tq_broker.queues import routing
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -41,6 +45,9 @@ class Admission(msgspec.Struct, frozen=True):
     step: Step
 
 
+Capabilities = Callable[[str], Collection[str]]
+"""What the workers of a task queue have, or had once."""
+
 _REUSE_POLICIES = frozenset(WorkflowIDReusePolicy)
 _CONFLICT_POLICIES = frozenset(WorkflowIDConflictPolicy)
 
@@ -54,6 +61,7 @@ def admit(
     sender: ReplyTo | None,
     deployments: Deployments = NO_DEPLOYMENTS,
     rules: RuleTable = NO_RULES,
+    capabilities: Capabilities | None = None,
 ) -> Admission:
     """Judge ``request`` by the current run of its workflow id, which may be closed.
 
@@ -62,7 +70,9 @@ def admit(
     try:
         check(request)
         _check_override(request, deployments)
-    except (InvalidArgument, OverflowError) as error:
+        if capabilities is not None and request.requires is not None:
+            _check_requires(request, capabilities)
+    except (InvalidArgument, Malformed, OverflowError) as error:
         return _refuse(request, sender, "invalid_argument", str(error), "")
     if current is None:
         return BEGIN
@@ -96,6 +106,7 @@ def check(request: StartWorkflow) -> None:
     if request.id_conflict_policy not in _CONFLICT_POLICIES:
         raise InvalidArgument(f"id_conflict_policy is {request.id_conflict_policy}")
     check_policy(request.retry_policy)
+    check_bounds(request)
     if request.cron_schedule:
         cron.read(request.cron_schedule)
         if request.start_delay_ms:
@@ -112,6 +123,13 @@ def _check_override(request: StartWorkflow, deployments: Deployments) -> None:
         f"version {override!r}, which the run is to be pinned to, is not known; start a worker of"
         " it first"
     )
+
+
+def _check_requires(request: StartWorkflow, capabilities: Capabilities) -> None:
+    assert request.requires is not None, "the caller has looked"
+    requires, task_queue = load_requires(request.requires), request.task_queue
+    if why := routing.refused_unknown(task_queue, requires, capabilities(task_queue)):
+        raise InvalidArgument(why)
 
 
 def _conflict_policy(request: StartWorkflow) -> WorkflowIDConflictPolicy:

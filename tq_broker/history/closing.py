@@ -15,6 +15,7 @@ import msgspec
 from tq_broker import retry
 from tq_broker.exceptions import RetryState, TimeoutType
 from tq_broker.history import activities, children, cron, opening, updates, versions, workflow_task
+from tq_broker.history.effects import ReplyTo
 from tq_broker.history.state import Execution
 from tq_broker.history.step import NextRun
 from tq_broker.history.turn import Turn
@@ -33,9 +34,10 @@ from tq_broker.model.events import (
     WorkflowExecutionTerminated,
     WorkflowExecutionTimedOut,
 )
-from tq_broker.model.failure import Failure, FailureKind
+from tq_broker.model.failure import TARGET_GONE, Failure, FailureKind, application
 from tq_broker.model.requests import ChildClosed, Closed, Status, Terminate
 from tq_broker.model.tasks import retry_policy
+from tq_broker.model.workflow_tasks import QueryAnswer, TargetMissing
 
 # --- by the workflow itself -----------------------------------------------------------------------
 
@@ -54,7 +56,10 @@ def complete(turn: Turn, command: CompleteWorkflow, completed_event_id: int) -> 
 
 def fail(turn: Turn, command: FailWorkflow, completed_event_id: int) -> None:
     """Carry out a command that was checked."""
-    failure = command.failure
+    _fail(turn, command.failure, completed_event_id)
+
+
+def _fail(turn: Turn, failure: Failure, completed_event_id: int = 0) -> None:
     following, state = _by_retry(turn, failure)
     if following is None:
         following = _by_schedule(turn, failure=failure)
@@ -123,6 +128,17 @@ def terminate(turn: Turn, message: Terminate) -> None:
         identity=message.identity,
     )
     _close(turn, Status.TERMINATED, None, details=message.details, reason=message.reason)
+
+
+def strand(turn: Turn, message: TargetMissing) -> None:
+    """Nobody lives who may have a workflow task, or queries, of the run."""
+    failure = application(message.why, TARGET_GONE, non_retryable=True)
+    for query in message.task.queries:
+        sender = ReplyTo(query.reply_to, query.correlation_id)
+        turn.reply(sender, QueryAnswer(error="failed", failure=failure))
+    if workflow_task.is_out(turn.run, message.task):
+        _interrupt(turn)
+        _fail(turn, failure)
 
 
 def time_out(turn: Turn) -> None:

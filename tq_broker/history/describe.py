@@ -63,6 +63,10 @@ def description(run: Execution) -> Description:
         version=run.version,
         versioning_behavior=run.behavior,
         versioning_override=started.versioning_override,
+        route=started.route,
+        requires=started.requires,
+        headers=started.headers,
+        fairness_key=started.fairness_key,
     )
 
 

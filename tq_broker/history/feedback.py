@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from tq_broker.exceptions import TqBrokerError, Unavailable
+from tq_broker.exceptions import TargetGone, TqBrokerError, Unavailable
 from tq_broker.history.letters import Letter
 from tq_broker.history.machine import Message as Content
 from tq_broker.history.records import ActivityRecord, EventReplyRecord, ReplyRecord, TaskRecord
@@ -14,7 +14,7 @@ from tq_broker.model import failure
 from tq_broker.model.payload import NULL
 from tq_broker.model.requests import Outcome
 from tq_broker.model.tasks import ActivityOutcome, Status
-from tq_broker.model.workflow_tasks import TaskFailedCause, WorkflowTaskFailed
+from tq_broker.model.workflow_tasks import TargetMissing, TaskFailedCause, WorkflowTaskFailed
 
 
 def feedback(sending: Sending, error: TqBrokerError, *, is_gone: bool) -> list[Letter] | None:
@@ -29,6 +29,9 @@ def feedback(sending: Sending, error: TqBrokerError, *, is_gone: bool) -> list[L
         case TaskRecord(task) if task.sticky and is_gone:
             # As if its queue had given it up: it is there no more.
             return [_letter(sending, task, task.run.workflow_id, task.run.run_id)]
+        case TaskRecord(task) if isinstance(error, TargetGone):
+            missing = TargetMissing(task, str(error))
+            return [_letter(sending, missing, task.run.workflow_id, task.run.run_id)]
         case _ if isinstance(error, Unavailable):
             return None
         case TaskRecord(task) if task.scheduled_event_id:

@@ -87,8 +87,9 @@ class Flights:
         return bool(self._flying.get(shard))
 
     def is_any_flying(self) -> bool:
-        """Whether anything is under way; may be asked on any thread."""
-        return any(list(self._flying.values()))
+        """Whether anything is under way, and does not wait for its time to be sent again; may be
+        asked on any thread."""
+        return sum(map(len, list(self._flying.values()))) > len(self._again)
 
     def known(self, shard: int) -> set[int]:
         """Numbers of outbox rows that are being sent, or have been."""

@@ -349,6 +349,7 @@ class Lane:
             partial(_new_run_id, now_ms),
             owner.deployments,
             owner.rules,
+            owner.capabilities,
         )
         owner.load(
             {parcel.letter.run_id for parcel in parcels} | {run_id for _, run_id in wakes},

@@ -47,10 +47,11 @@ from tq_broker.model.requests import (
     Terminate,
 )
 from tq_broker.model.rule_table import NO_RULES, RuleTable
-from tq_broker.model.workflow_tasks import StartGranted, WorkflowTask
+from tq_broker.model.workflow_tasks import StartGranted, TargetMissing, WorkflowTask
 
-Message = Union[Request, Outcome, WorkflowTask]  # noqa: UP007 - like the other unions of values
-"""What `handle` takes. A `WorkflowTask` is one that a sticky queue gave back. Requests that are not
+Message = Union[Request, Outcome, WorkflowTask, TargetMissing]  # noqa: UP007 - like the other unions of values
+"""What `handle` takes. A `WorkflowTask` is one that was given back by a sticky queue, or by that of
+workers that are gone. Requests that are not
 about one run (`ListWorkflows`, `CountWorkflows`, `ShardStatus`) and those that only read its events
 (`FetchEvents`, `FetchHistory`) are the caller's own business."""
 
@@ -136,6 +137,8 @@ def _started(request: StartWorkflow, run_id: str, now_ms: int) -> WorkflowExecut
         static_details=request.static_details,
         versioning_override=request.versioning_override,
         inherited_version=request.inherited_version,
+        route=request.route,
+        requires=request.requires,
     )
 
 
@@ -257,6 +260,7 @@ _HANDLERS: dict[type, Handler] = {
     workflow_tasks.StickyEvicted: _unasked(workflow_task.left),
     workflow_tasks.StickyGone: _unasked(workflow_task.left),
     workflow_tasks.WorkflowTask: _unasked(workflow_task.abandoned),
+    TargetMissing: _unasked(closing.strand),
     workflow_tasks.ClaimStart: activities.claim,
 }
 

@@ -16,9 +16,10 @@ from tq_broker.model import events as histories
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import Event, WorkflowExecutionStarted
 from tq_broker.model.message import Publication
-from tq_broker.model.names import Exchange, Kind, Names, QueueName, sticky_key
+from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
+from tq_broker.queues import routing
 from tq_broker.stores.store import EventRow
 
 PAGE_BYTES = 1 << 20
@@ -56,12 +57,12 @@ def workflow_task(
     started: WorkflowExecutionStarted,
     deployments: Deployments = NO_DEPLOYMENTS,
 ) -> Mail:
-    """A workflow task, to the worker that has its run in its cache, to the version that the run is
-    pinned to, or to its task queue.
+    """A workflow task, to the worker that has its run in its cache, or to where the router says.
 
     Args:
         other_id: The message's id if there are only queries in it.
-        started: The start of its run, which says its priority and its fairness key.
+        started: The start of its run, which says its priority, its fairness key, and who may have
+            it.
     """
     message_id = other_id
     if task.scheduled_event_id:
@@ -72,11 +73,9 @@ def workflow_task(
         return Publication(names.exchange(Exchange.STICKY), key, message), ()
     message = envelope.with_priority(message, started.priority)
     message = envelope.with_share(message, started.fairness_key, started.fairness_weight or 1.0)
-    if task.version:
-        queue = names.version(Kind.WORKFLOW.value, task.version, task.task_queue)
-    else:
-        workflow_id = task.run.workflow_id
-        queue = deployments.queue(names, Kind.WORKFLOW.value, task.task_queue, workflow_id)
+    message = envelope.with_requires(message, started.requires)
+    asked = routing.asked_by(started)
+    queue = routing.workflow_destination(names, task, asked, deployments).queue
     return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 
 

@@ -46,6 +46,8 @@ from tq_broker.stores.store import EventRow
 log = logging.getLogger(__name__)
 
 SEND_WITHIN_S = 30.0
+FIRST_TASK = 2
+"""The event of a run's first workflow task, if nothing came with the start."""
 
 Ended = Callable[[Sending, TqBrokerError | None], None]
 """Called once for each sending, on any thread; must be short."""
@@ -218,13 +220,24 @@ class Outbox:
         if task.sticky:
             return mail
         (home,), message = mail[1], mail[0].message
-        # And a pinned one with its version.
-        to = None if task.version else self._by_rule(task, held.run)
+        asked = routing.asked_by(held.run.started)
+        # And a pinned one with its version, and one with a route where that says.
+        is_fixed = task.version or not asked.is_movable
+        to = None if is_fixed else self._by_rule(task, held.run)
         if to is not None:
             if record.if_missing:
                 return NoMail.OVER
             ended = partial(self._ended, sending)
             dispatcher.divert(message, home, to, deadline, ended)
+            return NoMail.UNDER_WAY
+        if home.kind is Kind.WORKFLOW_NICHE:
+            if record.if_missing:
+                return NoMail.OVER  # private queues give back what they hold
+            if task.scheduled_event_id > FIRST_TASK:
+                # Its worker has lost it since, perhaps with all that are meant.
+                dispatcher.doubt(home)
+            ended = partial(self._ended, sending)
+            dispatcher.dispatch_workflow(task, asked, message, deadline, ended)
             return NoMail.UNDER_WAY
         place = dispatcher.in_order(home, message)
         if place is None and record.if_missing:

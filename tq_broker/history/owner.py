@@ -21,7 +21,7 @@ from tq_broker.history.letters import Letter
 from tq_broker.history.options import HistoryOptions
 from tq_broker.history.outbox import Outbox
 from tq_broker.history.patience import Patience
-from tq_broker.history.records import ActivityRecord
+from tq_broker.history.records import ActivityRecord, TaskRecord
 from tq_broker.history.transaction import Ownership, Sending, Transaction
 from tq_broker.history.wakeups import Wakeups
 from tq_broker.model.deployments import Deployments
@@ -30,6 +30,7 @@ from tq_broker.model.rule_table import RuleTable
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
+from tq_broker.queues.dispatcher import TargetAwaited
 from tq_broker.queues.sender import NoRoute
 from tq_broker.stores.store import Batch, EventRow, Fenced, OutboxRow, OutcomeUnknown, Store
 
@@ -116,6 +117,10 @@ class Owner:
     def rules(self) -> RuleTable:
         """The traffic rules in force; likewise."""
         return self._connection.traffic.rules
+
+    def capabilities(self, task_queue: str) -> set[str]:
+        """What the workers of a task queue have, or had once; likewise."""
+        return self._connection.traffic.capabilities(task_queue)
 
     def about(self, shard: int) -> ShardInfo:
         """What is known here of a shard; from any thread."""
@@ -391,7 +396,8 @@ class Owner:
         )
         now = self._clock.monotonic()
         if letters is None:
-            log.warning("history: not sent, trying again: %s", error)
+            level = logging.DEBUG if isinstance(error, TargetAwaited) else logging.WARNING
+            log.log(level, "history: not sent, trying again: %s", error)
             self.flights.postpone(sending, now + AGAIN_AFTER_S)
             return []
         if error is not None:
@@ -425,6 +431,8 @@ def _sending(row: OutboxRow) -> list[Sending]:
 def _is_counted(sending: Sending) -> bool:
     """Whether acknowledging waits for it: not if it may wait for somebody to come back."""
     record = sending.record
+    if isinstance(record, TaskRecord):
+        return not record.task.is_bound
     return not isinstance(record, ActivityRecord) or (
         record.scheduled is not None
         and record.scheduled.route is None

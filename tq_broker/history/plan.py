@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tq_broker.common import DURATION_MAX, ParentClosePolicy, WorkflowIDReusePolicy, to_ms
+from tq_broker.common import (
+    DURATION_MAX,
+    ParentClosePolicy,
+    TargetKind,
+    WorkflowIDReusePolicy,
+    to_ms,
+)
 from tq_broker.exceptions import InvalidArgument, Malformed, Rejected
 from tq_broker.history import cron
 from tq_broker.history.state import Execution
@@ -25,6 +31,7 @@ from tq_broker.model.events import (
     TimerFired,
 )
 from tq_broker.model.names import check_storable, check_task_queue
+from tq_broker.model.requests import StartWorkflow
 from tq_broker.model.tasks import WireRetryPolicy, load_requires, load_route, retry_policy
 
 PENDING_MAX = 2_000
@@ -117,6 +124,14 @@ def check_policy(policy: WireRetryPolicy | None) -> None:
         retry_policy(policy)
 
 
+def check_bounds(said: commands.StartChildWorkflow | StartWorkflow) -> None:
+    """Who may have the run's tasks can be found out. Raises `InvalidArgument`, `Malformed`."""
+    if said.requires is not None:
+        load_requires(said.requires)
+    if said.route is not None and load_route(said.route).kind is TargetKind.VERSION:
+        raise InvalidArgument("a workflow is bound to a version by version=, not by its route")
+
+
 # --- commands -------------------------------------------------------------------------------------
 
 
@@ -206,6 +221,7 @@ def _start_child(plan: Plan, command: commands.StartChildWorkflow) -> None:
     if command.id_reuse_policy not in list(WorkflowIDReusePolicy):
         raise Wrong(f"id_reuse_policy is {command.id_reuse_policy}")
     check_policy(command.retry_policy)
+    check_bounds(command)
     if command.cron_schedule:
         cron.read(command.cron_schedule)
     _room("children", plan.children)

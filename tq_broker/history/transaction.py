@@ -73,6 +73,7 @@ class Transaction:
         new_run_id: Makes an id for a run that is started.
         deployments: Which versions there are now.
         rules: The traffic rules in force.
+        capabilities: What the workers of a task queue have; ``None``: that is not asked.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Transaction:
         new_run_id: Callable[[], str],
         deployments: Deployments = NO_DEPLOYMENTS,
         rules: RuleTable = NO_RULES,
+        capabilities: admission.Capabilities | None = None,
     ) -> None:
         self._cache = cache
         self._owned = owned
@@ -92,6 +94,7 @@ class Transaction:
         self._new_run_id = new_run_id
         self._deployments = deployments
         self._rules = rules
+        self._capabilities = capabilities
         self._events: list[EventRow] = []
         self._outbox: list[OutboxRow] = []
         self.sizes: list[int] = []
@@ -160,7 +163,13 @@ class Transaction:
         if held is not None:
             self._touch(held)
         admitted = admission.admit(
-            current, request, self._now_ms, letter.sender, self._deployments, self._rules
+            current,
+            request,
+            self._now_ms,
+            letter.sender,
+            self._deployments,
+            self._rules,
+            self._capabilities,
         )
         if held is not None:
             self._note(held, admitted.step, letter)

@@ -12,6 +12,7 @@ from tq_broker.model.deployments import AUTO_UPGRADE, NO_VERSION, Deployments
 from tq_broker.model.names import Kind
 from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind
+from tq_broker.queues import routing
 
 WORKFLOW_SIDE, ACTIVITY_SIDE = Kind.WORKFLOW.value, Kind.ACTIVITY.value
 
@@ -68,7 +69,7 @@ def may_stick(
 def _by_rule(run: Execution, rules: RuleTable, now_ms: int) -> str:
     """The version that a traffic rule sends ``run`` to; "" if none does."""
     started = run.started
-    if not rules:
+    if not rules or not routing.asked_by(started).is_movable:
         return NO_VERSION
     facts = Facts(
         kind=TaskKind.WORKFLOW,

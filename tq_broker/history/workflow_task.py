@@ -156,6 +156,7 @@ def _message(run: Execution, task: Task, queries: list[QueryRequest]) -> Workflo
         updates=_admitted(run),
         queries=queries,
         version=versions.pin(run),
+        is_bound=run.started.is_bound,
     )
 
 
@@ -195,6 +196,7 @@ def query_task(run: Execution, queries: list[QueryRequest]) -> DispatchQuery:
             sticky=run.sticky_worker,
             queries=queries,
             version=versions.pin(run),
+            is_bound=run.started.is_bound,
         )
     )
 
@@ -388,22 +390,32 @@ def left(turn: Turn, message: StickyEvicted | StickyGone) -> None:
 
 
 def abandoned(turn: Turn, message: WorkflowTask) -> None:
-    """A sticky queue gave a task back: its worker did not take it in time, or is gone."""
+    """The queue of one worker, or of a few, gave a task back: nobody took it in time, or they are
+    gone."""
     run = turn.run
     if message.sticky and message.sticky == run.sticky_worker:
         forget(run)
         turn.changed = True
     task = run.task
-    if (
-        message.scheduled_event_id
+    if task is not None and is_out(run, message):
+        if not message.sticky and not task.sticky:
+            # Its workers have changed since: the router knows who may have it now.
+            turn.changed = turn.publishes = True
+        _redirect(turn, task)
+    for query in message.queries:
+        wait(run, query)
+
+
+def is_out(run: Execution, message: WorkflowTask) -> bool:
+    """Whether ``message`` is the task that the run waits for."""
+    task = run.task
+    return (
+        message.scheduled_event_id > 0
         and task is not None
         and not task.dispatch_ms
         and task.scheduled_event_id == message.scheduled_event_id
         and task.attempt == message.attempt
-    ):
-        _redirect(turn, task)
-    for query in message.queries:
-        wait(run, query)
+    )
 
 
 def _redirect(turn: Turn, task: Task) -> None:

@@ -19,6 +19,7 @@ from tq_broker.common import Requires, WorkerDeploymentVersion
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import (
     CAPABILITIES_BYTES_MAX,
+    NICHES,
     TARGET_BYTES_MAX,
     Kind,
     Names,
@@ -74,6 +75,8 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
         host: and are on this host, if it is not empty,
         worker_id: and are this process, if it is not empty,
         version: and are of this deployment version, or of none if it is empty; ``None``: of any.
+        side: Which tasks of the task queue are meant, ``activity`` or ``workflow``. Those of
+            workflows may require nothing, and only be bound to a host or process.
     """
 
     task_queue: str
@@ -81,11 +84,15 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
     host: str = ""
     worker_id: str = ""
     version: str | None = None
+    side: str = Kind.ACTIVITY.value
 
     def check(self) -> Niche:
         """Itself, if a task could have made it. Raises `InvalidArgument`."""
         check_task_queue(self.task_queue)
-        check_requires(Requires(self.capabilities))
+        if self.side not in _SIDES:
+            raise InvalidArgument(f"side is {self.side!r}; it must be one of {', '.join(_SIDES)}")
+        if self.capabilities or self.side == Kind.ACTIVITY.value:
+            check_requires(Requires(self.capabilities))
         for text in (self.host, self.worker_id):
             if text:
                 check_text("target", text, bytes_max=TARGET_BYTES_MAX)
@@ -95,8 +102,11 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
 
     def queue(self, names: Names) -> QueueName:
         """Its private queue."""
-        digest = hashlib.blake2b(msgspec.json.encode(self), digest_size=16).hexdigest()
-        return names.queue(Kind.NICHE, digest, self.task_queue)
+        said = msgspec.structs.astuple(self)
+        # Of activities it has the name that it had before workflows had any.
+        name = msgspec.json.encode(said[:-1] if self.side == Kind.ACTIVITY.value else said)
+        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+        return names.queue(NICHES[Kind(self.side)], digest, self.task_queue)
 
     def fits(
         self, capabilities: Collection[str], host: str, worker_id: str, version: str = ""
@@ -113,6 +123,10 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
     def ask_key(self) -> str:
         """The control key of the workers that may belong to it."""
         task_queue = encode_part(self.task_queue)
+        if self.side == Kind.WORKFLOW.value:
+            target = f"host:{self.host}" if self.host else "any"
+            target = f"process:{self.worker_id}" if self.worker_id else target
+            return f"{Kind.WORKFLOW_NICHE.value}.{encode_part(target)}.{task_queue}"
         if self.worker_id:
             return f"{Kind.PROCESS.value}.{encode_part(self.worker_id)}.{task_queue}"
         if self.host:
@@ -123,9 +137,11 @@ class Niche(msgspec.Struct, frozen=True, array_like=True):
         where = f" on host {self.host!r}" if self.host else ""
         where += f" in process {self.worker_id!r}" if self.worker_id else ""
         where += f" of version {self.version!r}" if self.version else ""
-        return (
-            f"workers of task queue {self.task_queue!r}{where} with {in_words(self.capabilities)}"
-        )
+        where += f" with {in_words(self.capabilities)}" if self.capabilities else ""
+        return f"workers of task queue {self.task_queue!r}{where}"
+
+
+_SIDES = tuple(kind.value for kind in NICHES)
 
 
 def in_words(capabilities: Iterable[str]) -> str:

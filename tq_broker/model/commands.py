@@ -90,6 +90,8 @@ class StartChildWorkflow(Base, frozen=True, tag="StartChildWorkflow"):
     versioning_override: str = ""
     static_summary: str = ""
     static_details: str = ""
+    route: str | None = None
+    requires: str | None = None
 
 
 class SignalExternalWorkflow(Base, frozen=True, tag="SignalExternalWorkflow"):

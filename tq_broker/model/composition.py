@@ -29,7 +29,7 @@ from tq_broker.model.capabilities import in_words
 from tq_broker.model.control import Serve
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.detours import Detour
-from tq_broker.model.names import ADMITTED, PLAIN, Kind, Names, QueueName, requirements
+from tq_broker.model.names import ADMITTED, PLAIN, REQUIRING, Kind, Names, QueueName, requirements
 from tq_broker.model.settings import ACTIVITY_SIDE, side_of
 
 
@@ -57,12 +57,14 @@ _WAYS = {
     Kind.RAMPING: Way.VERSION,
     Kind.VERSION: Way.VERSION,
     Kind.CAPABLE: Way.CAPABLE,
+    Kind.WORKFLOW_CAPABLE: Way.CAPABLE,
     Kind.ANTEROOM: Way.LIMITED,
     Kind.ADMITTED: Way.LIMITED,
     Kind.ADMITTED_PRIORITY: Way.LIMITED,
     Kind.HOST: Way.PRIVATE,
     Kind.PROCESS: Way.PRIVATE,
     Kind.NICHE: Way.PRIVATE,
+    Kind.WORKFLOW_NICHE: Way.PRIVATE,
     Kind.DETOUR: Way.DETOUR,
 }
 _FLEETING = {Way.PRIVATE, Way.DETOUR}
@@ -171,8 +173,8 @@ def counterpart(
     queue = member.queue
     if member.is_fleeting:
         return None
-    if queue.kind is Kind.CAPABLE:
-        return names.capable(task_queue, requirements(queue))
+    if queue.kind in REQUIRING:
+        return names.capable(task_queue, requirements(queue), REQUIRING[queue.kind])
     if queue.kind is Kind.VERSION:
         side, version, _ = queue.parts
         is_served = deployments.serves(version, side, task_queue)
@@ -202,9 +204,7 @@ def _of_versions(
 def _of_capabilities(
     names: Names, side: str, task_queue: str, capable: Iterable[tuple[str, ...]]
 ) -> list[Member]:
-    if side != ACTIVITY_SIDE:
-        return []
-    return [Member(names.capable(task_queue, one), in_words(one)) for one in capable]
+    return [Member(names.capable(task_queue, one, Kind(side)), in_words(one)) for one in capable]
 
 
 def _of_few(names: Names, side: str, task_queue: str, served: Iterable[Serve]) -> list[Member]:
@@ -216,7 +216,7 @@ def _of_few(names: Names, side: str, task_queue: str, served: Iterable[Serve]) -
                 found[queue] = Member(queue, _lent_to(one.detour))
             continue
         queue = QueueName.parse(one.queue)
-        if side == ACTIVITY_SIDE and queue.task_queue == task_queue:
+        if side == side_of(queue) and queue.task_queue == task_queue:
             target = queue.parts[0] if one.niche is None else str(one.niche)
             found[queue] = Member(queue, target)
     return sorted(found.values(), key=lambda one: (one.kind, one.target))

@@ -169,7 +169,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True, tag="worker"):
     capabilities: list[str] = []
     unserved: dict[str, dict[str, int]] = {}
     """Activities that wait for capabilities or a version that nobody has, as this one sees: by task
-    queue their number by set."""
+    queue their number by set,"""
+    unserved_workflows: dict[str, dict[str, int]] = {}
+    """and workflow tasks."""
     deployment_version: str = ""
     """``<deployment>.<build id>``; empty without one."""
 

@@ -31,6 +31,7 @@ from tq_broker.common import AUTO_UPGRADE_WORD, UNVERSIONED, WorkerDeploymentVer
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import (
     PLAIN,
+    REQUIRING,
     Kind,
     Names,
     QueueName,
@@ -333,8 +334,11 @@ class Deployments(msgspec.Struct, frozen=True):
             case Kind.ACTIVITY | Kind.WORKFLOW | Kind.PRIORITY | Kind.WORKFLOW_PRIORITY:
                 side = PLAIN.get(queue.kind, queue.kind).value
                 return self.line(side, queue.parts[0]).plain == version
-            case Kind.ADMITTED | Kind.ADMITTED_PRIORITY | Kind.CAPABLE:
+            case Kind.ADMITTED | Kind.ADMITTED_PRIORITY:
                 return self.line(Kind.ACTIVITY.value, queue.parts[-1]).plain == version
+            case Kind.CAPABLE | Kind.WORKFLOW_CAPABLE:
+                side = REQUIRING[queue.kind].value
+                return self.line(side, queue.parts[-1]).plain == version
             case Kind.RAMPING:
                 return self.line(*queue.parts).of_ramping_queue == version
             case Kind.VERSION:

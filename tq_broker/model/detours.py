@@ -79,9 +79,7 @@ class Detour(msgspec.Struct, frozen=True, array_like=True):
         return self._shared(names, self.task_queue)
 
     def _shared(self, names: Names, task_queue: str) -> QueueName:
-        if self.kind is TaskKind.WORKFLOW:
-            return names.workflow(task_queue)
-        return names.shared(task_queue, self.capabilities)
+        return names.shared(task_queue, self.capabilities, Kind(self.kind.value))
 
     @property
     def ask_key(self) -> str:

@@ -285,6 +285,13 @@ def with_share(message: Message, key: str, weight: float) -> Message:
     return msgspec.structs.replace(message, headers={**message.headers, **said})
 
 
+def with_requires(message: Message, requires: str | None) -> Message:
+    """``message`` as one of a task that requires what the header value says; ``None``: nothing."""
+    if requires is None:
+        return message
+    return msgspec.structs.replace(message, headers={**message.headers, REQUIRES: requires})
+
+
 def share(message: Message) -> tuple[str, float]:
     """The fairness key of ``message``, "" if it has none, and its weight. What cannot be read
     counts as not said: whoever reads all of the message refuses it."""
@@ -369,7 +376,7 @@ def home(message: Message) -> str:
 
 
 def required(message: Message) -> tuple[str, ...]:
-    """The capabilities that an activity task in ``message`` requires. Raises `Malformed`."""
+    """The capabilities that a task in ``message`` requires. Raises `Malformed`."""
     if REQUIRES not in message.headers:
         return ()
     return tasks.load_requires(_long_text(REQUIRES, message.headers[REQUIRES])).names

@@ -45,7 +45,8 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     chain; ``initiator`` says why this run was started: ``start``, ``child``, ``continue_as_new``,
     ``retry`` or ``cron``; ``first_task_backoff_ms`` delays the first workflow task.
     ``versioning_override`` is a deployment version, or ``auto_upgrade``; ``inherited_version`` that
-    of the pinned run that has started this one.
+    of the pinned run that has started this one. ``route`` and ``requires`` as in
+    `ActivityTaskScheduled`: who may have its workflow tasks.
     """
 
     workflow_type: str
@@ -77,6 +78,13 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     static_details: str = ""
     versioning_override: str = ""
     inherited_version: str = ""
+    route: str | None = None
+    requires: str | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether not every worker of its task queue may have its workflow tasks."""
+        return self.route is not None or self.requires is not None
 
 
 class WorkflowExecutionCompleted(Base, frozen=True, tag="WorkflowExecutionCompleted"):
@@ -335,6 +343,8 @@ class StartChildWorkflowExecutionInitiated(
     static_summary: str = ""
     static_details: str = ""
     workflow_task_completed_event_id: int = 0
+    route: str | None = None
+    requires: str | None = None
 
 
 class StartChildWorkflowExecutionFailed(Base, frozen=True, tag="StartChildWorkflowExecutionFailed"):

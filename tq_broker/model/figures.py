@@ -124,7 +124,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         parts: The same by priority and by key, of the busiest keys and of those of which most is
             held back; busiest first.
         queues: What waits where.
-        unserved: Activities that wait for capabilities or a version that no living worker has.
+        unserved: Tasks that wait for capabilities or a version that no living worker has.
     """
 
     task_queue: str
@@ -268,7 +268,7 @@ class Series:
             sticky_misses=sum(one.sticky_misses for one in workers) if is_workflow else 0,
             limit=self._limit(look, workers, is_held=was_waiting and look.backlog > 0),
             parts=_parts(mine, look, self._held_back(look), is_free=is_free),
-            unserved=0 if is_workflow else max(map(self._unserved, workers), default=0),
+            unserved=max(map(self._unserved, workers), default=0),
             queues=list(look.queues),
         )
 
@@ -276,7 +276,9 @@ class Series:
         return begins.task_queue == self.task_queue and begins.side is self.side
 
     def _unserved(self, worker: WorkerInfo) -> int:
-        return sum(worker.unserved.get(self.task_queue, {}).values())
+        is_workflow = self.side is Side.WORKFLOW
+        found = worker.unserved_workflows if is_workflow else worker.unserved
+        return sum(found.get(self.task_queue, {}).values())
 
     def _held_back(self, look: Look) -> list[HeldBack]:
         if self.side is Side.WORKFLOW:

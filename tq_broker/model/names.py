@@ -55,7 +55,9 @@ class Kind(enum.Enum):
     PROCESS = "process"
     DETOUR = "detour"
     CAPABLE = "capable"
+    WORKFLOW_CAPABLE = "workflow-capable"
     NICHE = "niche"
+    WORKFLOW_NICHE = "workflow-niche"
     LEASE = "lease"
     WILL = "will"
     REPLY = "reply"
@@ -93,7 +95,9 @@ _ARITY = {
     Kind.PROCESS: 2,  # worker id, task queue
     Kind.DETOUR: 1,  # digest of what it is for
     Kind.CAPABLE: 2,  # set of capabilities, task queue
+    Kind.WORKFLOW_CAPABLE: 2,  # the same
     Kind.NICHE: 2,  # digest of who it is for, task queue
+    Kind.WORKFLOW_NICHE: 2,  # the same
     Kind.LEASE: 1,  # worker id
     Kind.WILL: 1,  # worker id
     Kind.REPLY: 1,  # client id
@@ -137,10 +141,17 @@ DEALT = UNFAIR.keys() | {Kind.LANE}
 LANES = 8
 """Queues of one side of a task queue for tasks that get their share only after many others."""
 _TWINS = ORDERED | PLAIN
+CAPABLE = {Kind.ACTIVITY: Kind.CAPABLE, Kind.WORKFLOW: Kind.WORKFLOW_CAPABLE}
+"""Of each side the queues of tasks that require the same capabilities."""
+REQUIRING = {capable: plain for plain, capable in CAPABLE.items()}
+NICHES = {Kind.ACTIVITY: Kind.NICHE, Kind.WORKFLOW: Kind.WORKFLOW_NICHE}
+"""Of each side the private queues of a few workers; see `tq_broker.model.capabilities`."""
 _OF_TASK_QUEUES = (
     SHARED
     | DEALT
-    | {*(Kind.HOST, Kind.PROCESS, Kind.CAPABLE, Kind.NICHE, Kind.VERSION, Kind.RAMPING)}
+    | REQUIRING.keys()
+    | {*NICHES.values()}
+    | {*(Kind.HOST, Kind.PROCESS, Kind.VERSION, Kind.RAMPING)}
 )
 """Tasks wait in them; their last part is the task queue."""
 
@@ -335,7 +346,7 @@ def read_set(part: str) -> tuple[str, ...]:
 
 def requirements(queue: QueueName) -> tuple[str, ...]:
     """The capabilities that all tasks of the shared ``queue`` require."""
-    return read_set(queue.parts[0]) if queue.kind is Kind.CAPABLE else ()
+    return read_set(queue.parts[0]) if queue.kind in REQUIRING else ()
 
 
 def sticky_key(queue: QueueName, shard: int) -> str:
@@ -404,13 +415,19 @@ class Names:
         """Of the plain and the priority queue of a task queue the one that is not ``queue``."""
         return self.queue(_TWINS[queue.kind], *queue.parts)
 
-    def capable(self, task_queue: str, capabilities: Sequence[str]) -> QueueName:
+    def capable(
+        self, task_queue: str, capabilities: Sequence[str], side: Kind = Kind.ACTIVITY
+    ) -> QueueName:
         """The shared queue of a task queue's tasks that require just these ``capabilities``."""
-        return self.queue(Kind.CAPABLE, set_part(capabilities), task_queue)
+        return self.queue(CAPABLE[side], set_part(capabilities), task_queue)
 
-    def shared(self, task_queue: str, capabilities: Sequence[str] = ()) -> QueueName:
-        """The shared queue of an activity task queue's tasks that require ``capabilities``."""
-        return self.capable(task_queue, capabilities) if capabilities else self.activity(task_queue)
+    def shared(
+        self, task_queue: str, capabilities: Sequence[str] = (), side: Kind = Kind.ACTIVITY
+    ) -> QueueName:
+        """The shared queue of a task queue's tasks that require ``capabilities``, if any."""
+        if capabilities:
+            return self.capable(task_queue, capabilities, side)
+        return self.queue(side, task_queue)
 
     def version(self, side: str, version: str, task_queue: str) -> QueueName:
         """The queue of one side of a task queue for tasks that are pinned to ``version``."""

@@ -36,11 +36,11 @@ OPTIONS: Mapping[str, Option] = {
     option.name: option
     for option in (
         Option("task_queue", at_workflow_defn=True, is_inherited=True),
-        Option("route"),
+        Option("route", at_workflow_defn=True),
         Option("affinity"),
         Option("affinity_group"),
         Option("on_lost"),
-        Option("requires"),
+        Option("requires", at_workflow_defn=True),
         Option("priority", at_workflow_defn=True, is_inherited=True),
         Option("rate_limit_key"),
         Option("fairness_key", at_workflow_defn=True, is_inherited=True),

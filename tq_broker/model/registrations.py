@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tq_broker.model.control import WorkerInfo
 from tq_broker.model.names import QueueName, requirements
 from tq_broker.model.sessions import session_task_queue
-from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE
+from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE, side_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def _holds_sessions(worker: WorkerInfo, task_queue: str) -> bool:
 def capable_of(workers: Iterable[WorkerInfo], queue: QueueName) -> tuple[WorkerInfo, ...]:
     """Those that take the tasks of ``queue``, which all require the same capabilities."""
     needed = set(requirements(queue))
-    found = serving(workers, queue.parts[-1], ACTIVITY_SIDE)
+    found = serving(workers, queue.parts[-1], side_of(queue))
     return tuple(worker for worker in found if needed <= set(worker.capabilities))
 
 

@@ -77,7 +77,8 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     ``signal`` or ``update`` a running workflow is used as it is (signal-with-start). ``parent`` is
     set for a child; then the answer is a `ChildStarted` or `ChildRefused` to the parent's shard.
     ``want_result`` asks for a `Closed` as well, as `AwaitResult` does. ``versioning_override`` and
-    ``inherited_version`` as in `tq_broker.model.events.WorkflowExecutionStarted`.
+    ``inherited_version``, ``route`` and ``requires`` as in
+    `tq_broker.model.events.WorkflowExecutionStarted`.
     """
 
     workflow_id: str
@@ -107,6 +108,8 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     want_result: bool = False
     versioning_override: str = ""
     inherited_version: str = ""
+    route: str | None = None
+    requires: str | None = None
 
 
 class SignalWorkflow(Base, frozen=True, tag="signal"):
@@ -429,7 +432,8 @@ class PendingTask(Base, frozen=True):
 
 
 class Description(Base, frozen=True, tag="description"):
-    """All about one run. ``version`` has completed its last workflow task."""
+    """All about one run. ``version`` has completed its last workflow task; ``route``, ``requires``,
+    ``headers`` and ``fairness_key`` are as its start said."""
 
     info: RunInfo
     current_details: str = ""
@@ -448,6 +452,10 @@ class Description(Base, frozen=True, tag="description"):
     version: str = ""
     versioning_behavior: int = 0
     versioning_override: str = ""
+    route: str | None = None
+    requires: str | None = None
+    headers: dict[str, str] = {}
+    fairness_key: str = ""
 
 
 class Listing(Base, frozen=True, tag="listing"):

@@ -340,8 +340,8 @@ class Settings:
         """Those whose tasks wait for their fair shares before."""
         self.fairness_weights: dict[tuple[str, str], dict[str, FairnessWeightSet]] = {}
         """By side and task queue, and then by key."""
-        self.capable: dict[str, dict[tuple[str, ...], int]] = {}
-        """The sets of capabilities that tasks of an activity task queue require, with the time of
+        self.capable: dict[tuple[str, str], dict[tuple[str, ...], int]] = {}
+        """The sets of capabilities that tasks of a side and task queue require, with the time of
         the last declaration of their queue."""
         self.capabilities: dict[str, set[str]] = {}
         """What the workers of a task queue have, or had once."""
@@ -366,9 +366,10 @@ class Settings:
         """Take one record into account."""
         match record:
             case TaskQueueDeclared(requires=requires) if requires:
-                self.capable.setdefault(record.task_queue, {})[requires] = record.at_ms
+                place = record.side, record.task_queue
+                self.capable.setdefault(place, {})[requires] = record.at_ms
             case TaskQueueReclaimed(requires=requires) if requires:
-                self.capable.get(record.task_queue, {}).pop(requires, None)
+                self.capable.get((record.side, record.task_queue), {}).pop(requires, None)
             case FairnessWeightSet():
                 self._weigh(record)
             case CapabilitiesDeclared():
@@ -513,5 +514,15 @@ def side_of(queue: QueueName) -> str:
     """The side of a task queue that ``queue`` belongs to."""
     if queue.kind in (Kind.VERSION, Kind.RAMPING, Kind.LANE):
         return queue.parts[0]
-    of_workflows = (Kind.WORKFLOW, Kind.WORKFLOW_PRIORITY, Kind.WORKFLOW_FAIR)
-    return WORKFLOW_SIDE if queue.kind in of_workflows else ACTIVITY_SIDE
+    return WORKFLOW_SIDE if queue.kind in _OF_WORKFLOWS else ACTIVITY_SIDE
+
+
+_OF_WORKFLOWS = frozenset(
+    {
+        Kind.WORKFLOW,
+        Kind.WORKFLOW_PRIORITY,
+        Kind.WORKFLOW_FAIR,
+        Kind.WORKFLOW_CAPABLE,
+        Kind.WORKFLOW_NICHE,
+    }
+)

@@ -164,6 +164,23 @@ def check_route(options: ActivityOptions) -> None:
         check_text(f"route.{route.kind.value}", route.target, bytes_max=TARGET_BYTES_MAX)
 
 
+def check_place(options: ActivityOptions) -> tuple[str | None, str | None]:
+    """The header values of the route of a workflow, and of what it requires; ``None`` where it says
+    nothing.
+
+    Raises:
+        InvalidArgument: names what is wrong.
+    """
+    check_route(options)
+    route, requires = options.route, requires_of(options)
+    if route is not None and route.kind is TargetKind.VERSION:
+        raise InvalidArgument("a workflow is bound to a version by version=, not by its route")
+    return (
+        None if route is None else dump_route(route),
+        None if requires is None else dump_requires(requires),
+    )
+
+
 class WireRetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
     """A retry policy as it travels, in the ``tq-retry-policy`` header."""
 

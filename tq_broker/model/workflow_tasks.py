@@ -86,6 +86,7 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         shard: Where answers go.
         history_bytes: Size of the history so far.
         version: The deployment version that the run is pinned to; "" for whoever takes it.
+        is_bound: The run has a route, or requires something of its workers.
     """
 
     run: RunKey
@@ -105,6 +106,14 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     updates: list[UpdateRequest] = []
     queries: list[QueryRequest] = []
     version: str = ""
+    is_bound: bool = False
+
+
+class TargetMissing(msgspec.Struct, frozen=True):
+    """Not on the wire: nobody lives who may have ``task``, and its run says to fail then."""
+
+    task: WorkflowTask
+    why: str
 
 
 # --- answers: from a worker to the run's shard ----------------------------------------------------

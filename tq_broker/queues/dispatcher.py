@@ -23,6 +23,7 @@ from tq_broker.exceptions import (
     DeadlineExceeded,
     TargetGone,
     TqBrokerError,
+    Unavailable,
     UnknownCapability,
     UnknownVersion,
 )
@@ -30,13 +31,14 @@ from tq_broker.model import control, envelope
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.detours import Detour
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
+from tq_broker.model.names import NICHES, PLAIN, Exchange, Kind, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts
 from tq_broker.model.rules import TaskKind
 from tq_broker.model.tasks import ActivityTask
+from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
 from tq_broker.queues.delay import delayed
-from tq_broker.queues.routing import Destination
+from tq_broker.queues.routing import Asked, Destination
 from tq_broker.queues.sender import LADDER, Done, Nacked, NoRoute, Sender
 from tq_broker.queues.traffic import Traffic
 
@@ -46,7 +48,13 @@ READY_STEP_S = 0.02
 READY_WITHIN_S = 2.0
 """A rule's target, or a niche, of which somebody is there but nobody gets ready for so long does
 not take the task."""
-PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.DETOUR, Kind.NICHE)
+MEANT = (Kind.DETOUR, *NICHES.values())
+"""Private queues whose names do not say what they are for: who asks for one to be served does."""
+PRIVATE = (Kind.HOST, Kind.PROCESS, *MEANT)
+
+
+class TargetAwaited(Unavailable):
+    """Nobody serves the target now, and the task waits for somebody."""
 
 
 class Dispatcher:
@@ -113,12 +121,10 @@ class Dispatcher:
         except TqBrokerError as error:
             done(error)
             return
-        needed = () if task.requires is None else task.requires.names
-        unknown = self.traffic.unknown(task.task_queue, needed)
         known = self.traffic.capabilities(task.task_queue)
         if why := routing.refused_version(task, self.traffic.deployments):
             done(UnknownVersion(why))
-        elif why := routing.refused_unknown(task, unknown, known):
+        elif why := routing.refused_unknown(task.task_queue, task.requires, known):
             done(UnknownCapability(why))
         else:
             self._dispatch(task, message, deadline, done, delay_ms, memo)
@@ -211,6 +217,32 @@ class Dispatcher:
         marked = envelope.diverted(message, to.rule.id, home.parts[-1])
         back = self._back_to(home, to.rule.id)
         self._put(to, _Sending(marked, deadline, done, back, to.detour))
+
+    def dispatch_workflow(
+        self, task: WorkflowTask, asked: Asked, message: Message, deadline: float, done: Done
+    ) -> None:
+        """Put ``message``, which carries ``task``, where its run asks for; returns at once.
+
+        Args:
+            done: Gets `TargetGone` when the target is gone and the run says to fail, and
+                `TargetAwaited` when it says to wait: then it is to be dispatched again soon.
+        """
+        self._put_bound(task, asked, _Sending(message, deadline, done, _nobody_asked))
+
+    def _put_bound(self, task: WorkflowTask, asked: Asked, sending: _Sending) -> None:
+        to = routing.workflow_destination(self._names, task, asked, self.traffic.deployments)
+        sending.niche, sending.asked_at = to.niche, 0.0
+        sending.gone = partial(self._bound_gone, task, asked)
+        self._put(to, sending)
+
+    def _bound_gone(self, task: WorkflowTask, asked: Asked, sending: _Sending) -> None:
+        match routing.workflow_gone(task, asked, epoch_ms(self._clock)):
+            case routing.Fail(why):
+                sending.done(TargetGone(why))
+            case routing.LookAgain(_, why):
+                sending.done(TargetAwaited(why))
+            case routing.FallBack():
+                self._put_bound(task, asked.fallen, sending)
 
     def _put(self, to: Destination, sending: _Sending) -> None:
         now = self._clock.monotonic()
@@ -312,7 +344,7 @@ class Dispatcher:
         """Ask again after a pause, in which who was asked to serve gets ready."""
         now = self._clock.monotonic()
         due = now + READY_STEP_S
-        if queue.kind in (Kind.DETOUR, Kind.NICHE):
+        if queue.kind in MEANT:
             sending.asked_at = sending.asked_at or now
             if due >= min(sending.asked_at + READY_WITHIN_S, sending.deadline):
                 self._nobody(queue, sending)
@@ -328,7 +360,7 @@ class Dispatcher:
         self.sender.send(publication, (), deadline, done)
 
     def _nobody(self, queue: QueueName, sending: _Sending) -> None:
-        if queue.kind in (Kind.DETOUR, Kind.NICHE):
+        if queue.kind in MEANT:
             self._gone_until[queue] = self._clock.monotonic() + GONE_FOR_S
         sending.gone(sending)
 

@@ -9,7 +9,7 @@ its reason, in words.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -24,13 +24,13 @@ from tq_broker.model.names import ORDERED, Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_MEMO, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.model.sessions import SESSION_TYPE
-from tq_broker.model.tasks import ActivityTask
-from tq_broker.model.workflow_tasks import WorkflowTask
+from tq_broker.model.tasks import ActivityTask, load_requires, load_route
+from tq_broker.model.workflow_tasks import RunKey, WorkflowTask
 
 WAIT_STEP_MS = 500
 """Pause between two looks for a target that is gone and waited for."""
 
-ACTIVITY_SIDE = TaskKind.ACTIVITY.value
+ACTIVITY_SIDE, WORKFLOW_SIDE = TaskKind.ACTIVITY.value, TaskKind.WORKFLOW.value
 _KINDS = {TargetKind.HOST: Kind.HOST, TargetKind.PROCESS: Kind.PROCESS}
 
 
@@ -53,7 +53,14 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The activity fails now, for this reason."""
+    """The activity, or the run, fails now, for this reason."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """It goes where it would go if it did not ask for what is gone."""
 
     why: str
 
@@ -66,6 +73,38 @@ class LookAgain:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a task says itself about where it must run, beside its task queue."""
+
+    route: Route | None = None
+    requires: Requires | None = None
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether traffic rules are asked about the task."""
+        return self.route is None and (self.requires is None or self.requires.is_patient)
+
+    @property
+    def fallen(self) -> Asked:
+        """What is left of it after it has fallen back once: who falls back from a host still needs
+        what it requires."""
+        return Asked(requires=None if self.route is None else self.requires)
+
+
+NOTHING_ASKED = Asked()
+
+
+def asked_by(started: WorkflowExecutionStarted) -> Asked:
+    """What a run that was ``started`` so asks for. Raises `Malformed`."""
+    if not started.is_bound:
+        return NOTHING_ASKED
+    return Asked(
+        None if started.route is None else load_route(started.route),
+        None if started.requires is None else load_requires(started.requires),
+    )
+
+
 def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` now."""
     return is_movable(task) and not (task.rule or task.fell_back or task.pass_mark)
@@ -75,7 +114,7 @@ def is_movable(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` at all, at the beginning of each attempt."""
     if task.activity_type == SESSION_TYPE:
         return False  # nobody else has slots for sessions of its task queue
-    return task.route is None and (task.requires is None or task.requires.is_patient)
+    return Asked(task.route, task.requires).is_movable
 
 
 def facts(task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Facts:
@@ -98,6 +137,7 @@ def workflow_facts(
     task: WorkflowTask, started: WorkflowExecutionStarted, memo: Mapping[str, bytes]
 ) -> Facts:
     """What traffic rules may know of a workflow task, whose run was ``started`` so."""
+    requires = asked_by(started).requires
     return Facts(
         kind=TaskKind.WORKFLOW,
         type=task.workflow_type,
@@ -107,6 +147,7 @@ def workflow_facts(
         priority=started.priority,
         fairness_key=started.fairness_key,
         memo=memo,
+        capabilities=() if requires is None else requires.names,
     )
 
 
@@ -130,8 +171,7 @@ def by_rule(names: Names, of: Facts, rules: RuleTable, now_ms: int) -> Destinati
             rule.to_version,
         )
         return Destination(detour.queue(names), why, private=True, rule=rule, detour=detour)
-    is_activity = of.kind is TaskKind.ACTIVITY
-    queue = names.shared(task_queue, of.capabilities) if is_activity else names.workflow(task_queue)
+    queue = names.shared(task_queue, of.capabilities, Kind(of.kind.value))
     return Destination(queue, why, rule=rule)
 
 
@@ -180,17 +220,6 @@ def _coming_home(rule: TrafficRule) -> str:
     return f", and back if not taken within {rule.take_within_ms / 1000:g} s"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a task says itself about where it must run, beside its task queue."""
-
-    route: Route | None = None
-    requires: Requires | None = None
-
-
-NOTHING_ASKED = Asked()
-
-
 def explain(
     names: Names,
     of: Facts,
@@ -201,14 +230,6 @@ def explain(
 ) -> list[str]:
     """How the router comes to its answer, step by step, for people."""
     steps = [f"the task queue of {of.kind.value} {of.type!r} is {of.task_queue!r}"]
-    task = ActivityTask(
-        activity_id=of.id,
-        activity_type=of.type,
-        task_queue=of.task_queue,
-        body=b"",
-        route=asked.route,
-        requires=asked.requires,
-    )
     if of.fairness_key and asked == NOTHING_ASKED:
         plain = names.queue(Kind(of.kind.value), of.task_queue)
         steps.append(
@@ -216,9 +237,8 @@ def explain(
             f" what begins, in queue {names.fair(plain)}"
         )
     steps += _asked_steps(asked)
-    if of.kind is TaskKind.ACTIVITY and not may_be_moved(task):
-        to = destination(names, task, deployments)
-        gone = _gone_in_words(when_gone(names, task, now_ms)) if to.private else "it waits"
+    to, gone = _as_asked(names, of, asked, now_ms, deployments)
+    if not asked.is_movable:
         return [
             *steps,
             "what says so itself no traffic rule moves",
@@ -227,10 +247,53 @@ def explain(
         ]
     if asked.requires is not None:
         of = msgspec.structs.replace(of, capabilities=asked.requires.names)
-        steps.append(f"so its own queue is {destination(names, task, deployments).queue}")
+        steps.append(f"so its own queue is {to.queue}")
     if not rules:
         return [*steps, "no traffic rules are in force; it goes there"]
     return [*steps, *_rule_steps(names, of, rules, now_ms)]
+
+
+def _as_asked(
+    names: Names, of: Facts, asked: Asked, now_ms: int, deployments: Deployments
+) -> tuple[Destination, str]:
+    """Where a task goes that no rule moves, and what becomes of it if nobody is there, in words."""
+    if of.kind is TaskKind.ACTIVITY:
+        task = ActivityTask(
+            activity_id=of.id,
+            activity_type=of.type,
+            task_queue=of.task_queue,
+            body=b"",
+            route=asked.route,
+            requires=asked.requires,
+        )
+        to = destination(names, task, deployments)
+        answer = when_gone(names, task, now_ms) if to.private else None
+    else:
+        turn, asked = _example(of, asked)
+        to = workflow_destination(names, turn, asked, deployments)
+        left = workflow_gone(turn, asked, now_ms) if to.private else None
+        answer = (
+            left
+            if not isinstance(left, FallBack)
+            else (workflow_destination(names, turn, asked.fallen, deployments))
+        )
+    return to, "it waits" if answer is None else _gone_in_words(answer)
+
+
+def _example(of: Facts, asked: Asked) -> tuple[WorkflowTask, Asked]:
+    """A workflow task like those that are asked about. Runs are pinned, not routed, to versions."""
+    route, version = asked.route, ""
+    if route is not None and route.kind is TargetKind.VERSION:
+        asked, version = Asked(requires=asked.requires), route.target
+    task = WorkflowTask(
+        run=RunKey(of.id, ""),
+        workflow_type=of.type,
+        task_queue=of.task_queue,
+        shard=0,
+        scheduled_event_id=1,
+        version=version,
+    )
+    return task, asked
 
 
 def _asked_steps(asked: Asked) -> list[str]:
@@ -360,18 +423,53 @@ def ramp_id(task: ActivityTask) -> str:
     return task.activity_id if task.workflow is None else task.workflow.workflow_id
 
 
+def workflow_destination(
+    names: Names, task: WorkflowTask, asked: Asked, deployments: Deployments = NO_DEPLOYMENTS
+) -> Destination:
+    """The queue for ``task``, whose run asks for ``asked``, as if everybody lived.
+
+    On a host, too, only workers of the right deployment version are meant: another one's code may
+    not be able to replay the run.
+    """
+    side, task_queue, workflow_id = WORKFLOW_SIDE, task.task_queue, task.run.workflow_id
+    route, requires = asked.route, asked.requires
+    if route is None and requires is None:
+        if task.version:
+            queue = names.version(side, task.version, task_queue)
+            return Destination(queue, f"version {task.version!r} of task queue {task_queue!r}")
+        queue = deployments.queue(names, side, task_queue, workflow_id)
+        return Destination(queue, f"task queue {task_queue!r}")
+    needed = () if requires is None else requires.names
+    version = task.version or deployments.target(side, task_queue, workflow_id)
+    is_current = not task.version and version == deployments.line(side, task_queue).plain
+    if is_current and asked.is_movable:
+        queue = names.capable(task_queue, needed, Kind.WORKFLOW)
+        return Destination(queue, f"task queue {task_queue!r}, workers with {in_words(needed)}")
+    target = {} if route is None else {route.kind: route.target}
+    host, worker_id = target.get(TargetKind.HOST, ""), target.get(TargetKind.PROCESS, "")
+    niche = Niche(task_queue, needed, host, worker_id, version, side)
+    return Destination(niche.queue(names), str(niche), private=True, niche=niche)
+
+
 def must_be_known(requires: Requires) -> bool:
     """Whether a task is refused that requires what no worker has ever had: not if it says what is
     to become of it otherwise."""
     return requires.is_patient or requires.on_gone is OnGone.FAIL
 
 
-def refused_unknown(task: ActivityTask, unknown: Sequence[str], known: Iterable[str]) -> str:
-    """Why a task is not accepted that requires what no worker has ever had; "" if it is."""
-    if task.requires is None or not unknown or not must_be_known(task.requires):
+def refused_unknown(task_queue: str, requires: Requires | None, known: Collection[str]) -> str:
+    """Why a task or a run is not accepted that requires what no worker has ever had; "" if it is.
+
+    Args:
+        known: What the workers of its task queue have, or had once.
+    """
+    if requires is None or not must_be_known(requires):
+        return ""
+    unknown = [name for name in requires.names if name not in known]
+    if not unknown:
         return ""
     return (
-        f"no worker of task queue {task.task_queue!r} has ever had {in_words(unknown)};"
+        f"no worker of task queue {task_queue!r} has ever had {in_words(unknown)};"
         f" known there: {in_words(known) or 'none'}. Start a worker with"
         " capabilities={...} that have it, or require what is known, or say what is to happen:"
         " Requires(..., on_gone=OnGone.FALL_BACK), or OnGone.WAIT with a wait"
@@ -419,26 +517,45 @@ def when_gone(names: Names, task: ActivityTask, now_ms: int) -> Destination | Fa
     With `OnGone.WAIT` the time runs from the start of the activity.
     """
     route, requires = task.route, task.requires
+    answer = _when_gone(task.task_queue, Asked(route, requires), task.scheduled_ms, now_ms)
+    if not isinstance(answer, FallBack):
+        return answer
+    if route is not None and route.kind is TargetKind.VERSION:
+        to = destination(names, msgspec.structs.replace(task, requires=None))
+        return Destination(to.queue, f"{answer.why}; fell back to the version")
+    # Who falls back from a host still needs what it requires.
+    needed = () if route is None or requires is None else requires.names
+    queue = names.shared(task.task_queue, needed)
+    return Destination(queue, f"{answer.why}; fell back to the task queue")
+
+
+def workflow_gone(task: WorkflowTask, asked: Asked, now_ms: int) -> FallBack | Fail | LookAgain:
+    """What becomes of ``task`` at ``now_ms``, whose private queue nobody serves: as of `when_gone`,
+    and what falls back is for those whom `Asked.fallen` says.
+
+    With `OnGone.WAIT` the time runs from when the workflow task was scheduled.
+    """
+    return _when_gone(task.task_queue, asked, task.scheduled_ms, now_ms)
+
+
+def _when_gone(
+    task_queue: str, asked: Asked, since_ms: int, now_ms: int
+) -> FallBack | Fail | LookAgain:
+    route, requires = asked.route, asked.requires
     is_pinned = route is not None and route.kind is TargetKind.VERSION
     said = requires if is_pinned else route or requires
     assert said is not None, "only a task with a route or requirements has a target"
-    gone = f"no living worker serves task queue {task.task_queue!r}"
+    gone = f"no living worker serves task queue {task_queue!r}"
     if route is not None:
         gone += f" on {route.kind.value} {route.target!r}"
     if requires is not None:
         gone += f" with {in_words(requires.names)}"
-    if is_pinned and said.on_gone is OnGone.FALL_BACK:
-        to = destination(names, msgspec.structs.replace(task, requires=None))
-        return Destination(to.queue, f"{gone}; fell back to the version")
     if said.on_gone is OnGone.FALL_BACK:
-        # Who falls back from a host still needs what it requires.
-        needed = () if route is None or requires is None else requires.names
-        queue = names.shared(task.task_queue, needed)
-        return Destination(queue, f"{gone}; fell back to the task queue")
+        return FallBack(gone)
     if said.on_gone is OnGone.WAIT and said.wait is None:
         return LookAgain(WAIT_STEP_MS, f"{gone}; waits")
     if said.on_gone is OnGone.WAIT and said.wait is not None:
-        left_ms = task.scheduled_ms + to_ms(said.wait) - now_ms
+        left_ms = since_ms + to_ms(said.wait) - now_ms
         if left_ms > 0:
             return LookAgain(min(WAIT_STEP_MS, left_ms), f"{gone}; waits {left_ms} ms more")
         return Fail(f"{gone}, and did not within {said.wait}")

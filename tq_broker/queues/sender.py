@@ -24,7 +24,9 @@ from tq_broker.model import settings
 from tq_broker.model.message import Publication
 from tq_broker.model.names import (
     DEALT,
+    NICHES,
     PLAIN,
+    REQUIRING,
     UNFAIR,
     Exchange,
     Kind,
@@ -50,7 +52,7 @@ LADDER = "delay ladder"
 Need = QueueName | str
 """Something a publish relies on: a queue, or one of the two words above."""
 
-LISTED = (Kind.ACTIVITY, Kind.WORKFLOW, Kind.CAPABLE)
+LISTED = (Kind.ACTIVITY, Kind.WORKFLOW, *REQUIRING)
 """Queues that any worker of a task queue may serve, or any capable one; the settings log tells of
 them."""
 ORDERED_SINCE = (4, 3)
@@ -122,7 +124,7 @@ class Sender:
             return topology.waiting_for_shares(names, need, lock, self.queue_type)
         if need.kind is Kind.DEALERS:
             return topology.namespace(names) + topology.dealers(names, need)
-        if need.kind in (Kind.HOST, Kind.PROCESS, Kind.NICHE):
+        if need.kind in (Kind.HOST, Kind.PROCESS, *NICHES.values()):
             return topology.private_queue(names, need)
         if need.kind in (Kind.LEASE, Kind.WILL):
             return topology.held_queue(names, need)

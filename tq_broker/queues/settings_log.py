@@ -153,17 +153,17 @@ class SettingsLog:
         with self._lock:
             return dict(self._settings.existing(side))
 
-    def capable(self, task_queue: str) -> list[tuple[str, ...]]:
-        """The sets of capabilities for which the task queue has queues of their own."""
+    def capable(self, task_queue: str, side: str = ACTIVITY_SIDE) -> list[tuple[str, ...]]:
+        """The sets of capabilities for which one side of the task queue has queues of their own."""
         with self._lock:
-            return sorted(self._settings.capable.get(task_queue, ()))
+            return sorted(self._settings.capable.get((side, task_queue), ()))
 
     def capable_queues(self) -> list[QueueName]:
         """All such queues of the namespace."""
         with self._lock:
             return [
-                self._names.capable(task_queue, one)
-                for task_queue, sets in self._settings.capable.items()
+                self._names.capable(task_queue, one, Kind(side))
+                for (side, task_queue), sets in self._settings.capable.items()
                 for one in sets
             ]
 
@@ -262,7 +262,7 @@ class SettingsLog:
         known = Known(
             prioritized=self.prioritized,
             fair=self.fair,
-            capable=self.capable(task_queue),
+            capable=self.capable(task_queue, side),
             deployments=self.deployments,
             has_parts=self.part_table(task_queue) is not None,
             served=[one for worker in workers for one in worker.serves],

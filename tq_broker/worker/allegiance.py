@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import TqBrokerError
 from tq_broker.model.deployments import Deployments, Place, VersionServes
-from tq_broker.model.names import SHARED, Kind, Names, QueueName
+from tq_broker.model.names import REQUIRING, SHARED, Kind, Names, QueueName
 from tq_broker.model.settings import side_of
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
@@ -49,7 +49,7 @@ class Allegiance:
         if not deployments.lines and not self.version:
             return None
         takes = deployments.takes(self.version, queue)
-        if queue.kind is Kind.CAPABLE:
+        if queue.kind in REQUIRING:
             return None if takes else queue  # no ramp takes what requires something
         if queue.kind not in SHARED and queue.kind is not Kind.RAMPING:
             return None

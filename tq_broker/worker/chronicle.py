@@ -18,7 +18,7 @@ from tq_broker.model.events import (
     WorkflowTaskStarted,
     WorkflowTaskTimedOut,
 )
-from tq_broker.worker.ledger import COMMAND_EVENTS
+from tq_broker.worker.ledger import is_of_a_command
 
 
 class OutOfStep(TqBrokerError):
@@ -89,7 +89,7 @@ class Chronicle:
             if self.open.activated:
                 raise OutOfStep(f"event {event.event_id}: a workflow task that ran here is void")
             self.open.started = None
-        elif type(event) in COMMAND_EVENTS:
+        elif is_of_a_command(event):
             if not chapters:
                 raise OutOfStep(f"event {event.event_id} belongs to a task that was not seen")
             chapters[-1].commands.append(event)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
 from tq_broker.model.names import PLAIN, Kind, QueueName, requirements
-from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, side_of
+from tq_broker.model.settings import SIDES, side_of
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.settings_log import SettingsLog
 
@@ -89,7 +89,7 @@ class Housekeeper:
         """
         deadline = self._clock.monotonic() + LOOK_WITHIN_S
         names = {(side, name) for side in SIDES for name in self._settings.task_queues(side)}
-        names |= {(ACTIVITY_SIDE, queue.parts[-1]) for queue in self._settings.capable_queues()}
+        names |= {(side_of(queue), queue.parts[-1]) for queue in self._settings.capable_queues()}
         idle: dict[TaskQueue, list[QueueName]] = {}
         for side, name in sorted(names):
             if self._settings.is_stopped(side, name):

@@ -50,7 +50,16 @@ _MATCHES: dict[type, tuple[type, tuple[str, ...]]] = {
 """Which event a command becomes, and the fields that must be the same in both."""
 
 COMMAND_EVENTS = frozenset(_MATCHES)
-"""Events that only a command can have led to."""
+"""Events that a command has led to; but see `is_of_a_command`."""
+
+
+def is_of_a_command(event: Event) -> bool:
+    """Whether a command of the code has become ``event``. A run also fails from outside, when
+    nobody lives who may have its tasks."""
+    if isinstance(event, events.WorkflowExecutionFailed):
+        return event.workflow_task_completed_event_id > 0
+    return type(event) in COMMAND_EVENTS
+
 
 _MAY_LEAVE_NO_EVENT = (
     commands.RejectUpdate,

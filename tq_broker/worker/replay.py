@@ -464,6 +464,7 @@ _APPLIERS: dict[type, Callable[[Replay, Any], None]] = {
     # Ended from outside: nothing to be told to code that will not run again.
     ev.WorkflowExecutionTerminated: lambda replay, event: None,
     ev.WorkflowExecutionTimedOut: lambda replay, event: None,
+    ev.WorkflowExecutionFailed: lambda replay, event: None,
 }
 """What is told to the code, beside the first event, signals and updates; and how."""
 

@@ -22,7 +22,7 @@ from tq_broker.model import events, payload
 from tq_broker.model.commands import RequestCancelExternalWorkflow, StartChildWorkflow
 from tq_broker.model.failure import retry_state
 from tq_broker.model.precedence import settle
-from tq_broker.model.tasks import wire_retry_policy
+from tq_broker.model.tasks import check_place, wire_retry_policy
 from tq_broker.worker.ledger import Entry
 from tq_broker.worker.loop import WorkflowLoop
 from tq_broker.worker.replay_external import ReplayExternal
@@ -96,6 +96,7 @@ class ReplayChildren:
     def _command(self, call: ChildCall) -> StartChildWorkflow:
         run, conversion = self._situation.started, self._situation.conversion
         policy, task_timeout, defaults = call.retry_policy, call.task_timeout, call.defaults
+        route, requires = check_place(call.place)
         return StartChildWorkflow(
             workflow_id=call.id,
             workflow_type=call.workflow_type,
@@ -128,6 +129,8 @@ class ReplayChildren:
             ),
             static_summary=call.static_summary,
             static_details=call.static_details,
+            route=route,
+            requires=requires,
         )
 
     # --- events ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tq_broker.exceptions import (
     RetryState,
     TqBrokerError,
 )
-from tq_broker.model import envelope, failure
+from tq_broker.model import envelope, failure, workflow_tasks
 from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import ADMITTED, Exchange, Kind, Names, QueueName
@@ -281,14 +281,25 @@ class Reporter:
         home = envelope.home(message)
         if not home:
             raise Malformed(f"header {envelope.RULE} is missing")
-        is_workflow = message.kind == WORKFLOW_TASK
-        queue = (
-            self._names.workflow(home)
-            if is_workflow
-            else self._names.shared(home, envelope.required(message))
-        )
+        side = Kind.WORKFLOW if message.kind == WORKFLOW_TASK else Kind.ACTIVITY
+        queue = self._names.shared(home, envelope.required(message), side)
         rule_id = str(message.headers[envelope.RULE])
         self.give_back(envelope.brought_back(message, rule_id), queue, done)
+
+    def hand_in(self, message: Message, done: Then) -> None:
+        """Give the workflow task in ``message``, whose few workers are gone, back to its shard of
+        history, which knows what becomes of it. Raises `Malformed`."""
+        shard = workflow_tasks.read_task(message).shard
+        if not 0 <= shard < SHARDS:
+            raise Malformed(f"workflow task of shard {shard}, which there is not")
+        queue = self._names.history(shard)
+        exchange = self._names.exchange(Exchange.HISTORY)
+        publication = Publication(exchange, queue.key, envelope.forwarded(message))
+        self._insistence.insist(
+            lambda ended: self._send(publication, (queue,), ended),
+            done,
+            lambda error: log.error("workflow task not given back to history: %s", error),
+        )
 
     def park(self, message: Message, queue: str, reason: str, done: Then) -> None:
         """Keep ``message`` for an operator, with the reason, where it came from, and when."""

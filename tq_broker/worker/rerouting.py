@@ -22,7 +22,7 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model import control, envelope
 from tq_broker.model.message import Message, Publication
-from tq_broker.model.names import PREFIX, Exchange, Kind, QueueName, encode_part
+from tq_broker.model.names import NICHES, PREFIX, Exchange, Kind, QueueName, encode_part
 from tq_broker.model.passes import What
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.model.workflow_tasks import WORKFLOW_TASK
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 50
 PRIVATE = (Kind.HOST, Kind.PROCESS, Kind.NICHE)
-INHERITED = (*PRIVATE, Kind.DETOUR, Kind.STICKY)
+INHERITED = (*PRIVATE, Kind.WORKFLOW_NICHE, Kind.DETOUR, Kind.STICKY)
 WITHIN_S = 20.0
 AGAIN_AFTER_S = 1.0
 SOON_S = 0.05
@@ -119,8 +119,7 @@ class Rerouter:
             return
         queue = QueueName.from_key(self._names.namespace, key)
         if delivery.message.kind == WORKFLOW_TASK:
-            # From a detour, whose tasks' own queue had been removed meanwhile.
-            self._reporter.bring_back(delivery.message, delivery.ack)
+            self._bring_home(delivery.message, delivery.ack)
             return
         if queue.kind is Kind.DETOUR:
             # From a timer: it is time to ask the rules again.
@@ -160,7 +159,7 @@ class Rerouter:
         empty = self._settle_sticky if queue.kind is Kind.STICKY else self._empty
         # Nobody but its publishers can ask for a detour or a niche to be served: what is left is
         # brought home, or routed anew.
-        is_digest = queue.kind in (Kind.DETOUR, Kind.NICHE)
+        is_digest = queue.kind in (Kind.DETOUR, *NICHES.values())
         request = control.Probe() if found or is_digest else control.Serve(str(queue))
         message = control.message(request, self._sender.ids.next())
         key = control.ready_key(queue.key) if is_digest else queue.key
@@ -287,18 +286,28 @@ class Rerouter:
         return stats is not None and not stats.consumers
 
     def _inherit(self, delivery: Delivery, queue: QueueName, done: Then) -> None:
+        if delivery.message.kind == WORKFLOW_TASK:
+            # History drops one of two answers to a workflow task.
+            self._bring_home(delivery.message, done)
+            return
         if queue.kind is Kind.DETOUR:
-            if delivery.redelivered and delivery.message.kind != WORKFLOW_TASK:
+            if delivery.redelivered:
                 task = envelope.read_task(delivery.message, "")
                 self._settle(delivery.message, task, Fate.LOST, done)
             else:
-                # History drops one of two answers to a workflow task.
                 self._reporter.bring_back(delivery.message, done)
             return
         task = envelope.read_task(delivery.message, queue.parts[-1])
         # Here it is known whether the target had begun.
         what = Fate.LOST if delivery.redelivered else Fate.DISPATCH
         self._settle(delivery.message, task, what, done)
+
+    def _bring_home(self, message: Message, done: Then) -> None:
+        """A workflow task strayed from a detour, or from the niche of workers that are gone."""
+        if envelope.home(message):
+            self._reporter.bring_back(message, done)
+        else:
+            self._reporter.hand_in(message, done)
 
     def _later(self, work: Callable[[], None], pause_s: float = AGAIN_AFTER_S) -> None:
         if self._subscription is None:

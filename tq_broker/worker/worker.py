@@ -240,6 +240,7 @@ class Worker:
                 handler.recent,
                 supply,
                 self._allegiance,
+                self.task_queues,
             )
             self._local_executors = self._make_executors(side.local, supply.local_activity.most)
             own += [] if side.sticky is None else [side.sticky]
@@ -254,7 +255,7 @@ class Worker:
             place,
             own,
             self._on_request,
-            [*self._detour_keys, *self._niches.keys],
+            [*self._detour_keys, *(key for one in self._all_niches for key in one.keys)],
         )
         self._colleagues = Colleagues(sender, self._clock)
         self._rerouter = Rerouter(sender, place, self._reporter)
@@ -414,6 +415,7 @@ class Worker:
             session_slots=self.options.max_concurrent_sessions,
             capabilities=list(self._niches.capabilities),
             unserved=self._niches.unserved,
+            unserved_workflows=self._side.niches.unserved if self._side else {},
             deployment_version=self.options.version,
             banks={name: kept for name in self.task_queues if (kept := self._gates.keeps(name))},
             waiting=self._gates.waiting(),
@@ -506,7 +508,7 @@ class Worker:
     def _start_workflows(self) -> Sequence[Subscription]:
         if self._side is None:
             return ()
-        return self._side.start(self.task_queues, self._local_executors, self._wills)
+        return self._side.start(self._local_executors, self._wills)
 
     def _start_support(self, deadline: float) -> None:
         """Start everything but the consumers of the task queues."""
@@ -518,7 +520,8 @@ class Worker:
             self._read_settings()
             self._connection.traffic.attach(self._settings)
             self._tell_defaults(deadline)
-            self._niches.tell(deadline)
+            for niches in self._all_niches:
+                niches.tell(deadline)
             by = self._place.identity
             self._allegiance.register(
                 self._connection.sender, self._places, self._clock, by, deadline
@@ -799,16 +802,24 @@ class Worker:
     def _serve_niche(self, queue: str, niche: Niche) -> None:
         """Take what is for workers like this one, if it is one of them."""
         name = niche.queue(self._connection.names)
-        if not self._niches.belongs_to(niche) or str(name) != queue or self._stopping.is_set():
+        is_ours = any(one.belongs_to(niche) for one in self._all_niches)
+        if not is_ours or str(name) != queue or self._stopping.is_set():
             return
         if queue not in self._private and len(self._private) >= PRIVATE_QUEUES_MAX:
             log.warning("%s not served: %d such queues are enough", queue, PRIVATE_QUEUES_MAX)
             return
         self._served[queue] = control.Serve(queue, niche=niche)
         self._private[queue] = name
-        self._poller.serve(name)
-        self._adjust()
+        if niche.side == ACTIVITY_SIDE:
+            self._poller.serve(name)
+            self._adjust()
+        elif self._side is not None:
+            self._side.serve(name)
         self._wills.make(queue)
+
+    @property
+    def _all_niches(self) -> list[Niches]:
+        return [self._niches, *([] if self._side is None else [self._side.niches])]
 
     def _make_detour_keys(self) -> list[str]:
         """The control keys under which it is asked to serve what traffic rules bring."""
@@ -869,7 +880,8 @@ class Worker:
         return control.Answer(found=False)
 
     def _on_record(self, record: Record) -> None:
-        self._niches.on_record(record)
+        for niches in self._all_niches:
+            niches.on_record(record)
         if isinstance(record, ActivityCanceled):
             self._handler.request_cancel(record.activity_id, record.at_ms)
             if self._sessions is not None:

@@ -127,6 +127,8 @@ class WorkflowHandler:
         """Runs with a task at work, and what waits for it to end."""
         self._homeless: deque[InHand] = deque()
         """Tasks that wait for room in the cache."""
+        self._asking: dict[InHand, None] = {}
+        """Tasks that wait for leave of a limit."""
         self._closing = False
         self.gates: Mapping[str, Gate] = {}
         """The limited task queues."""
@@ -179,10 +181,10 @@ class WorkflowHandler:
         home = self.home_of(held.source.queue, held.run.workflow_id)
         if home is not None:
             self._give_back(held, home)
-        elif self._closing or self._must_wait(held) or not self._is_admitted(held):
+        elif self._closing or self._must_wait(held):
             self._give_back(held)
         else:
-            self._step(held, self._find, seat)
+            self._ask_leave(held, seat)
 
     def _must_wait(self, held: InHand) -> bool:
         """A task of the sticky queue, which serves all task queues, is of one that is paused.
@@ -193,33 +195,60 @@ class WorkflowHandler:
         is_sticky = held.source.queue.kind is Kind.STICKY
         return is_sticky and bool(task.scheduled_event_id) and self.is_paused(task.task_queue)
 
-    def _is_admitted(self, held: InHand) -> bool:
-        """Whether a limit of the task queue allows it now; what only asks is not limited.
+    def _ask_leave(self, held: InHand, seat: Seat) -> None:
+        """Begin it if a limit of the task queue allows that now; what only asks is not limited.
 
         What came through the sticky queue and may not begin goes back to history, which puts it
-        on the shared queue: there the limit decides who gets it, and when.
+        on the shared queue: there the limit decides who gets it, and when. What only a few workers
+        may have waits here, as the same queue would only give it to them again.
         """
-        task = held.the_task
+        task, source = held.the_task, held.source
         if not task.scheduled_event_id:
-            return True
-        if held.source.queue.kind is Kind.STICKY:
+            self._step(held, self._find, seat)
+            return
+        passage: Passage | None
+        if source.queue.kind is Kind.STICKY:
             gate = self.gates.get(task.task_queue)
             passage = FREE if gate is None else gate.admit_elsewhere(None)
+        elif source.waits:
+            self._asking[held] = None
+            passage = source.admit(partial(self._has_leave, held))
         else:
-            passage = held.source.admit()
-        if passage is None:
-            return False
+            passage = source.admit()
+        if passage is not None:
+            self._asking.pop(held, None)
+            self._let_begin(held, passage, seat)
+        elif not source.waits or source.queue.kind is Kind.STICKY:
+            self._give_back(held)
+
+    def _has_leave(self, held: InHand, passage: Passage) -> None:  # on a thread of the limit
+        self._runner.submit(partial(self._with_leave, held, passage))
+
+    def _with_leave(self, held: InHand, passage: Passage, seat: Seat) -> None:
+        """It has waited for its leave."""
+        with self._lock:
+            waits = held in self._asking
+            self._asking.pop(held, None)
+        if waits:
+            self._let_begin(held, passage, seat)
+        else:
+            passage.unused()  # it was given back meanwhile
+
+    def _let_begin(self, held: InHand, passage: Passage, seat: Seat) -> None:
+        task = held.the_task
         held.passage = passage
         passage.begun()
         way = way_of(held.source.queue)
         self.begins.begun(task.task_queue, Side.WORKFLOW, since_ms=task.scheduled_ms, way=way)
-        return True
+        self._step(held, self._find, seat)
 
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
         """A limit comes into force: what is at work already counts as well."""
         for held in list(self._held):
             task = held.task
             if task is None or task.task_queue != task_queue or held.passage is not FREE:
+                continue
+            if held in self._asking:
                 continue
             held.passage = make()
             if held.ended:
@@ -651,6 +680,7 @@ class WorkflowHandler:
 
     def _give_back(self, held: InHand, to: QueueName | None = None) -> None:
         """Let somebody else do it; ``to``: not where it came from, but there."""
+        self._asking.pop(held, None)
         if not self._end(held):
             return
         self._throw_away(held)
@@ -692,7 +722,7 @@ class WorkflowHandler:
         with self._lock:
             homeless = list(self._homeless)
             self._homeless.clear()
-        for held in homeless:
+        for held in (*homeless, *list(self._asking)):
             self._give_back(held)
 
     def leave_behind(self) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model.capabilities import check_capabilities
 from tq_broker.model.control import Begins
 from tq_broker.model.limits import Side
 from tq_broker.model.names import QueueName
@@ -23,6 +24,7 @@ from tq_broker.worker.executors import Executor
 from tq_broker.worker.gates import Gates, Scope
 from tq_broker.worker.inquiries import Inquiries
 from tq_broker.worker.local_activities import LocalActivities
+from tq_broker.worker.niches import Niches
 from tq_broker.worker.options import WorkerOptions
 from tq_broker.worker.poller import Poller
 from tq_broker.worker.recent import RecentTasks
@@ -47,6 +49,7 @@ class WorkflowSide:
     Attributes:
         sticky: The worker's sticky queue; ``None`` without a cache.
         local: The `Owner` of its local activities, whose executors it is given by the worker.
+        niches: What it serves because of its capabilities, its host and its process.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class WorkflowSide:
         recent: RecentTasks,
         supply: SlotSupply,
         allegiance: Allegiance,
+        task_queues: Sequence[str],
     ) -> None:
         sender, clock = connection.sender, connection.clock
         self._slots = slots = supply.workflow
@@ -104,6 +108,16 @@ class WorkflowSide:
             self._sorter.is_superseded,
         )
         self._handler.gates = self._poller.gates
+        self.niches = Niches(
+            sender,
+            settings,
+            self._poller,
+            place,
+            check_capabilities("capabilities", options.capabilities),
+            task_queues,
+            options.version,
+            WORKFLOW_SIDE,
+        )
         scope = Scope(
             side=Side.WORKFLOW,
             queue_of=self._sorter.queue_of,
@@ -122,7 +136,8 @@ class WorkflowSide:
             lambda: slots.capacity,
             place.identity,
         )
-        self._task_queues: Sequence[str] = ()
+        self._task_queues = task_queues
+        self._is_serving = False
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -167,13 +182,10 @@ class WorkflowSide:
 
     # --- life -------------------------------------------------------------------------------------
 
-    def start(
-        self, task_queues: Sequence[str], executors: Mapping[str, Executor], wills: Wills
-    ) -> Sequence[Subscription]:
+    def start(self, executors: Mapping[str, Executor], wills: Wills) -> Sequence[Subscription]:
         """Begin to take tasks; returns at once, with what is being subscribed to."""
-        names = self._connection.names
+        names, task_queues = self._connection.names, self._task_queues
         self.local.executors = executors
-        self._task_queues = task_queues
         self._allegiance.stand(self._poller, WORKFLOW_SIDE, task_queues)
         self._gates.tick(task_queues)
         self._sorter.tick(task_queues, self._poller)
@@ -183,6 +195,8 @@ class WorkflowSide:
             ttl_ms = round(wait.total_seconds() * 1000)
             self._poller.serve(self.sticky, topology.sticky_queue(names, self.sticky, ttl_ms))
             wills.make(str(self.sticky))
+        self.niches.tick(self._connection.clock.monotonic())
+        self._is_serving = True
         self._adjust()
         return self._poller.subscriptions()
 
@@ -190,8 +204,11 @@ class WorkflowSide:
         self._slots.tick()
         self._poller.adjust(self._gates.in_hand, self._slots.capacity)
 
-    def serve(self, queue: QueueName, plan: Plan, of: QueueName) -> None:
-        """Take tasks of ``queue`` as well, which a traffic rule brings to the task queue ``of``."""
+    def serve(
+        self, queue: QueueName, plan: Plan | None = None, of: QueueName | None = None
+    ) -> None:
+        """Take tasks of ``queue`` as well: a niche's, or (with a ``plan``) what a traffic rule
+        brings to the task queue ``of``."""
         self._poller.serve(queue, plan, of)
         self._adjust()
 
@@ -202,6 +219,8 @@ class WorkflowSide:
         self._sorter.tick(self._task_queues, self._poller)
         self._dealing.tick(self._task_queues)
         self._allegiance.stand(self._poller, WORKFLOW_SIDE, self._task_queues)
+        if self._is_serving:
+            self.niches.tick(now)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:

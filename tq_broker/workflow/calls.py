@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,9 @@ from tq_broker.common import (
     ActivityOptions,
     ContinueAsNewVersioningBehavior,
     ParentClosePolicy,
+    Requires,
     RetryPolicy,
+    Route,
     WorkflowIDReusePolicy,
     check_duration,
     check_fairness_key,
@@ -22,6 +24,7 @@ from tq_broker.common import (
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
+from tq_broker.model.tasks import check_place
 
 ID_BYTES_MAX = 1000
 
@@ -111,6 +114,8 @@ class ChildCall:
     fairness_weight: float | None = None
     version: object = None
     """See `tq_broker.common.versioning_override`."""
+    route: Route | None = None
+    requires: Collection[str] | Requires | None = None
     static_summary: str = ""
     static_details: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -129,8 +134,16 @@ class ChildCall:
         if self.fairness_weight is not None:
             check_fairness_weight("fairness_weight", self.fairness_weight)
         versioning_override("version", self.version)
+        check_place(self.place)
         if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
             raise InvalidArgument("retry_policy must be a RetryPolicy")
+
+    @property
+    def place(self) -> ActivityOptions:
+        """Who may have its workflow tasks: what the call says, over what the decorator does."""
+        defaults = {name: self.defaults.get(name) for name in ("route", "requires")}
+        said = ActivityOptions(route=self.route, requires=self.requires)
+        return said.over(ActivityOptions(**defaults))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

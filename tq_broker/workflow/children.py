@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from tq_broker.common import (
     ParentClosePolicy,
+    Requires,
     RetryPolicy,
+    Route,
     VersioningOverride,
     WorkerDeploymentVersion,
     WorkflowIDReusePolicy,
@@ -48,6 +50,8 @@ class ChildCallDict(TypedDict, total=False):
     fairness_key: str | None
     fairness_weight: float | None
     version: VersioningOverride | WorkerDeploymentVersion | str | None
+    route: Route | None
+    requires: Collection[str] | Requires | None
     static_summary: str | None
     static_details: str | None
 
@@ -95,6 +99,9 @@ async def start_child_workflow(
         version: The deployment version (``shop.1.4``) that its runs are pinned to, or
             ``auto_upgrade``. When not given it begins with this workflow's version if this one is
             pinned.
+        route: The host or process whose workers have its workflow tasks, and what becomes of it
+            when they are gone. This workflow's own is not handed on.
+        requires: Capabilities that they must have, in the same way.
         static_summary, static_details: Text for people.
 
     Raises:

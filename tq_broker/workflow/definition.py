@@ -10,13 +10,15 @@ import dataclasses
 import enum
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from tq_broker.common import (
     ActivityOptions,
+    Requires,
+    Route,
     VersioningBehavior,
     VersioningOverride,
     WorkerDeploymentVersion,
@@ -24,6 +26,7 @@ from tq_broker.common import (
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model.names import check_task_queue, check_text
+from tq_broker.model.tasks import check_place
 
 NAME_BYTES_MAX = 200
 _WORKFLOW = "__tq_broker_workflow__"
@@ -157,6 +160,8 @@ def defn(
     fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
+    route: Route | None = None,
+    requires: Collection[str] | Requires | None = None,
 ) -> Callable[[C], C]: ...
 
 
@@ -174,6 +179,8 @@ def defn(
     fairness_weight: float | None = None,
     versioning_behavior: VersioningBehavior = VersioningBehavior.UNSPECIFIED,
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
+    route: Route | None = None,
+    requires: Collection[str] | Requires | None = None,
 ) -> Any:
     """Make a class a workflow.
 
@@ -191,6 +198,8 @@ def defn(
             with. ``AUTO_UPGRADE``: it follows the current one. For workers with a deployment.
         version: The deployment version (``shop.1.4``) that its runs are pinned to, when who starts
             them does not say; or ``auto_upgrade``.
+        route: The host or process whose workers have its workflow tasks, as ``task_queue``.
+        requires: Capabilities that those must have, as ``task_queue``.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
@@ -202,6 +211,8 @@ def defn(
         fairness_key=fairness_key,
         fairness_weight=fairness_weight,
         version=version,
+        route=route,
+        requires=requires,
     )
 
     def decorate(target: Any) -> Any:
@@ -220,7 +231,7 @@ def defn(
 
 
 def _defaults(*, version: object, **said: Any) -> dict[str, Any]:
-    ActivityOptions(**said)  # checks them
+    check_place(ActivityOptions(**said))
     if said["task_queue"] is not None:
         check_task_queue(said["task_queue"])
     said["version"] = versioning_override("version", version) or None
