@@ -114,6 +114,11 @@ async def there() -> str:
     return await here()
 
 
+@activity.defn(name="freed", version="auto_upgrade", start_to_close_timeout=60 * S)
+async def freed() -> str:
+    return await here()
+
+
 @workflow.defn(versioning_behavior=PINNED, version=V2)
 class Chosen:
     """Says the version of what it starts, one way or another."""
@@ -122,6 +127,8 @@ class Chosen:
     async def run(self, depth: int) -> list[str]:
         call = workflow.execute_activity
         found = [await call(here), await call(there), await call(there, version=V1)]
+        found += [await call(here, version="auto_upgrade"), await call(freed)]
+        found.append(await call(freed, version=V2))
         if not depth:
             return found
         for version in (None, V1, "auto_upgrade", "shop.v9"):
@@ -185,7 +192,7 @@ class Town:
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
-            activities=[here, there],
+            activities=[here, there, freed],
             worker_id=f"{build_id or 'plain'}-{secrets.token_hex(3)}",
             reclaim_after=None,
             graceful_shutdown_timeout=5 * S,
@@ -389,14 +396,17 @@ class Versions:
         town.worker("v2")
         town.current("v1")
         by_decorator = town.start(Chosen, 1).result(timeout=PATIENCE_S)
-        assert by_decorator[:6] == ["v2", "v2", "v1", "v2", "v1", "v1"]
-        assert "is not known; start a worker of it first" in by_decorator[6]
+        assert by_decorator[:3] == ["v2", "v2", "v1"]
+        assert by_decorator[3:6] == ["v1", "v1", "v2"], "activities free of the pin of their run"
+        assert by_decorator[6:9] == ["v2", "v1", "v1"], "children"
+        assert "is not known; start a worker of it first" in by_decorator[9]
         assert town.start(Chosen, 0, version="shop.v1").result(timeout=PATIENCE_S)[0] == "v1"
         override = AutoUpgradeVersioningOverride()
-        freed = town.start(Chosen, 0, versioning_override=override)
-        assert freed.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
+        follows = town.start(Chosen, 0, versioning_override=override)
+        assert follows.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
         call = partial(town.client.execute_activity, task_queue="q")
         assert (call(there), call(there, version="shop.v1"), call(here)) == ("v2", "v1", "v1")
+        assert call(there, version="auto_upgrade") == "v1"
 
     def test_a_session_is_on_a_worker_of_the_run_s_version(self, town: Town) -> None:
         one = town.worker("v1", max_concurrent_sessions=2)

@@ -384,8 +384,9 @@ class RunInfo(Base, frozen=True):
 
 class PendingActivity(Base, frozen=True):
     """``state``: ``scheduled`` (also while it waits for a retry, until ``next_ms``), ``started``,
-    ``cancel_requested``. ``route``, ``requires``, ``headers`` and ``fairness_key`` are those of its
-    tasks, whose id is ``task_id``."""
+    ``cancel_requested``. ``route``, ``requires``, ``headers``, ``fairness_key``, ``priority`` and
+    ``auto_upgrade`` (they heed no pin of their run) are those of its tasks, whose id is
+    ``task_id``."""
 
     activity_id: str
     activity_type: str
@@ -407,6 +408,8 @@ class PendingActivity(Base, frozen=True):
     headers: dict[str, str] = {}
     task_id: str = ""
     fairness_key: str = ""
+    priority: int | None = None
+    auto_upgrade: bool = False
 
 
 class PendingChild(Base, frozen=True):
