@@ -3,6 +3,7 @@ follows a change, a version's workers are lost, and versions drain and are delet
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +110,30 @@ class InSession(Steps):
         self.goes_on = True
 
 
+class Inside:
+    """How many activities of sessions run at a time, one for each session."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.order: list[str] = []
+
+    @activity.defn(start_to_close_timeout=60 * S)
+    async def stay(self, kind: str) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.order.append(kind)
+        await asyncio.sleep(0.2)
+        self.now -= 1
+
+
+@workflow.defn(versioning_behavior=AUTO_UPGRADE)
+class OneAtATime:
+    @workflow.run
+    async def run(self, kind: str) -> None:
+        async with workflow.session(execution_timeout=60 * S, creation_timeout=60 * S) as session:
+            await session.execute_activity(Inside.stay, kind)
+
+
 @activity.defn(name="there", version=V2, start_to_close_timeout=60 * S)
 async def there() -> str:
     return await here()
@@ -177,6 +202,7 @@ class Town:
         self.client = BlockingClient(self.system.core)
         self._closers: list[Any] = []
         self._workers: list[Worker] = []
+        self.inside = Inside()
 
     @property
     def deployments(self) -> DeploymentOperations:
@@ -188,11 +214,11 @@ class Town:
         client = BlockingClient.connect(url, namespace=self.namespace)
         if build_id is not None:
             options |= {"deployment": "shop", "build_id": build_id}
-        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession])
+        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession, OneAtATime])
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
-            activities=[here, there, freed],
+            activities=[here, there, freed, self.inside.stay],
             worker_id=f"{build_id or 'plain'}-{secrets.token_hex(3)}",
             reclaim_after=None,
             graceful_shutdown_timeout=5 * S,
@@ -421,6 +447,48 @@ class Versions:
         assert bound.result(timeout=PATIENCE_S) == ["v1", "v1"]
         old.signal("go_on")
         assert old.result(timeout=PATIENCE_S) == ["v1", "v1"]
+
+    def test_sessions_that_wait_in_several_queues_take_turns_for_the_slots(
+        self, town: Town
+    ) -> None:
+        one = town.worker("v1", max_concurrent_sessions=1)
+        town.current("v1")
+        pinned = [town.start(OneAtATime, "pinned", version=V1) for _ in range(6)]
+        free = [town.start(OneAtATime, "free") for _ in range(6)]
+        runs = [*pinned, *free, *(town.start(OneAtATime, "first", priority=1) for _ in range(2))]
+        most = 0
+
+        def are_begun() -> bool:
+            nonlocal most
+            most = max(most, one.info().sessions)
+            return len(town.inside.order) == len(runs)
+
+        wait_until(are_begun, "all have had the slot", PATIENCE_S)
+        for handle in runs:
+            handle.result(timeout=PATIENCE_S)
+        assert (most, town.inside.most) == (1, 1), "never more than there are slots"
+        early = town.inside.order[:8]
+        assert all(early.count(kind) >= 2 for kind in ("pinned", "free", "first")), early
+
+    def test_a_session_that_finds_no_slot_is_created_elsewhere(self, town: Town) -> None:
+        small = town.worker("v1", max_concurrent_sessions=1)
+        large = town.worker("v1", max_concurrent_sessions=40)
+        town.current("v1")
+        ways: list[dict[str, Any]] = [{}, {"version": V1}, {"priority": 1}]
+        runs = [town.start(InSession, True, **way) for way in ways * 7]
+        most = 0
+
+        def are_open() -> bool:
+            nonlocal most
+            most = max(most, small.info().sessions)
+            return small.info().sessions + large.info().sessions == len(runs)
+
+        wait_until(are_open, "all are open at a time", PATIENCE_S)
+        assert most <= 1, "never more than there are slots"
+        for run in runs:
+            run.signal("go_on")
+        for run in runs:
+            assert run.result(timeout=PATIENCE_S) == ["v1", "v1"]
 
     def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
         town.worker("v1")
