@@ -126,9 +126,9 @@ class Yard:
         self.kill_at_it(handles)
         return handles
 
-    def start(self, **options: Any) -> list[Any]:
+    def start(self, count: int = TASKS, **options: Any) -> list[Any]:
         options = {"task_queue": "q", "retry_policy": SOON} | options
-        return self.client.start_activities(where, [(EACH_S,)] * TASKS, **options)
+        return self.client.start_activities(where, [(EACH_S,)] * count, **options)
 
     def kill_at_it(self, handles: list[Any]) -> None:
         """Kill the target when it has completed one of ``handles``."""
@@ -248,8 +248,7 @@ class Losses:
         yard.worker(STAYS)
         yard.worker(GOES, "r")
         yard.ready()
-        handles = yard.start()
-        wait_until(lambda: done(handles), "work goes on", PATIENCE_S)
+        handles = yard.start(4 * TASKS)  # the move asks workers first, which takes its time
         assert yard.client.move_tasks("q", "r").done > 0
         yard.kill_at_it(handles)
         yard.worker("next", "r")
@@ -286,7 +285,7 @@ class TestEmbedded(Losses):
 
     def test_a_move_whose_mover_is_lost_is_done_again(self, yard: Yard) -> None:
         # On real servers: `test_verbs`.
-        handles = [one for _ in range(5) for one in yard.start()]
+        handles = yard.start(5 * TASKS)
         mover = BlockingClient.connect(yard.url, namespace=yard.namespace, timeout=2.0)
         broker = mover.connection.broker
         assert isinstance(broker, MemoryBroker)
