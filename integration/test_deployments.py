@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from integration.journey import Site, site_at, wait_until
 from integration.journey_activities import work_on_loop
 from tq_broker import activity, workflow
-from tq_broker.cli.main import cli
 from tq_broker.client import BlockingClient
 from tq_broker.client.deployments import DeploymentOperations, VersionDescription
 from tq_broker.client.settings_book import followed
@@ -610,11 +609,8 @@ def site(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Site]:
 
 
 def invoke(site: Site, *arguments: str, code: int = 0) -> Result:
-    where = ["-b", site.url, "--namespace", site.namespace]
     wait = () if arguments[1] == "list" else ("--wait", "0.3s")
-    result = CliRunner().invoke(cli, [*where, *arguments, *wait])
-    assert result.exit_code == code, result.output + result.stderr
-    return result
+    return site.invoke(*arguments, *wait, code=code)
 
 
 def began_at(site: Site, keys: Sequence[str]) -> dict[str, list[str]]:

@@ -218,7 +218,6 @@ class Losses:
         yard.worker("next", **V2)
         assert set(yard.places(handles)) == {GOES, "next"}
 
-
     def test_first_priority_comes_first_also_when_a_worker_is_lost(self, yard: Yard) -> None:
         yard.worker(STAYS)
         yard.worker(GOES)
