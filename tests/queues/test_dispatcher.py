@@ -226,14 +226,8 @@ def test_all_that_waited_are_told_that_nobody_is_there(
 
 
 def test_nobody_waits_for_an_answer_that_may_take_longer_than_he_has(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, questions: list[Question]
 ) -> None:
-    requests: list[tuple[float, Any]] = []
-    monkeypatch.setattr(
-        world.dispatcher,
-        "_request",
-        lambda key, what, within, done: requests.append((within, done)),
-    )
     patient = world.dispatching(Route.host("h"), within_s=50.0)
     hasty = world.dispatching(Route.host("h"), within_s=5.0)
     later = world.dispatching(Route.host("h"), within_s=90.0)
