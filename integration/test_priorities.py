@@ -104,7 +104,6 @@ class Order:
         measured(f"inversions among {MANY} starts", inversions)
         assert inversions == 0
 
-
     def test_a_priority_has_a_pool_of_its_own_and_starves_nobody(
         self, client: BlockingClient
     ) -> None:
