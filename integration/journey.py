@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pika
+from click.testing import CliRunner, Result
 
 from integration.journey_activities import LEDGER, Program
 from integration.ledger import SUCCESS, Findings, Ledger, check
+from tq_broker.cli.main import cli
 from tq_broker.client import BlockingActivityHandle, BlockingClient
 from tq_broker.client.core import ClientCore
 from tq_broker.exceptions import ActivityError, ApplicationError
@@ -168,6 +170,13 @@ class Site:
         """A new process in place of ``worker``, as a supervisor would start it."""
         self.workers.append(WorkerProcess(worker.program, self.ledger, worker.log))
         return self.workers[-1]
+
+    def invoke(self, *arguments: str, code: int = 0) -> Result:
+        """Run a command, which has to end with ``code``."""
+        where = ("-b", self.url, "--namespace", self.namespace)
+        result = CliRunner().invoke(cli, [*where, *arguments])
+        assert result.exit_code == code, result.output + result.stderr
+        return result
 
     def key(self) -> str:
         """A key for the ledger."""

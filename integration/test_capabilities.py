@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from integration.journey import Site, measured, site_at, wait_until
 from integration.journey_activities import tell, work_on_loop
 from tq_broker import activity, workflow
-from tq_broker.cli import main
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.common import OnGone, Requires, RetryPolicy, Route
@@ -62,13 +60,6 @@ def missed(site: Site) -> set[str]:
     return {what for one in workers for what in one.unserved.get("q", ())}
 
 
-def cli(site: Site, *arguments: str) -> Any:
-    command = ["-b", site.url, "--namespace", site.namespace, *arguments]
-    done = CliRunner().invoke(main.cli, command)
-    assert done.exit_code == 0, done.output + done.stderr
-    return done.stdout
-
-
 # --- the loss of the only capable worker, under load ----------------------------------------------
 
 
@@ -89,7 +80,7 @@ def test_tasks_wait_for_a_capable_worker_whose_only_one_was_killed_under_load(si
     assert who(site, plain) == {"plain"}
     assert who(site, names) == {"able"}
     wait_until(lambda: missed(site) == {"gpu"}, "the workers say so", PATIENCE_S)
-    told = cli(site, "task-queue", "describe", "q")
+    told = site.invoke("task-queue", "describe", "q").stdout
     assert "gpu" in told
     assert "NOBODY" in told
     # Until one comes
@@ -158,20 +149,23 @@ def test_an_operator_sees_pauses_moves_purges_and_reclaims_them(site: Site) -> N
     names = keys(10)
     handles = site.load(work_on_loop, names, 0.01, requires={"gpu"})
     wait_until(lambda: waiting(site, "gpu") == 10, "they wait")
-    listed = json.loads(cli(site, "--json", "task-queue", "list"))
+    listed = json.loads(site.invoke("--json", "task-queue", "list").stdout)
     (row,) = [one for one in listed if one["requires"]]
     assert (row["task_queue"], row["requires"], row["backlog"]) == ("q", ["gpu"], 10)
-    told = cli(site, "--json", "task-queue", "move", "q", "r", "--create", "--yes")
+    told = site.invoke("--json", "task-queue", "move", "q", "r", "--create", "--yes").stdout
     assert json.loads(told)["done"] == 10
     assert not any(site.collect(handles).values())
     site.client.start_activity(tell, task_queue="q", requires={"gpu"})
     wait_until(lambda: waiting(site, "gpu") == 1, "it waits")
-    assert json.loads(cli(site, "--json", "task-queue", "purge", "q", "--yes"))["dropped"] == 1
+    assert (
+        json.loads(site.invoke("--json", "task-queue", "purge", "q", "--yes").stdout)["dropped"]
+        == 1
+    )
     able.terminate()
     able.wait()
-    cli(site, "task-queue", "resume", "q")
-    cli(site, "task-queue", "reclaim")
-    assert json.loads(cli(site, "--json", "task-queue", "list")) == []
+    site.invoke("task-queue", "resume", "q")
+    site.invoke("task-queue", "reclaim")
+    assert json.loads(site.invoke("--json", "task-queue", "list").stdout) == []
 
 
 # --- workflows ------------------------------------------------------------------------------------

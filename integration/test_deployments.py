@@ -3,6 +3,7 @@ follows a change, a version's workers are lost, and versions drain and are delet
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from integration.journey import Site, site_at, wait_until
 from integration.journey_activities import work_on_loop
 from tq_broker import activity, workflow
-from tq_broker.cli.main import cli
 from tq_broker.client import BlockingClient
 from tq_broker.client.deployments import DeploymentOperations, VersionDescription
 from tq_broker.client.settings_book import followed
@@ -109,8 +109,37 @@ class InSession(Steps):
         self.goes_on = True
 
 
+class Inside:
+    """How many activities of sessions run at a time, one for each session."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.order: list[str] = []
+
+    @activity.defn(start_to_close_timeout=60 * S)
+    async def stay(self, kind: str) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.order.append(kind)
+        await asyncio.sleep(0.2)
+        self.now -= 1
+
+
+@workflow.defn(versioning_behavior=AUTO_UPGRADE)
+class OneAtATime:
+    @workflow.run
+    async def run(self, kind: str) -> None:
+        async with workflow.session(execution_timeout=60 * S, creation_timeout=60 * S) as session:
+            await session.execute_activity(Inside.stay, kind)
+
+
 @activity.defn(name="there", version=V2, start_to_close_timeout=60 * S)
 async def there() -> str:
+    return await here()
+
+
+@activity.defn(name="freed", version="auto_upgrade", start_to_close_timeout=60 * S)
+async def freed() -> str:
     return await here()
 
 
@@ -122,6 +151,8 @@ class Chosen:
     async def run(self, depth: int) -> list[str]:
         call = workflow.execute_activity
         found = [await call(here), await call(there), await call(there, version=V1)]
+        found += [await call(here, version="auto_upgrade"), await call(freed)]
+        found.append(await call(freed, version=V2))
         if not depth:
             return found
         for version in (None, V1, "auto_upgrade", "shop.v9"):
@@ -170,6 +201,7 @@ class Town:
         self.client = BlockingClient(self.system.core)
         self._closers: list[Any] = []
         self._workers: list[Worker] = []
+        self.inside = Inside()
 
     @property
     def deployments(self) -> DeploymentOperations:
@@ -181,11 +213,11 @@ class Town:
         client = BlockingClient.connect(url, namespace=self.namespace)
         if build_id is not None:
             options |= {"deployment": "shop", "build_id": build_id}
-        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession])
+        options.setdefault("workflows", [Stays, Follows, Parent, Chosen, InSession, OneAtATime])
         worker = Worker(
             client,
             task_queues=task_queues or ("q",),
-            activities=[here, there],
+            activities=[here, there, freed, self.inside.stay],
             worker_id=f"{build_id or 'plain'}-{secrets.token_hex(3)}",
             reclaim_after=None,
             graceful_shutdown_timeout=5 * S,
@@ -389,14 +421,17 @@ class Versions:
         town.worker("v2")
         town.current("v1")
         by_decorator = town.start(Chosen, 1).result(timeout=PATIENCE_S)
-        assert by_decorator[:6] == ["v2", "v2", "v1", "v2", "v1", "v1"]
-        assert "is not known; start a worker of it first" in by_decorator[6]
+        assert by_decorator[:3] == ["v2", "v2", "v1"]
+        assert by_decorator[3:6] == ["v1", "v1", "v2"], "activities free of the pin of their run"
+        assert by_decorator[6:9] == ["v2", "v1", "v1"], "children"
+        assert "is not known; start a worker of it first" in by_decorator[9]
         assert town.start(Chosen, 0, version="shop.v1").result(timeout=PATIENCE_S)[0] == "v1"
         override = AutoUpgradeVersioningOverride()
-        freed = town.start(Chosen, 0, versioning_override=override)
-        assert freed.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
+        follows = town.start(Chosen, 0, versioning_override=override)
+        assert follows.result(timeout=PATIENCE_S)[:2] == ["v1", "v2"]
         call = partial(town.client.execute_activity, task_queue="q")
         assert (call(there), call(there, version="shop.v1"), call(here)) == ("v2", "v1", "v1")
+        assert call(there, version="auto_upgrade") == "v1"
 
     def test_a_session_is_on_a_worker_of_the_run_s_version(self, town: Town) -> None:
         one = town.worker("v1", max_concurrent_sessions=2)
@@ -411,6 +446,48 @@ class Versions:
         assert bound.result(timeout=PATIENCE_S) == ["v1", "v1"]
         old.signal("go_on")
         assert old.result(timeout=PATIENCE_S) == ["v1", "v1"]
+
+    def test_sessions_that_wait_in_several_queues_take_turns_for_the_slots(
+        self, town: Town
+    ) -> None:
+        one = town.worker("v1", max_concurrent_sessions=1)
+        town.current("v1")
+        pinned = [town.start(OneAtATime, "pinned", version=V1) for _ in range(6)]
+        free = [town.start(OneAtATime, "free") for _ in range(6)]
+        runs = [*pinned, *free, *(town.start(OneAtATime, "first", priority=1) for _ in range(2))]
+        most = 0
+
+        def are_begun() -> bool:
+            nonlocal most
+            most = max(most, one.info().sessions)
+            return len(town.inside.order) == len(runs)
+
+        wait_until(are_begun, "all have had the slot", PATIENCE_S)
+        for handle in runs:
+            handle.result(timeout=PATIENCE_S)
+        assert (most, town.inside.most) == (1, 1), "never more than there are slots"
+        early = town.inside.order[:8]
+        assert all(early.count(kind) >= 2 for kind in ("pinned", "free", "first")), early
+
+    def test_a_session_that_finds_no_slot_is_created_elsewhere(self, town: Town) -> None:
+        small = town.worker("v1", max_concurrent_sessions=1)
+        large = town.worker("v1", max_concurrent_sessions=40)
+        town.current("v1")
+        ways: list[dict[str, Any]] = [{}, {"version": V1}, {"priority": 1}]
+        runs = [town.start(InSession, True, **way) for way in ways * 7]
+        most = 0
+
+        def are_open() -> bool:
+            nonlocal most
+            most = max(most, small.info().sessions)
+            return small.info().sessions + large.info().sessions == len(runs)
+
+        wait_until(are_open, "all are open at a time", PATIENCE_S)
+        assert most <= 1, "never more than there are slots"
+        for run in runs:
+            run.signal("go_on")
+        for run in runs:
+            assert run.result(timeout=PATIENCE_S) == ["v1", "v1"]
 
     def test_a_traffic_rule_sends_some_to_a_version_and_it_closes(self, town: Town) -> None:
         town.worker("v1")
@@ -532,11 +609,8 @@ def site(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Site]:
 
 
 def invoke(site: Site, *arguments: str, code: int = 0) -> Result:
-    where = ["-b", site.url, "--namespace", site.namespace]
     wait = () if arguments[1] == "list" else ("--wait", "0.3s")
-    result = CliRunner().invoke(cli, [*where, *arguments, *wait])
-    assert result.exit_code == code, result.output + result.stderr
-    return result
+    return site.invoke(*arguments, *wait, code=code)
 
 
 def began_at(site: Site, keys: Sequence[str]) -> dict[str, list[str]]:

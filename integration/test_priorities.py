@@ -22,6 +22,7 @@ from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.common import RetryPolicy
 from tq_broker.model.names import Names
+from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
 
@@ -102,6 +103,37 @@ class Order:
         inversions = sum(one > other for one, other in itertools.pairwise(line.begun))
         measured(f"inversions among {MANY} starts", inversions)
         assert inversions == 0
+
+    def test_a_priority_has_a_pool_of_its_own_and_starves_nobody(
+        self, client: BlockingClient
+    ) -> None:
+        usual, quick = Line(), Line()
+        for line in (usual, quick):
+            line.free.set()
+        rule = TrafficRule(
+            id="first",
+            kind=TaskKind.ACTIVITY,
+            task_queue="q",
+            priority=1,
+            to_task_queue="q-first",
+            fallback=False,
+        )
+        with (
+            Worker(client, task_queue="q", activities=[usual.note], max_concurrent_activities=1),
+            Worker(
+                client, task_queue="q-first", activities=[quick.note], max_concurrent_activities=1
+            ),
+        ):
+            client.operations.traffic.set(rule)
+            client.connection.traffic.follow()
+            wait_until(lambda: client.connection.traffic.rules, "the rule is known")
+            for priority, count in ((1, 3000), (3, 20), (5, 20)):
+                put(client, priority, count)
+            wait_until(lambda: len(usual.begun) == 40, "the others have begun")
+            assert len(quick.begun) < 3000, "they did not wait for the flood"
+            wait_until(lambda: len(quick.begun) == 3000, "the flood is over")
+        assert set(quick.begun) == {1}
+        assert sorted(usual.begun) == [3] * 20 + [5] * 20
 
 
 class TestInMemory(Order):

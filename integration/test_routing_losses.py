@@ -1,4 +1,5 @@
-"""Journey: whatever a task is routed by, its target is killed under load, and nothing is lost.
+"""Journey: whatever a task is routed by, its target is killed under load, and nothing is lost; nor
+is it by priorities, and by verbs on whole task queues.
 
 Embedded and on every RabbitMQ version; there the workers are processes, and ``kill -9`` ends them.
 One worker stays; the other, the target, is killed when it has begun some of the tasks.
@@ -7,6 +8,8 @@ One worker stays; the other, the target, is killed when it has begun some of the
 from __future__ import annotations
 
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +19,11 @@ import pytest
 
 from integration.affinity_workflows import ACTIVITIES, where
 from integration.deployment import RoleProcess
-from integration.journey import wait_until
+from integration.journey import backlog, wait_until
 from tq_broker.client import BlockingClient
 from tq_broker.common import OnGone, Requires, RetryPolicy, Route
+from tq_broker.exceptions import ActivityError, TargetGone, TqBrokerError
+from tq_broker.model.names import Names
 from tq_broker.model.rules import TrafficRule
 from tq_broker.queues.memory import MemoryBroker
 from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
@@ -117,16 +122,27 @@ class Yard:
 
     def load(self, **options: Any) -> list[Any]:
         """Start the tasks, and kill the target when it has completed one of them."""
+        handles = self.start(**options)
+        self.kill_at_it(handles)
+        return handles
+
+    def start(self, count: int = TASKS, **options: Any) -> list[Any]:
         options = {"task_queue": "q", "retry_policy": SOON} | options
-        handles = self.client.start_activities(where, [(EACH_S,)] * TASKS, **options)
+        return self.client.start_activities(where, [(EACH_S,)] * count, **options)
+
+    def kill_at_it(self, handles: list[Any]) -> None:
+        """Kill the target when it has completed one of ``handles``."""
 
         def is_at_it() -> bool:
-            done = [one for one in handles if one._wanted().done()]
-            return any(one.result()[1] == GOES for one in done)
+            return any(one.result()[1] == GOES for one in handles if one._wanted().done())
 
         wait_until(is_at_it, "the target is at it", PATIENCE_S)
         self.kill(GOES)
-        return handles
+
+    def is_still(self) -> bool:
+        """Whether nobody has a task of the task queue in hand, or takes any."""
+        told = self.client.describe_task_queue("q").summary
+        return not (told.in_flight or told.consumers)
 
     def places(self, handles: list[Any]) -> list[str]:
         """Who has done each, in the end."""
@@ -135,6 +151,11 @@ class Yard:
     def close(self) -> None:
         for close in reversed(self._closers):
             close()
+
+
+def done(handles: list[Any]) -> int:
+    """How many have ended."""
+    return sum(one._wanted().done() for one in handles)
 
 
 Case = tuple[dict[str, Any], dict[str, Any], Callable[[Yard], object]]
@@ -197,6 +218,62 @@ class Losses:
         yard.worker("next", **V2)
         assert set(yard.places(handles)) == {GOES, "next"}
 
+    def test_first_priority_comes_first_also_when_a_worker_is_lost(self, yard: Yard) -> None:
+        yard.worker(STAYS)
+        yard.worker(GOES)
+        yard.ready()
+        last = yard.start(priority=5)
+        first = yard.load(priority=1)
+        assert set(yard.places(first)) == {STAYS, GOES}
+        assert done(last) < TASKS // 2, "they wait for the first"
+        assert set(yard.places(last)) <= {STAYS, GOES}
+
+    def test_what_is_paused_stays_so_when_a_worker_is_lost(self, yard: Yard) -> None:
+        yard.worker(STAYS)
+        yard.worker(GOES)
+        yard.ready()
+        handles = yard.start()
+        wait_until(lambda: done(handles) > 2 * SLOTS, "both are at it", PATIENCE_S)
+        yard.client.pause_task_queue("q", "it burns")
+        yard.kill(GOES)
+        wait_until(yard.is_still, "what was in hand has ended", PATIENCE_S)
+        before = done(handles)
+        time.sleep(1)
+        assert before == done(handles) < TASKS
+        yard.client.resume_task_queue("q")
+        assert set(yard.places(handles)) == {STAYS, GOES}
+
+    def test_what_was_moved_to_a_worker_that_is_lost_is_done_by_the_next(self, yard: Yard) -> None:
+        yard.worker(STAYS)
+        yard.worker(GOES, "r")
+        yard.ready()
+        handles = yard.start(4 * TASKS)  # the move asks workers first, which takes its time
+        assert yard.client.move_tasks("q", "r").done > 0
+        yard.kill_at_it(handles)
+        yard.worker("next", "r")
+        assert set(yard.places(handles)) == {STAYS, GOES, "next"}
+
+    def test_a_broadcast_tells_which_worker_was_lost(self, yard: Yard) -> None:
+        yard.worker(STAYS)
+        yard.worker(GOES)
+        yard.ready()
+        handles = yard.start()
+        found: list[Any] = []
+
+        def ask() -> None:
+            found.extend(
+                yard.client.broadcast_activity(where, 3.0, task_queue="q", timeout=20.0, wait=5.0)
+            )
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: done(handles) == TASKS, "only the broadcast is left", PATIENCE_S)
+        yard.kill(GOES)
+        asking.join(PATIENCE_S)
+        by_id = {one.worker_id: one for one in found}
+        assert by_id[STAYS].result[1] == STAYS
+        assert isinstance(by_id[GOES].error, (ActivityError, TargetGone))
+
 
 class TestEmbedded(Losses):
     @pytest.fixture
@@ -204,6 +281,20 @@ class TestEmbedded(Losses):
         yard = Yard(None, tmp_path)
         yield yard
         yard.close()
+
+    def test_a_move_whose_mover_is_lost_is_done_again(self, yard: Yard) -> None:
+        # On real servers: `test_verbs`.
+        handles = yard.start(5 * TASKS)
+        mover = BlockingClient.connect(yard.url, namespace=yard.namespace, timeout=2.0)
+        broker = mover.connection.broker
+        assert isinstance(broker, MemoryBroker)
+        with pytest.raises(TqBrokerError):
+            mover.move_tasks("q", "r", create=True, on_progress=lambda _told: broker.kill())
+        rest = len(handles) - backlog(yard.client.core, Names(yard.namespace).activity("r"))
+        assert 0 < rest < len(handles)
+        assert yard.client.move_tasks("q", "r").done >= rest
+        yard.worker(STAYS, "r")
+        assert set(yard.places(handles)) == {STAYS}
 
 
 class TestOnRabbitMQ(Losses):

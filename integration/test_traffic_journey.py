@@ -15,12 +15,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
 from integration.journey import Site, measured, site_at, wait_until
 from integration.journey_activities import work_on_loop
 from tq_broker import activity, workflow
-from tq_broker.cli.main import cli
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.common import RetryPolicy
@@ -45,12 +43,6 @@ def site(broker_url: str, namespace: str, tmp_path: Path) -> Iterator[Site]:
 
 def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def invoke(site: Site, *arguments: str) -> Result:
-    result = CliRunner().invoke(cli, ["-b", site.url, "--namespace", site.namespace, *arguments])
-    assert result.exit_code == 0, result.output + result.stderr
-    return result
 
 
 def known(site: Site, rule_id: str, *, gone: bool = False) -> float:
@@ -80,8 +72,7 @@ def test_five_percent_of_one_type_go_to_a_laptop_and_nothing_is_lost_when_it_clo
 ) -> None:
     servers = site.worker("orders", worker_id="server").ready()
     laptop = site.worker("laptop", worker_id="laptop").ready()
-    invoke(
-        site, "route", "set", "try-out", "--type", "work_on_loop", "--task-queue", "orders",
+    site.invoke("route", "set", "try-out", "--type", "work_on_loop", "--task-queue", "orders",
         "--percent", "5", "--to", "laptop", "--ttl", "1h", "--reason", "try the new parser",
         "--take-within", "5s",
     )  # fmt: skip
@@ -175,8 +166,7 @@ def test_who_has_not_read_the_rules_yet_is_corrected(site: Site) -> None:
 def test_a_task_queue_is_split_by_a_header_with_no_code_change(site: Site) -> None:
     for provider in ("aws", "gcp"):
         site.worker(f"cloud-{provider}", worker_id=provider).ready()
-        invoke(
-            site, "route", "set", f"split-{provider}", "--task-queue", "cloud-operations",
+        site.invoke("route", "set", f"split-{provider}", "--task-queue", "cloud-operations",
             "--header", f"provider={provider}", "--to", f"cloud-{provider}", "--no-fallback",
         )  # fmt: skip
         known(site, f"split-{provider}")
@@ -202,19 +192,17 @@ def test_the_command_line_tells_tries_sets_and_removes(site: Site) -> None:
     handles = site.load(work_on_loop, [key], 0.0, task_queue="orders", headers={"tenant": "acme"})
     assert not any(site.collect(handles).values())
     made = ("route", "set", "r", "--task-queue", "orders", "--header", "tenant=acme", "--to")
-    where = ["-b", site.url, "--namespace", site.namespace]
-    refused = CliRunner().invoke(cli, [*where, *made, "nobody"])
-    assert refused.exit_code == 2
+    refused = site.invoke(*made, "nobody", code=2)
     assert "no living worker serves task queue 'nobody'" in refused.stderr
-    tried = json.loads(invoke(site, *made, "laptop", "--dry-run", "--json").output)
+    tried = json.loads(site.invoke(*made, "laptop", "--dry-run", "--json").output)
     assert (tried["seen"], len(tried["moves"]), tried["findings"]) == (1, 1, [])
-    assert json.loads(invoke(site, "route", "list", "--json").output) == []
-    invoke(site, *made, "laptop", "--reason", "look", "--by", "ann")
+    assert json.loads(site.invoke("route", "list", "--json").output) == []
+    site.invoke(*made, "laptop", "--reason", "look", "--by", "ann")
     asked = ("route", "explain", "work_on_loop", "--task-queue", "orders", "--header")
-    assert "it goes to task queue 'laptop'" in invoke(site, *asked, "tenant=acme").output
-    assert "no rule decides; it goes to 'orders'" in invoke(site, *asked, "tenant=x").output
-    invoke(site, "route", "remove", "r", "--reason", "seen")
-    history = invoke(site, "route", "list", "--history").output
+    assert "it goes to task queue 'laptop'" in site.invoke(*asked, "tenant=acme").output
+    assert "no rule decides; it goes to 'orders'" in site.invoke(*asked, "tenant=x").output
+    site.invoke("route", "remove", "r", "--reason", "seen")
+    history = site.invoke("route", "list", "--history").output
     assert "ann" in history
     assert "removed" in history
     assert "seen" in history

@@ -187,10 +187,11 @@ def test_a_route_takes_the_place_of_an_affinity_and_the_other_way_round() -> Non
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"version": 4}, "version is 4; it must be a WorkerDeploymentVersion, or a text such"),
+        ({"version": 4}, "version is 4; it must be a PinnedVersioningOverride, an"),
         ({"version": "shop"}, "must be a deployment's name, a dot and a build id"),
         ({"version": "a.1", "route": Route.host("h")}, "version, route and affinity exclude each"),
         ({"version": "a.1", "affinity": "host"}, "version, route and affinity exclude each other"),
+        ({"version": "auto_upgrade", "route": Route.host("h")}, "exclude each other"),
     ],
 )
 def test_a_version_is_checked(options: dict[str, Any], complaint: str) -> None:
@@ -207,6 +208,20 @@ def test_a_version_is_a_route_and_takes_the_place_of_any_other() -> None:
         assert other.over(version) == other
     assert ActivityOptions(version="a.2").over(version).place == Route.version("a.2")
     assert ActivityOptions().over(version).place == Route.version("a.1")
+
+
+def test_an_activity_is_free_of_versions_by_what_is_said_last() -> None:
+    free = ActivityOptions(version="auto_upgrade")
+    assert free.auto_upgrade
+    assert free.place is None
+    assert ActivityOptions(version=AutoUpgradeVersioningOverride()).auto_upgrade
+    bound = [ActivityOptions(version="a.1"), ActivityOptions(route=Route.host("h"))]
+    for other in (*bound, ActivityOptions(affinity="host", affinity_group="g")):
+        assert free.over(other) == free
+        assert not other.over(free).auto_upgrade
+    assert ActivityOptions().over(free).auto_upgrade
+    pinned = ActivityOptions(version=PinnedVersioningOverride(WorkerDeploymentVersion("a", "1")))
+    assert pinned.place == Route.version("a.1")
 
 
 @pytest.mark.parametrize(

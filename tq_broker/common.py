@@ -536,7 +536,8 @@ class ActivityOptions:
         route: Host or process it must run on.
         version: The deployment version whose workers must run it (``shop.1.4``), be it current or
             not: short for ``route=Route.version(...)``, and not together with a route or an
-            affinity. An activity of a pinned run goes to the run's version if it says none.
+            affinity. An activity of a pinned run goes to the run's version if it says none; with
+            ``auto_upgrade`` it goes to the current (or ramping) one of its task queue all the same.
         requires: Capabilities that its worker must have: ``{"gpu"}``, or a `Requires` that also
             says what becomes of it if nobody has them.
         affinity: It follows, to their host or process, earlier activities of the run with the
@@ -582,7 +583,7 @@ class ActivityOptions:
     affinity: AffinityKind | None = None
     affinity_group: str | None = None
     on_lost: OnLost | None = None
-    version: WorkerDeploymentVersion | str | None = None
+    version: VersioningOverride | WorkerDeploymentVersion | str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -623,22 +624,23 @@ class ActivityOptions:
             )
 
     def _check_version(self) -> None:
-        version = self.version
-        if version is None:
+        if self.version is None:
             return
-        if not isinstance(version, (WorkerDeploymentVersion, str)):
-            raise InvalidArgument(
-                f"version is {version!r:.80}; it must be a WorkerDeploymentVersion, or a text such"
-                " as 'shop.1.4'"
-            )
-        Route.version(version)
+        versioning_override("version", self.version)
         if self.route is not None or self.affinity is not None:
             raise InvalidArgument("version, route and affinity exclude each other; say one of them")
 
     @property
+    def auto_upgrade(self) -> bool:
+        """Whether it is free of its run's version."""
+        return versioning_override("version", self.version) == AUTO_UPGRADE_WORD
+
+    @property
     def place(self) -> Route | None:
         """Its route, or that to its version."""
-        return self.route if self.version is None else Route.version(self.version)
+        if self.version is None or self.auto_upgrade:
+            return self.route
+        return Route.version(versioning_override("version", self.version))
 
     def _check_affinity(self) -> None:
         if self.affinity is not None:
@@ -664,7 +666,7 @@ class ActivityOptions:
         A route, a version or an affinity (with all that belongs to it) takes the place of whichever
         of them ``defaults`` have.
         """
-        if self.place is not None:
+        if self.route is not None or self.version is not None:
             defaults = replace(
                 defaults, route=None, version=None, affinity=None, affinity_group=None, on_lost=None
             )
@@ -703,7 +705,7 @@ class ActivityOptionsDict(TypedDict, total=False):
     affinity: AffinityKind | None
     affinity_group: str | None
     on_lost: OnLost | None
-    version: WorkerDeploymentVersion | str | None
+    version: VersioningOverride | WorkerDeploymentVersion | str | None
 
 
 def options_from(keywords: Any) -> ActivityOptions:

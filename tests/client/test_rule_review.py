@@ -67,6 +67,28 @@ def test_a_target_that_cannot_serve_is_told(
     assert why in text
 
 
+BOTH = worker("q", workflows=["Order"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "why"),
+    [
+        ({"fallback": False}, worker("there"), "no living worker of task queue 'there' has any wo"),
+        ({"fallback": False}, worker("there", activities=[], workflows=["Order"]), "any activity,"),
+        ({"fallback": False, "type": "O*"}, worker("there"), "match the kind 'activity' only"),
+        ({"fallback": False, "type": "c*"}, worker("there"), ""),
+        ({"fallback": False, "kind": TaskKind.ACTIVITY}, worker("there"), ""),
+        ({"fallback": False}, worker("there", workflows=["Other"]), ""),
+        ({}, worker("there"), ""),
+    ],
+)
+def test_without_a_fallback_the_target_has_to_serve_both_kinds(
+    fields: dict[str, Any], target: WorkerInfo, why: str
+) -> None:
+    told = refused(rule(**fields), workers=[BOTH, target])
+    assert [why in one for one in told] == [True] * bool(why)
+
+
 def test_a_host_of_any_task_queue_needs_a_worker_of_some() -> None:
     assert refused(rule(task_queue="", to_task_queue="", to_host="h1")) == []
     [text] = refused(rule(task_queue="", to_task_queue="", to_host="h2"))

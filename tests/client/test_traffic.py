@@ -332,10 +332,26 @@ def test_what_a_pinned_run_waits_for_goes_to_its_version(world: World) -> None:
     plain = requests.PendingActivity(
         activity_id="1", activity_type="name", task_queue="q", state="scheduled", attempt=1
     )
-    elsewhere = msgspec.structs.replace(plain, task_queue="other")
-    told = ["\n".join(one) for one in traffic(world).explain_pending([plain, elsewhere], run)]
+    others = [
+        msgspec.structs.replace(plain, **fields)
+        for fields in ({"task_queue": "other"}, {"auto_upgrade": True})
+    ]
+    told = ["\n".join(one) for one in traffic(world).explain_pending([plain, *others], run)]
     assert "it goes to queue tq.n.version.activity.shop%2Ev1.q" in told[0]
-    assert told[1].endswith("it goes there")
+    assert all(one.endswith("it goes there") for one in told[1:])
+
+
+def test_a_pending_activity_is_explained_with_its_priority(world: World) -> None:
+    in_force(world, rule(priority=1), *servers(world))
+    fields = {"workflow_type": "W", "status": requests.Status.RUNNING, "start_ms": 0}
+    run = requests.RunInfo(workflow_id="w", run_id="r", task_queue="q", **fields)
+    first = requests.PendingActivity(
+        activity_id="1", activity_type="name", task_queue="q", state="scheduled", attempt=1,
+        priority=1,
+    )  # fmt: skip
+    usual = msgspec.structs.replace(first, priority=None)
+    told = ["\n".join(one) for one in traffic(world).explain_pending([first, usual], run)]
+    assert ["matches: to task queue 'laptop'" in one for one in told] == [True, False]
 
 
 def test_a_rule_may_send_to_a_task_queue_with_priorities(world: World) -> None:

@@ -94,7 +94,7 @@ def test_what_a_pending_activity_asks_for_is_described() -> None:
     stage.answer(
         an_activity("plain", headers={"tenant": "acme"}),
         an_activity("asks", headers={"x": "y"}, route='{"kind":"host","target":"h"}',
-                    requires='{"capabilities":["gpu"]}'),
+                    requires='{"capabilities":["gpu"]}', priority=1, auto_upgrade=True),
     )  # fmt: skip
     plain, asks = describe.description(stage.run).pending_activities
     assert (plain.headers, plain.route, plain.requires) == ({"tenant": "acme"}, None, None)
@@ -102,6 +102,8 @@ def test_what_a_pending_activity_asks_for_is_described() -> None:
     assert asks.headers == {"x": "y"}
     assert asks.route == '{"kind":"host","target":"h"}'
     assert asks.requires == '{"capabilities":["gpu"]}'
+    assert (plain.priority, plain.auto_upgrade) == (None, False)
+    assert (asks.priority, asks.auto_upgrade) == (1, True)
 
 
 def test_whom_an_activity_follows_is_told() -> None:

@@ -125,6 +125,14 @@ def test_a_run_that_a_traffic_rule_has_sent_to_a_version_sticks_there() -> None:
     assert not versions.may_stick(tagged.run, moved)
 
 
+def test_such_a_rule_may_ask_for_the_fairness_key() -> None:
+    rules = RuleTable([TrafficRule(id="r", fairness_key="acme", to_version=V1)])
+    moved = deployments("v2")
+    keyed = Stage(deployments=moved, fairness_key="acme")
+    keyed.answer(sticky=True, version=V1, versioning_behavior=FOLLOWS)
+    assert versions.may_stick(keyed.run, moved, rules, BEGIN_MS)
+
+
 def test_a_failed_attempt_of_a_pinned_run_goes_to_its_version() -> None:
     stage = a_run(PINNED)
     stage.tell_signal()
@@ -173,6 +181,14 @@ def test_an_activity_follows_a_pinned_run_where_its_version_serves(
     scheduled = stage.the(e.ActivityTaskScheduled)
     task, _ = activities.task(stage.run, scheduled, effect, stage.deployments)
     assert task.route == expected
+
+
+def test_an_activity_may_be_free_of_the_pin_of_its_run() -> None:
+    stage = a_run(PINNED, an_activity(task_queue="payments", auto_upgrade=True))
+    [effect] = stage.attempts()
+    scheduled = stage.the(e.ActivityTaskScheduled)
+    task, _ = activities.task(stage.run, scheduled, effect, stage.deployments)
+    assert task.route is None
 
 
 @pytest.mark.parametrize(

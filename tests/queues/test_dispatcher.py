@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from queue import Queue
@@ -17,6 +17,7 @@ from tq_broker.exceptions import (
     DeadlineExceeded,
     TargetGone,
     TqBrokerError,
+    Unavailable,
     UnknownCapability,
 )
 from tq_broker.model import control, envelope
@@ -43,7 +44,7 @@ from tq_broker.queues.dispatcher import (
 )
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.routing import WAIT_STEP_MS, Asked
-from tq_broker.queues.sender import Sender
+from tq_broker.queues.sender import NoRoute, Sender
 from tq_broker.queues.topology import BindQueue, DeleteQueue, Plan
 from tq_broker.testing.manual_clock import ManualClock
 
@@ -188,6 +189,71 @@ def test_who_answered_lately_is_not_asked_again(world: World) -> None:
     world.clock.advance(0.02)
     assert world.dispatch(Route.host("h")) is None
     assert world.next() == Probe()
+
+
+Question = tuple[control.Request, float, Callable[[TqBrokerError | None], None]]
+
+
+@pytest.fixture
+def questions(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """What is asked, until when, and how to answer it."""
+    asked: list[Question] = []
+    monkeypatch.setattr(world.dispatcher, "_request", lambda _, *question: asked.append(question))
+    return asked
+
+
+def test_many_tasks_wait_for_the_answer_to_one_question(
+    world: World, questions: list[Question]
+) -> None:
+    world.live()
+    ended = [world.dispatching(Route.host("h")) for _ in range(5)]
+    [(question, _, answer)] = questions
+    assert question == Probe()
+    assert not any(one.done() for one in ended)
+    answer(None)
+    assert [one.result(SOON_S) for one in ended] == [None] * 5
+    assert world.count(HOST) == 5
+
+
+def test_all_that_waited_are_told_that_nobody_is_there(
+    world: World, questions: list[Question]
+) -> None:
+    ended = [world.dispatching(Route.host("h")) for _ in range(3)]
+    questions.pop()[-1](NoRoute())
+    request, _, answer = questions.pop()
+    assert request == Serve(str(HOST))
+    answer(NoRoute())
+    assert all(isinstance(one.result(SOON_S), TargetGone) for one in ended)
+    assert not questions
+
+
+def test_nobody_waits_for_an_answer_that_may_take_longer_than_he_has(
+    world: World, questions: list[Question]
+) -> None:
+    patient = world.dispatching(Route.host("h"), within_s=50.0)
+    hasty = world.dispatching(Route.host("h"), within_s=5.0)
+    later = world.dispatching(Route.host("h"), within_s=90.0)
+    (_, long, first), (_, short, second) = questions
+    assert long - short == 45.0
+    questions.clear()
+    world.clock.advance(5.0)
+    second(DeadlineExceeded("5 s"))
+    assert isinstance(hasty.result(SOON_S), DeadlineExceeded)
+    assert not patient.done()
+    # When the question itself comes to its end, who has more time asks again.
+    world.clock.advance(45.0)
+    first(DeadlineExceeded("50 s"))
+    assert isinstance(patient.result(SOON_S), DeadlineExceeded)
+    assert not later.done()
+    [(_, within, _)] = questions
+    assert within - long == 40.0
+
+
+def test_another_error_ends_all_that_waited(world: World, questions: list[Question]) -> None:
+    ended = [world.dispatching(Route.host("h")) for _ in range(3)]
+    questions.pop()[-1](Unavailable("closed"))
+    assert all(isinstance(one.result(SOON_S), Unavailable) for one in ended)
+    assert not questions
 
 
 def test_who_may_have_died_since_is_asked_again(world: World) -> None:

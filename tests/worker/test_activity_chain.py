@@ -108,13 +108,6 @@ class Slow(Interceptor):
         return Sleeping(next)
 
 
-@pytest.fixture
-def world() -> Any:
-    world = World()
-    yield world
-    world.close()
-
-
 @pytest.mark.parametrize("fn", [on_the_loop, in_a_thread])
 def test_a_worker_runs_activities_within_its_interceptors(world: World, fn: Any) -> None:
     around = Around()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,13 +23,6 @@ MINE = NAMES.version("activity", "shop.v1", "q")
 @activity.defn(start_to_close_timeout=timedelta(minutes=1))
 def who() -> str:
     return activity.info().worker_id
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 def worker(world: World, build_id: str = "v1", **options: Any) -> Worker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,13 +16,6 @@ def common() -> None: ...
 
 @activity.defn
 def new() -> None: ...
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 def test_a_mismatch_is_logged_on_both_sides_once(

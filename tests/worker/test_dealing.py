@@ -1,20 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from tests.worker.worlds import QUEUE, SOON_S, World
 from tq_broker import activity
 from tq_broker.model.names import Kind
 from tq_broker.model.settings import TaskQueueReclaimed
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 @activity.defn(name="noop")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from tests.worker.notes import Notes, settled
 from tests.worker.worlds import MINUTE, NAMES, SOON_S, World
 from tq_broker import activity
 from tq_broker.client.operations import Operations
@@ -17,54 +16,9 @@ from tq_broker.common import OnGone, RetryPolicy, Route
 from tq_broker.exceptions import ActivityError, DownstreamBusy, InvalidArgument
 from tq_broker.model.limits import SETTLE_S, Limits, Side
 from tq_broker.model.permits import Flavor, place_of
-from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker
 
 ONCE = RetryPolicy(maximum_attempts=1)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def timed() -> Iterator[World]:
-    world = World(ManualClock())
-    yield world
-    world.close()
-
-
-class Notes:
-    """An activity that notes when it began, and one that stays until it is let go."""
-
-    def __init__(self, world: World) -> None:
-        self.begins: list[float] = []
-        self.running = 0
-        self.most = 0
-        self.lock = threading.Lock()
-        self.leave: queue.Queue[None] = queue.Queue()
-
-        @activity.defn(name="hit")
-        async def hit() -> None:
-            self.begins.append(world.clock.monotonic())
-
-        @activity.defn(name="stay")
-        def stay() -> None:
-            with self.lock:
-                self.running += 1
-                self.most = max(self.most, self.running)
-            self.leave.get(timeout=SOON_S)
-            with self.lock:
-                self.running -= 1
-
-        self.activities: tuple[Any, ...] = (hit, stay)
-
-    def let_go(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.leave.put(None)
 
 
 def limit(world: World, limits: Limits, side: Side = Side.ACTIVITY) -> None:
@@ -79,13 +33,6 @@ def workers_of(world: World, notes: Notes, count: int, **options: Any) -> list[W
     return [world.worker(*notes.activities, **options) for _ in range(count)]
 
 
-def settled(world: World) -> None:
-    """The workers have done all that they will do now."""
-    for _ in range(5):
-        world.broker.wait_quiet(world.soon())
-        threading.Event().wait(0.03)
-
-
 def made_queue(world: World) -> None:
     world.client.connection.sender.ensure([NAMES.activity("q")], world.soon())
 
@@ -96,10 +43,10 @@ def test_all_workers_together_keep_the_rate(timed: World) -> None:
     notes = Notes(timed)
     add(timed, "hit", 8)
     workers_of(timed, notes, 3)
-    timed.eventually(lambda: len(notes.begins) == 8)
-    gaps = [after - before for before, after in zip(notes.begins, notes.begins[1:], strict=False)]
+    timed.eventually(lambda: len(notes.times()) == 8)
+    gaps = [after - before for before, after in zip(notes.times(), notes.times()[1:], strict=False)]
     assert min(gaps) >= 0.5 - 0.02
-    assert len(notes.begins) == 8
+    assert len(notes.times()) == 8
 
 
 def test_never_more_run_than_the_concurrency_allows(world: World) -> None:
@@ -108,13 +55,13 @@ def test_never_more_run_than_the_concurrency_allows(world: World) -> None:
     notes = Notes(world)
     handles = add(world, "stay", 6)
     workers_of(world, notes, 3)
-    world.eventually(lambda: notes.running == 2)
+    world.eventually(lambda: notes.running[""] == 2)
     settled(world)
-    assert notes.running == 2
+    assert notes.running[""] == 2
     notes.let_go(6)
     for handle in handles:
         handle.result(SOON_S)
-    assert notes.most == 2
+    assert notes.most[""] == 2
 
 
 def test_the_permit_of_a_killed_worker_goes_to_another(world: World) -> None:
@@ -123,12 +70,12 @@ def test_the_permit_of_a_killed_worker_goes_to_another(world: World) -> None:
     first, second = Notes(world), Notes(world)
     victim = world.worker(*first.activities)
     add(world, "stay", 2)
-    world.eventually(lambda: first.running == 1)
+    world.eventually(lambda: first.running[""] == 1)
     world.worker(*second.activities)
     settled(world)
-    assert second.running == 0
+    assert second.running[""] == 0
     world.kill(victim)
-    world.eventually(lambda: second.running == 1)
+    world.eventually(lambda: second.running[""] == 1)
     first.let_go(2)
     second.let_go(2)
 
@@ -144,7 +91,7 @@ def test_a_limited_queue_that_is_paused_begins_nothing_until_it_is_resumed(world
     settled(world)
     handle = add(world, "hit", 1)[0]
     settled(world)
-    assert len(notes.begins) == 1
+    assert len(notes.times()) == 1
     assert world.count() == 1
     world.client.verbs.resume("q")
     handle.result(SOON_S)
@@ -157,7 +104,7 @@ def test_a_limit_that_is_lifted_lets_everything_through(timed: World) -> None:
     timed.worker(*notes.activities)
     handles = add(timed, "hit", 5)
     settled(timed)
-    assert not notes.begins
+    assert not notes.times()
     limit(timed, Limits())
     for handle in handles:
         timed.result(handle)
@@ -181,8 +128,8 @@ def test_no_permit_is_spent_on_what_does_not_run(timed: World) -> None:
             timed.result(handle)
     for handle in good:
         timed.result(handle)
-    assert len(notes.begins) == 2
-    assert notes.begins[-1] - begun_at <= 2 / 0.1 + 1, "two permits were enough"
+    assert len(notes.times()) == 2
+    assert notes.times()[-1] - begun_at <= 2 / 0.1 + 1, "two permits were enough"
 
 
 def test_a_worker_takes_no_task_that_it_may_not_start(timed: World) -> None:
@@ -193,7 +140,7 @@ def test_a_worker_takes_no_task_that_it_may_not_start(timed: World) -> None:
     worker = timed.worker(*notes.activities)
     settled(timed)
     assert timed.count() == 5
-    timed.eventually(lambda: len(notes.begins) == 1)
+    timed.eventually(lambda: len(notes.times()) == 1)
     settled(timed)
     assert timed.count() == 4
     assert worker.info().held == {}
@@ -219,8 +166,8 @@ def test_a_worker_has_a_limit_of_its_own(timed: World) -> None:
     notes = Notes(timed)
     add(timed, "hit", 6)
     timed.worker(*notes.activities, max_activities_per_second=0.5)
-    timed.eventually(lambda: len(notes.begins) == 6)
-    assert notes.begins[-1] - notes.begins[0] >= 5 / 0.5 - 0.1
+    timed.eventually(lambda: len(notes.times()) == 6)
+    assert notes.times()[-1] - notes.times()[0] >= 5 / 0.5 - 0.1
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), 1e9, "much"])
@@ -233,7 +180,7 @@ def test_what_ran_before_the_limit_counts_as_well(world: World) -> None:
     notes = Notes(world)
     world.worker(*notes.activities)
     add(world, "stay", 2)
-    world.eventually(lambda: notes.running == 2)
+    world.eventually(lambda: notes.running[""] == 2)
     limit(world, Limits(concurrency=2))
     place = place_of(NAMES, Flavor.CONCURRENCY, Side.ACTIVITY, "q")
 
@@ -245,12 +192,12 @@ def test_what_ran_before_the_limit_counts_as_well(world: World) -> None:
     settled(world)
     add(world, "stay", 2)
     settled(world)
-    assert notes.running == 2
+    assert notes.running[""] == 2
     notes.let_go(1)
     world.eventually(lambda: world.count() == 1)
     notes.let_go(3)
-    world.eventually(lambda: notes.running == 0 and world.count() == 0)
-    assert notes.most == 2
+    world.eventually(lambda: notes.running[""] == 0 and world.count() == 0)
+    assert notes.most[""] == 2
 
 
 def test_a_lowered_concurrency_is_kept_as_soon_as_tasks_end_and_may_grow_again(
@@ -261,20 +208,20 @@ def test_a_lowered_concurrency_is_kept_as_soon_as_tasks_end_and_may_grow_again(
     notes = Notes(world)
     world.worker(*notes.activities)
     add(world, "stay", 9)
-    world.eventually(lambda: notes.running == 3)
+    world.eventually(lambda: notes.running[""] == 3)
     limit(world, Limits(concurrency=1))
     settled(world)
     notes.let_go(2)
-    world.eventually(lambda: notes.running == 1)
+    world.eventually(lambda: notes.running[""] == 1)
     settled(world)
-    assert notes.running == 1
+    assert notes.running[""] == 1
     limit(world, Limits(concurrency=2))
-    world.eventually(lambda: notes.running == 2)
+    world.eventually(lambda: notes.running[""] == 2)
     settled(world)
-    assert notes.running == 2
+    assert notes.running[""] == 2
     notes.let_go(9)
-    world.eventually(lambda: notes.running == 0 and world.count() == 0)
-    assert notes.most == 3
+    world.eventually(lambda: notes.running[""] == 0 and world.count() == 0)
+    assert notes.most[""] == 3
 
 
 def test_a_broken_connection_makes_no_permit_more(world: World) -> None:
@@ -283,13 +230,13 @@ def test_a_broken_connection_makes_no_permit_more(world: World) -> None:
     notes = Notes(world)
     worker = world.worker(*notes.activities)
     add(world, "stay", 5)
-    world.eventually(lambda: notes.running == 2)
+    world.eventually(lambda: notes.running[""] == 2)
     world.broker_of_worker(worker).break_connection()
     settled(world)
-    assert notes.running == 2
+    assert notes.running[""] == 2
     notes.let_go(5)
-    world.eventually(lambda: notes.running == 0 and world.count() == 0)
-    assert notes.most == 2
+    world.eventually(lambda: notes.running[""] == 0 and world.count() == 0)
+    assert notes.most[""] == 2
 
 
 def test_tasks_for_one_worker_wait_there_for_their_permits(world: World) -> None:
@@ -304,7 +251,7 @@ def test_tasks_for_one_worker_wait_there_for_their_permits(world: World) -> None
     handles = [world.start("hit", route=route) for _ in range(3)]
     for handle in handles:
         handle.result(SOON_S)
-    assert notes.begins[-1] - before >= 2 / 5.0 - 0.02
+    assert notes.times()[-1] - before >= 2 / 5.0 - 0.02
 
 
 def test_a_bank_is_kept_by_one_worker_and_by_another_after_its_end(world: World) -> None:
@@ -383,14 +330,14 @@ def test_what_full_workers_ran_before_the_limit_counts(world: World, allowed: in
     for one in notes[:2]:
         world.worker(*one.activities, max_concurrent_activities=2)
     handles = add(world, "stay", 3)
-    running = lambda: sum(one.running for one in notes)  # noqa: E731
+    running = lambda: sum(one.running.total() for one in notes)  # noqa: E731
     world.eventually(lambda: running() == 3)
     limit(world, Limits(concurrency=allowed))
     world.worker(*notes[2].activities)
     handles += add(world, "stay", 3)
     threading.Event().wait(SETTLE_S + 0.5)
     assert running() == 3
-    busy = next(one for one in notes if one.running)
+    busy = next(one for one in notes if one.running.total())
     busy.let_go(1)
     world.eventually(lambda: busy.leave.empty())
     settled(world)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -37,13 +37,6 @@ def where() -> str:
 @activity.defn(requires={"gpu"})
 def render() -> str:
     return activity.info().worker_id
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 def worker(world: World, name: str, *capabilities: str, **options: Any) -> Worker:

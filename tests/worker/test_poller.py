@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -49,13 +49,6 @@ class Bench:
     def in_hand(self) -> tuple[int, int]:
         window = self.poller._windows[str(QUEUE)]
         return window.in_hand, window.draining
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 @pytest.fixture

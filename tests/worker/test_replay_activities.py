@@ -299,6 +299,7 @@ class Follow:
         workflow.start_activity(follow, affinity="process", on_lost="wait")
         workflow.start_activity(follow, route=Route.host("h"))
         workflow.start_activity(follow, version="shop.1")
+        workflow.start_activity(follow, version="auto_upgrade")
         try:
             await workflow.execute_activity(follow)
         except ActivityError as error:
@@ -309,12 +310,13 @@ class Follow:
 def test_what_is_said_of_an_affinity_travels_and_its_loss_is_typed() -> None:
     run = Run(Follow)
     commands = [c for c in run.task().commands if isinstance(c, cmd.ScheduleActivity)]
-    assert [(c.affinity, c.route) for c in commands] == [
-        ('{"kind":"host","group":"g"}', None),
-        ('{"kind":"process","group":"g","on-lost":"wait"}', None),
-        (None, '{"kind":"host","target":"h"}'),
-        (None, '{"kind":"version","target":"shop.1","on-gone":"wait"}'),
-        ('{"kind":"host","group":"g"}', None),
+    assert [(c.affinity, c.route, c.auto_upgrade) for c in commands] == [
+        ('{"kind":"host","group":"g"}', None, False),
+        ('{"kind":"process","group":"g","on-lost":"wait"}', None, False),
+        (None, '{"kind":"host","target":"h"}', False),
+        (None, '{"kind":"version","target":"shop.1","on-gone":"wait"}', False),
+        (None, None, True),
+        ('{"kind":"host","group":"g"}', None, False),
     ]
     lost = failures.application("gone", "AffinityLost", non_retryable=True)
     run.fail(commands[-1].activity_id, lost)

@@ -4,7 +4,6 @@ puts tasks where, and that verbs, limits and pauses know where they wait."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,13 +23,6 @@ from tq_broker.worker import Worker
 
 IN_ORDER = NAMES.priority(QUEUE)
 SOON = RetryPolicy(initial_interval=timedelta(milliseconds=1), maximum_attempts=3)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 class Line:

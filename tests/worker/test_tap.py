@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import pytest
+from collections.abc import Sequence
 
 from tests.worker.worlds import NAMES, World
 from tq_broker.model import permits
@@ -12,13 +10,6 @@ from tq_broker.queues import topology
 from tq_broker.worker.tap import Tap, Token
 
 PLACE = place_of(NAMES, Flavor.RATE, Side.ACTIVITY, "q")
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 class Bench:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-
-import pytest
+from collections.abc import Sequence
 
 from tests.worker.worlds import NAMES, QUEUE, World
 from tq_broker.model import permits
@@ -21,13 +19,6 @@ from tq_broker.worker.turnstile import FULL_S, Turnstile
 
 RATES = place_of(NAMES, Flavor.RATE, Side.ACTIVITY, "q")
 SLOTS = place_of(NAMES, Flavor.CONCURRENCY, Side.ACTIVITY, "q")
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
 
 
 class Bench:

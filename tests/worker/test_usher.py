@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
-from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
+from tests.worker.notes import Notes, settled
 from tests.worker.worlds import NAMES, QUEUE, SOON_S, World
 from tq_broker import activity
 from tq_broker.client.operations import Operations
@@ -25,7 +23,6 @@ from tq_broker.model.names import Kind
 from tq_broker.model.parts import ALL, EACH_KEY, Part, PartKind, PartTable
 from tq_broker.model.passes import News, Pass, What
 from tq_broker.model.tasks import ActivityTask
-from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import Worker, usher
 from tq_broker.worker.attempt import Attempt
 from tq_broker.worker.handler import Handler
@@ -37,53 +34,6 @@ LAG_S = 0.4
 ONCE = RetryPolicy(maximum_attempts=1)
 STAY = Part(PartKind.TYPE, "stay")
 HIT = Part(PartKind.TYPE, "hit")
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def timed() -> Iterator[World]:
-    world = World(ManualClock())
-    yield world
-    world.close()
-
-
-class Notes:
-    """Activities that note when they began; one of them stays until it is let go."""
-
-    def __init__(self, world: World) -> None:
-        self.begins: list[tuple[str, float]] = []
-        self.running: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.lock = threading.Lock()
-        self.leave: queue.Queue[None] = queue.Queue()
-
-        @activity.defn(name="hit")
-        async def hit(who: str = "") -> None:
-            self.begins.append((who, world.clock.monotonic()))
-
-        @activity.defn(name="stay")
-        def stay(who: str = "") -> None:
-            with self.lock:
-                self.running[who] += 1
-                self.most[who] = max(self.most[who], self.running[who])
-            self.leave.get(timeout=SOON_S)
-            with self.lock:
-                self.running[who] -= 1
-
-        self.activities: tuple[Any, ...] = (hit, stay)
-
-    def let_go(self, count: int) -> None:
-        for _ in range(count):
-            self.leave.put(None)
-
-    def times(self, who: str) -> list[float]:
-        return [at for name, at in self.begins if name == who]
 
 
 def limit(world: World, part: Part, limits: Limits | None) -> None:
@@ -101,12 +51,6 @@ def check_pace(times: list[float], interval_s: float) -> None:
     while the task is on its way to its thread."""
     assert min(gaps(times)) >= interval_s - LAG_S
     assert times[-1] - times[0] >= interval_s * (len(times) - 1) - LAG_S
-
-
-def settled(world: World) -> None:
-    for _ in range(5):
-        world.broker.wait_quiet(world.soon())
-        threading.Event().wait(0.03)
 
 
 def ushers(workers: list[Worker]) -> list[Worker]:

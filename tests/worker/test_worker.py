@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -46,21 +46,6 @@ from tq_broker.worker import (
 ONCE = RetryPolicy(maximum_attempts=1)
 FAST = RetryPolicy(initial_interval=timedelta(milliseconds=1))
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def timed() -> Iterator[World]:
-    """A world whose time passes only when it is told to."""
-    world = World(ManualClock())
-    yield world
-    world.close()
 
 
 class Gate:

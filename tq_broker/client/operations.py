@@ -12,9 +12,8 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tq_broker.client.backlog import Estate, counted
@@ -31,6 +30,7 @@ from tq_broker.client.parked import (
 from tq_broker.client.peeking import PeekedTask, give_back, peeked, taken
 from tq_broker.client.purging import aside, purged
 from tq_broker.client.sampling import Sample, sampled
+from tq_broker.client.settings_book import append, followed
 from tq_broker.client.traffic import TrafficOperations
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.common import Requires
@@ -79,8 +79,6 @@ LOOKS_MAX = DELIVERY_LIMIT // 2
 """A parked message that was looked at so often is parked anew: from 4.0 RabbitMQ drops what was
 given back more than 20 times, and the parked queue of an older tq_broker may have that bound."""
 QUEUES_PER_S = 200
-SILENCE_S = 0.3
-"""The settings log has been read to its end when nothing came for so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,7 +449,7 @@ class Operations:
         core, deadline = self._core, self._core.deadline()
         # Whoever declares a task queue says so in the log; but it may be on its way still.
         core.sender.ensure([self._names.queue(Kind.SETTINGS)], deadline)
-        with self._following(deadline) as settings:
+        with followed(core, deadline) as settings:
             if settings.is_behind:
                 raise DeadlineExceeded("the settings log was not read to its end: nothing is set")
             before = settings.limits(side, task_queue, part)
@@ -473,9 +471,7 @@ class Operations:
                 by=core.connection.identity,
                 reason=reason,
             )
-            appended: Future[None] = Future()
-            core.sender.append(record, deadline, lambda error: _end(appended, error))
-            appended.result()
+            append(core, record, deadline)
             winner = settings.wait_verdict(record.change_id, deadline)
             if winner is None:
                 raise DeadlineExceeded("the limits were set, but the settings log is not read")
@@ -633,23 +629,8 @@ class Operations:
 
     def _logged(self, deadline: float) -> SettingsLog:
         """The settings log, read as far as it goes now."""
-        with self._following(deadline) as follower:
+        with followed(self._core, deadline) as follower:
             return follower
-
-    @contextmanager
-    def _following(self, deadline: float) -> Iterator[SettingsLog]:
-        """The settings log, read as far as it goes now and followed inside the block."""
-        core, queue = self._core, self._names.queue(Kind.SETTINGS)
-        follower = SettingsLog(core.broker, self._names, core.clock)
-        if self._stats(queue, deadline) is None:
-            yield follower
-            return
-        core.broker.wait_subscribed([follower.follow()], deadline)
-        try:
-            follower.catch_up(deadline)
-            yield follower
-        finally:
-            follower.stop()
 
     def _heads(
         self, estate: Estate, task_queue: str, count: int, deadline: float

@@ -91,7 +91,26 @@ def _target(rule: TrafficRule, workers: Sequence[WorkerInfo]) -> list[Finding]:
                     " register it there first"
                 )
             ]
-    return []
+    return _stranded(rule, living, there) if rule.kind is None and not rule.fallback else []
+
+
+def _stranded(
+    rule: TrafficRule, living: Sequence[WorkerInfo], there: Sequence[WorkerInfo]
+) -> list[Finding]:
+    """What would wait at the target for ever, because ``there`` only the other kind is served."""
+    home = [one for one in living if not rule.task_queue or rule.task_queue in one.task_queues]
+    found = []
+    for kind, other in (tuple(TaskKind), tuple(reversed(TaskKind))):
+        is_matched = any(fnmatchcase(name, rule.type) for one in home for name in _types(one, kind))
+        if is_matched and not any(_types(one, kind) for one in there):
+            found.append(
+                Finding(
+                    f"no living worker of {rule.target} has any {kind.value}, and without a"
+                    f" fallback those of {_queue(rule.task_queue)} would wait there; let it match"
+                    f" the kind {other.value!r} only, start a worker there, or leave the fallback"
+                )
+            )
+    return found
 
 
 def _queue(task_queue: str) -> str:

@@ -14,10 +14,10 @@ from tq_broker.queues.settings_log import SettingsLog
 
 
 @contextmanager
-def followed(core: ClientCore) -> Iterator[SettingsLog]:
+def followed(core: ClientCore, deadline: float | None = None) -> Iterator[SettingsLog]:
     """The log, read as far as it goes now and followed inside the block; an empty one where there
-    is none, because a look declares nothing."""
-    deadline = core.deadline()
+    is none, because a look declares nothing. ``deadline``: that of the client, if ``None``."""
+    deadline = core.deadline() if deadline is None else deadline
     log = SettingsLog(core.broker, core.names, core.clock)
     if core.broker.stats(str(core.names.queue(Kind.SETTINGS)), deadline) is None:
         yield log
@@ -30,7 +30,7 @@ def followed(core: ClientCore) -> Iterator[SettingsLog]:
         log.stop()
 
 
-def append(core: ClientCore, record: Record) -> None:
+def append(core: ClientCore, record: Record, deadline: float | None = None) -> None:
     """Write ``record``; returns when the broker has it. Raises `Unavailable`."""
     kept: Future[None] = Future()
 
@@ -40,5 +40,5 @@ def append(core: ClientCore, record: Record) -> None:
         else:
             kept.set_exception(error)
 
-    core.sender.append(record, core.deadline(), done)
+    core.sender.append(record, core.deadline() if deadline is None else deadline, done)
     kept.result()

@@ -239,13 +239,15 @@ def _told(
 ) -> tuple[Facts, Asked]:
     """What rules may know of an activity of ``run``, and what it asks for itself."""
     route, version = one.route, run.deployment_version
-    is_pinned = route is None and deployments.serves(version, ACTIVITY_SIDE, one.task_queue)
+    is_bound = route is None and not one.auto_upgrade
+    is_pinned = is_bound and deployments.serves(version, ACTIVITY_SIDE, one.task_queue)
     facts = Facts(
         kind=TaskKind.ACTIVITY,
         type=one.activity_type,
         task_queue=one.task_queue,
         id=one.task_id,
         headers=one.headers,
+        priority=one.priority,
         fairness_key=one.fairness_key,
         memo=run.memo,
         once=one.maximum_attempts == 1,

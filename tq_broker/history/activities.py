@@ -98,6 +98,8 @@ def schedule(turn: Turn, command: ScheduleActivity, completed_event_id: int) -> 
         route=command.route,
         requires=command.requires,
         fairness_key=command.fairness_key,
+        priority=command.priority,
+        auto_upgrade=command.auto_upgrade,
         headers=None if command.headers == turn.run.started.headers else command.headers,
     )
     turn.run.activities[event_id] = activity
@@ -220,7 +222,7 @@ def _route(
     run: Execution, scheduled: ActivityTaskScheduled, deployments: Deployments
 ) -> Route | None:
     route = bonds.route(run, scheduled)
-    if route is not None:
+    if route is not None or scheduled.auto_upgrade:
         return route
     version = versions.of_activities(run, scheduled.task_queue, deployments)
     return Route.version(version) if version else None

@@ -105,6 +105,8 @@ def _activity(run: Execution, event_id: int, activity: Activity) -> PendingActiv
         headers=run.started.headers if activity.headers is None else activity.headers,
         task_id=wire_id(run.run_id, event_id),
         fairness_key=activity.fairness_key,
+        priority=activity.priority,
+        auto_upgrade=activity.auto_upgrade,
     )
 
 

@@ -76,7 +76,7 @@ class Activity(Noun):
         announce_start: ActivityTaskStarted is written when it starts.
         announced: That was done; ``started_event_id`` is 0 until that event has its number.
         headers: If they are not those of the workflow.
-        fairness_key: As its tasks have it.
+        fairness_key, priority, auto_upgrade: As its tasks have them.
     """
 
     activity_id: str
@@ -114,6 +114,8 @@ class Activity(Noun):
     requires: str | None = None
     headers: dict[str, str] | None = None
     fairness_key: str = ""
+    priority: int | None = None
+    auto_upgrade: bool = False
 
     @property
     def is_silent(self) -> bool:

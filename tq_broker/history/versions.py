@@ -78,6 +78,7 @@ def _by_rule(run: Execution, rules: RuleTable, now_ms: int) -> str:
         id=run.workflow_id,
         headers=started.headers,
         priority=started.priority,
+        fairness_key=started.fairness_key,
         memo=run.memo,
     )
     rule = rules.choose(facts, now_ms)

@@ -42,6 +42,7 @@ class ScheduleActivity(Base, frozen=True, tag="ScheduleActivity"):
     rate_limit_key: str = ""
     affinity: str | None = None
     announce_start: bool = False
+    auto_upgrade: bool = False
 
 
 class RequestCancelActivity(Base, frozen=True, tag="RequestCancelActivity"):

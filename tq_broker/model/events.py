@@ -209,7 +209,8 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     """``input`` is the payload of an activity body, ``{"args": [...]}``; ``route`` is the JSON of a
     `tq_broker.common.Route` as in the ``tq-route`` header, ``requires`` what is in the
     ``tq-requires`` header, and ``affinity`` the JSON of a `tq_broker.model.affinity.Affinity`. With
-    ``announce_start``, ActivityTaskStarted is written when it has started."""
+    ``announce_start``, ActivityTaskStarted is written when it has started; with ``auto_upgrade`` it
+    is not for the version that its run is pinned to."""
 
     activity_id: str
     activity_type: str
@@ -231,6 +232,7 @@ class ActivityTaskScheduled(Base, frozen=True, tag="ActivityTaskScheduled"):
     announce_start: bool = False
     workflow_task_completed_event_id: int = 0
     rate_limit_key: str = ""
+    auto_upgrade: bool = False
 
 
 class ActivityTaskStarted(Base, frozen=True, tag="ActivityTaskStarted"):

@@ -121,6 +121,7 @@ _COMMON: Table = {
     "activity_type": (("activityType",), NAME),
     "affinity": (("affinity",), TEXT),
     "announce_start": (("announceStart",), FLAG),
+    "auto_upgrade": (("autoUpgrade",), FLAG),
     "attempt": (("attempt",), NUMBER),
     "child_only": (("childWorkflowOnly",), FLAG),
     "continue_as_new_suggested": (("suggestContinueAsNew",), FLAG),

@@ -387,8 +387,9 @@ class RunInfo(Base, frozen=True):
 
 class PendingActivity(Base, frozen=True):
     """``state``: ``scheduled`` (also while it waits for a retry, until ``next_ms``), ``started``,
-    ``cancel_requested``. ``route``, ``requires``, ``headers`` and ``fairness_key`` are those of its
-    tasks, whose id is ``task_id``."""
+    ``cancel_requested``. ``route``, ``requires``, ``headers``, ``fairness_key``, ``priority`` and
+    ``auto_upgrade`` (they heed no pin of their run) are those of its tasks, whose id is
+    ``task_id``."""
 
     activity_id: str
     activity_type: str
@@ -410,6 +411,8 @@ class PendingActivity(Base, frozen=True):
     headers: dict[str, str] = {}
     task_id: str = ""
     fairness_key: str = ""
+    priority: int | None = None
+    auto_upgrade: bool = False
 
 
 class PendingChild(Base, frozen=True):

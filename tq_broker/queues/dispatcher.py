@@ -5,7 +5,8 @@ it. That is asked through the control exchange, where a worker's bindings vanish
 connection, so the question is returned at once when nobody is there. A worker that serves a queue
 has a will, which has the queue emptied and removed when it dies (`tq_broker.worker.rerouting`):
 what is sent after that is returned, and what was sent before is routed anew. So who answered lately
-is not asked again for `ALIVE_FOR_S`.
+is not asked again for `ALIVE_FOR_S`; and there is one question at a time about a queue, for whose
+answer all tasks wait that come meanwhile.
 
 A rule's target that is gone is not asked again for `GONE_FOR_S` either: its tasks have somewhere
 else to go meanwhile, and should not pay for it with questions.
@@ -13,8 +14,10 @@ else to go meanwhile, and should not pay for it with questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 
 import msgspec
 
@@ -72,6 +75,8 @@ class Dispatcher:
         self.traffic.after_fork()
         self._alive_until: dict[QueueName, float] = {}
         self._gone_until: dict[QueueName, float] = {}
+        self._lock = threading.Lock()
+        self._asking: dict[QueueName, list[_Sending]] = {}
 
     def dispatch(
         self,
@@ -253,7 +258,7 @@ class Dispatcher:
         elif now < self._gone_until.get(to.queue, 0.0):
             sending.gone(sending)
         else:
-            self._ask(to.queue, sending)
+            self._ask(to.queue, [sending])
 
     def _send(self, queue: QueueName, sending: _Sending) -> None:
         place = self.in_order(queue, sending.message)
@@ -301,7 +306,7 @@ class Dispatcher:
             if isinstance(error, (NoRoute, Nacked)):
                 # The target has died since, and its will was executed, or is just now.
                 self._alive_until.pop(queue, None)
-                self._in_a_moment(queue, sending)
+                self._in_a_moment(queue, [sending])
             else:
                 sending.done(error)
 
@@ -309,50 +314,83 @@ class Dispatcher:
         publication = self._publication(queue, sending.message)
         self.sender.send(publication, (), sending.deadline, ended)
 
-    def _ask(self, queue: QueueName, sending: _Sending) -> None:
-        """Send if somebody serves the queue; otherwise ask those who could."""
+    def _ask(self, queue: QueueName, sendings: list[_Sending]) -> None:
+        """Send if somebody serves the queue; otherwise ask those who could.
+
+        ``sendings`` is ours from now on.
+        """
+        sendings.sort(key=_deadline)  # the first has the earliest, also when others join it
+        with self._lock:
+            others = self._asking.setdefault(queue, sendings)
+            # Nobody waits for the answer to a question that may take longer than he has.
+            if others is not sendings and others[0].deadline <= sendings[0].deadline:
+                others += sendings
+                return
 
         def answered(error: TqBrokerError | None) -> None:
             if error is None:
                 self._alive_until[queue] = self._clock.monotonic() + ALIVE_FOR_S
-                self._send_private(queue, sending)
+            with self._lock:
+                if self._asking.get(queue) is sendings:
+                    del self._asking[queue]
+            if error is None:
+                for sending in sendings:
+                    self._send_private(queue, sending)
             elif isinstance(error, NoRoute):
-                self._ask_to_serve(queue, sending)
+                self._ask_to_serve(queue, sendings)
             elif isinstance(error, Nacked):
                 # RabbitMQ 4.3 says so of a control queue that ends with its connection.
-                self._in_a_moment(queue, sending)
+                self._in_a_moment(queue, sendings)
             else:
-                sending.done(error)
+                self._not_asked(queue, sendings, error)
 
-        self._request(control.ready_key(queue.key), control.Probe(), sending.deadline, answered)
+        deadline = sendings[0].deadline
+        self._request(control.ready_key(queue.key), control.Probe(), deadline, answered)
 
-    def _ask_to_serve(self, queue: QueueName, sending: _Sending) -> None:
+    def _ask_to_serve(self, queue: QueueName, sendings: list[_Sending]) -> None:
         def answered(error: TqBrokerError | None) -> None:
             if error is None or isinstance(error, Nacked):
-                self._in_a_moment(queue, sending)
+                self._in_a_moment(queue, sendings)
             elif isinstance(error, NoRoute):
-                self._nobody(queue, sending)
+                for sending in sendings:
+                    self._nobody(queue, sending)
             else:
-                sending.done(error)
+                self._not_asked(queue, sendings, error)
 
-        meant = sending.detour or sending.niche
+        first = sendings[0]
+        meant = first.detour or first.niche
         key = queue.key if meant is None else meant.ask_key
-        request = control.Serve(str(queue), sending.detour, sending.niche)
-        self._request(key, request, sending.deadline, answered)
+        request = control.Serve(str(queue), first.detour, first.niche)
+        self._request(key, request, first.deadline, answered)
 
-    def _in_a_moment(self, queue: QueueName, sending: _Sending) -> None:
+    def _not_asked(self, queue: QueueName, sendings: list[_Sending], error: TqBrokerError) -> None:
+        """There is no answer, which ends those whose time is over, or all."""
+        late_until = self._clock.monotonic() if isinstance(error, DeadlineExceeded) else inf
+        left: list[_Sending] = []
+        for sending in sendings:
+            if sending is sendings[0] or sending.deadline <= late_until:
+                sending.done(error)
+            else:
+                left.append(sending)
+        if left:
+            self._ask(queue, left)
+
+    def _in_a_moment(self, queue: QueueName, sendings: Sequence[_Sending]) -> None:
         """Ask again after a pause, in which who was asked to serve gets ready."""
         now = self._clock.monotonic()
         due = now + READY_STEP_S
-        if queue.kind in MEANT:
+        left: list[_Sending] = []
+        for sending in sendings:
             sending.asked_at = sending.asked_at or now
-            if due >= min(sending.asked_at + READY_WITHIN_S, sending.deadline):
+            ready_by = min(sending.asked_at + READY_WITHIN_S, sending.deadline)
+            if queue.kind in MEANT and due >= ready_by:
                 self._nobody(queue, sending)
-                return
-        if due >= sending.deadline:
-            sending.done(DeadlineExceeded(f"{queue} was not served before the deadline"))
-        else:
-            self._clock.call_at(due, lambda: self._ask(queue, sending))
+            elif due >= sending.deadline:
+                sending.done(DeadlineExceeded(f"{queue} was not served before the deadline"))
+            else:
+                left.append(sending)
+        if left:
+            self._clock.call_at(due, lambda: self._ask(queue, left))
 
     def _request(self, key: str, request: control.Request, deadline: float, done: Done) -> None:
         message = control.message(request, self.sender.ids.next())
@@ -382,6 +420,10 @@ class Dispatcher:
                 self._send(instead, sending)
             case routing.LookAgain(delay_ms):
                 self._send_later(queue, sending, delay_ms)
+
+
+def _deadline(sending: _Sending) -> float:
+    return sending.deadline
 
 
 def _nobody_asked(sending: _Sending) -> None:

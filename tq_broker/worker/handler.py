@@ -247,7 +247,8 @@ class Handler:
     def _take(self, consumer: Source, delivery: Delivery, now_ms: int) -> Attempt | None:
         task = self._read(consumer, delivery)
         self.recent.took(task, now_ms)
-        early = _Early(task, delivery, consumer, self._clock.monotonic())
+        registered = self._registry.find(task.activity_type)
+        early = _Early(task, registered, delivery, consumer, self._clock.monotonic())
         if task.pass_mark:
             is_again = self._is_redelivered(early)
             early.passage = self._reporter.roster.passage(task.pass_mark, was_begun=is_again)
@@ -278,9 +279,7 @@ class Handler:
                 early.passage = early.passage.within(passage)
                 self._take_type(early, decision)
         if decision.action is Action.RUN:
-            registered = self._registry.find(task.activity_type)
-            assert registered is not None, "only what is served is run"
-            return self._begin(early, registered, now_ms)
+            return self._begin(early, now_ms)
         self._dispose(decision, early)
         return None
 
@@ -296,10 +295,9 @@ class Handler:
             now_ms = epoch_ms(self._clock)
             decision = self._decide(early, Known.NO, now_ms)
             self._take_type(early, decision)
-            registered = self._registry.find(early.task.activity_type)
             try:
-                if decision.action is Action.RUN and registered is not None:
-                    begun = self._begin(early, registered, now_ms)
+                if decision.action is Action.RUN:
+                    begun = self._begin(early, now_ms)
                 else:
                     self._dispose(decision, early)
             except Malformed as error:
@@ -337,7 +335,7 @@ class Handler:
                 redelivered=self._is_redelivered(early),
                 known=known,
                 cancelled=self.settings.is_cancelled(task.activity_id, task.scheduled_ms),
-                serves=self._registry.find(task.activity_type) is not None,
+                serves=early.registered is not None,
                 registered=self._registry.types,
                 answerable=self._is_answerable(task),
                 closing=self._closing,
@@ -396,9 +394,10 @@ class Handler:
     def _free_slots(self) -> int:
         return self._slots.capacity - self._table.running() - self._claiming - len(self._asking)
 
-    def _begin(self, early: _Early, registered: Registered, now_ms: int) -> Attempt:
+    def _begin(self, early: _Early, now_ms: int) -> Attempt:
         """The attempt begins: from here on its end will be told."""
-        task = early.task
+        task, registered = early.task, early.registered
+        assert registered is not None, "what is not served does not begin"
         body = envelope.read_task_body(task, self._place.converter)
         with self._lock:  # its delivery may be exchanged in this very moment
             attempt = Attempt(
@@ -596,9 +595,7 @@ class Handler:
             self._run(early)
 
     def _run(self, early: _Early) -> None:
-        registered = self._registry.find(early.task.activity_type)
-        assert registered is not None, "what is not served neither waits nor claims"
-        attempt = self._begin(early, registered, epoch_ms(self._clock))
+        attempt = self._begin(early, epoch_ms(self._clock))
         self.executors[attempt.where].start([attempt])
 
     def _park_early(self, early: _Early, reason: str) -> None:
@@ -836,12 +833,18 @@ class _Early:
     claimed, or what became of it is being told.
     """
 
-    __slots__ = ("delivery", "passage", "since", "task", "window")
+    __slots__ = ("delivery", "passage", "registered", "since", "task", "window")
 
     def __init__(
-        self, task: ActivityTask, delivery: Delivery, window: Source, since: float
+        self,
+        task: ActivityTask,
+        registered: Registered | None,
+        delivery: Delivery,
+        window: Source,
+        since: float,
     ) -> None:
         self.task = task
+        self.registered = registered
         self.delivery = delivery
         self.window = window
         self.since = since

@@ -96,6 +96,7 @@ class ReplayActivities:
             ),
             affinity=None if affinity is None else dump_affinity(affinity),
             announce_start=call.on_started is not None,
+            auto_upgrade=options.auto_upgrade,
         )
 
     # --- events ---------------------------------------------------------------------------------

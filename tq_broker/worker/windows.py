@@ -7,7 +7,10 @@ takes more than it can run. Queues that want more get what others do not use.
 Rules of this file:
 
 * the capacity is what the slots leave after those in use that no window accounts for;
-* while a slot is free every queue has a window of at least 1: nobody waits beside an idle slot;
+* while a slot is free every queue has a window of at least 1: nobody waits beside an idle slot.
+  Only where there are more queues than slots, and one has shown a task for which there was no slot,
+  has it the first choice of the next, and the others have theirs with the look after: or the tasks
+  of one queue could take each slot from those of another;
 * as long as the capacity is at least 1 per queue, the windows and what is still in hand from
   closed windows never exceed it together, but for these windows of 1, and for what was taken
   before it shrank;
@@ -38,6 +41,8 @@ class Window:
         draining: Held from consumers that have been closed.
         peak: Most in hand since the last look.
         consumers: Open consumers that the size is spread over.
+        served: When it had a slot for a message last, counted in such messages.
+        owed: The last message had none.
     """
 
     size: int = 0
@@ -45,6 +50,8 @@ class Window:
     draining: int = 0
     peak: int = 0
     consumers: int = 0
+    served: int = 0
+    owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,11 @@ class Windows:
         self._windows: dict[str, Window] = {}
         self._paused: set[str] = set()
         self._barred: set[str] = set()
+        self._occupied = 0
+        self._held = 0
+        self._served = 0
+        self._is_choosing = False
+        """Those that are owed a slot have the first choice now."""
 
     def __getitem__(self, queue: str) -> Window:
         return self._windows[queue]
@@ -109,6 +121,11 @@ class Windows:
     def taken(self, queue: str, count: int, *, drained: bool) -> None:
         """``count`` messages of ``queue`` have arrived; ``drained``: by a closed consumer."""
         window = self._windows[queue]
+        window.owed = self._held >= self.capacity - self._occupied
+        if not window.owed:
+            self._served = window.served = self._served + 1
+        self._held += count
+        self._is_choosing = False
         if drained:
             window.draining += count
             return
@@ -118,6 +135,7 @@ class Windows:
     def released(self, queue: str, *, drained: bool) -> None:
         """One message of ``queue`` is no longer in hand; ``drained``: of a closed consumer."""
         window = self._windows[queue]
+        self._held -= 1
         if drained:
             window.draining -= 1
         else:
@@ -127,9 +145,6 @@ class Windows:
         """Slots that windows and draining messages may still need."""
         return sum(window.size + window.draining for window in self._windows.values())
 
-    def _in_hand(self) -> int:
-        return sum(window.in_hand + window.draining for window in self._windows.values())
-
     def plan(self, occupied: int) -> list[Change]:
         """How to change the windows now; the changes are taken as made.
 
@@ -137,6 +152,7 @@ class Windows:
             occupied: Slots in use by attempts that no window accounts for (their delivery was
                 moved to the lease queue, or acknowledged while their code still runs).
         """
+        self._occupied = occupied
         capacity = max(0, self.capacity - occupied)
         windows = self._open()
         if not windows:
@@ -154,15 +170,23 @@ class Windows:
         return {q: w for q, w in self._windows.items() if q not in closed}
 
     def _crowded(self, capacity: int) -> list[Change]:
-        is_free = self._in_hand() < capacity
+        free = capacity - self._held
         changes: list[Change] = [
             self._close(queue)
             for queue, w in self._open().items()
-            if w.size > 1 or (not is_free and w.size and w.in_hand)
+            if w.size > 1 or (free <= 0 and w.size and w.in_hand)
         ]
-        if is_free:
-            changes += [self._grow(queue, 1) for queue, w in self._open().items() if not w.size]
+        if free > 0:
+            changes += [self._grow(queue, 1) for queue in self._next(free)]
         return changes
+
+    def _next(self, free: int) -> list[str]:
+        """The queues without a window that get one now, those first that have waited longest."""
+        closed = [queue for queue, window in self._open().items() if not window.size]
+        closed.sort(key=lambda queue: self._windows[queue].served)
+        owed = [] if self._is_choosing else [q for q in closed if self._windows[q].owed][:free]
+        self._is_choosing = bool(owed)
+        return owed or closed
 
     def _roomy(self, capacity: int) -> list[Change]:
         hungry = {q for q, w in self._open().items() if w.peak >= w.size}
@@ -177,7 +201,7 @@ class Windows:
             if share > 0:
                 changes.append(self._grow(queue, share))
                 free -= share
-        if self._in_hand() < capacity:
+        if self._held < capacity:
             changes += [self._grow(queue, 1) for queue, w in self._open().items() if not w.size]
         return changes
 
@@ -199,7 +223,7 @@ class Windows:
         window, free = self._windows[queue], capacity - self.used()
         if free < 0:
             # Also one that is full: it would be filled again as soon as one of its tasks ends.
-            return window.size > (1 if self._in_hand() < capacity else 0)
+            return window.size > (1 if self._held < capacity else 0)
         if queue in hungry and window.consumers > CONSUMERS_MAX:
             return True
         others = hungry - {queue}
