@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pika.exceptions
+import pika.frame
 import pytest
 from pika import spec
 
 from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
 from tq_broker.clock import SystemClock
 from tq_broker.model.message import Message, Publication
+from tq_broker.queues import publisher as publisher_module
 from tq_broker.queues.address import parse_addresses
 from tq_broker.queues.broker import Receipt, Verdict
-from tq_broker.queues.publisher import Publisher, _hush, cause_of, explain, is_refusal
+from tq_broker.queues.publisher import (
+    Publisher,
+    _hush,
+    _write,
+    cause_of,
+    explain,
+    is_refusal,
+)
 
 
 def publication(name: str = "m", exchange: str = "e", key: str = "k") -> Publication:
@@ -88,6 +97,125 @@ def test_a_publish_is_mandatory_persistent_and_confirmed(
     assert (method.exchange, method.routing_key, method.mandatory) == ("e", "k", True)
     assert (method.properties.message_id, method.properties.delivery_mode) == ("m", 2)
     assert method.body == b"body"
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that have written publishes, in order."""
+    names = []
+
+    def noted(connection: Any, frames: Sequence[bytes]) -> None:
+        names.append(threading.current_thread().name)
+        _write(connection, frames)
+
+    monkeypatch.setattr(publisher_module, "_write", noted)
+    return names
+
+
+def until_written_here(
+    publisher: Publisher, soon: Callable[[], float], writers: Sequence[str]
+) -> None:
+    """Publish, one after the other, until one was written on this thread. The publisher's own is
+    done with an answer only a moment after that was told."""
+    here = threading.current_thread().name
+    for number in range(10_000):
+        answers = Answers()
+        publisher.publish(publication(str(number)), soon(), answers.one)
+        assert answers.verdicts() == [Verdict.CONFIRMED]
+        if writers[-1] == here:
+            return
+    raise AssertionError("none was")
+
+
+def test_the_first_is_written_on_the_thread_and_one_that_is_alone_where_it_is_made(
+    publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    assert writers[0] == "tq-publisher"
+
+
+def test_while_one_is_unanswered_the_thread_writes(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    written = len(writers)
+    for number in range(20):
+        name = f"unanswered-{number}"
+        publisher.publish(publication(name), soon(), Answers().one)
+        while server.wait_for(spec.Basic.Publish)[2].properties.message_id != name:
+            assert not number, "only those of before come before the first"
+    assert set(writers[written + 1 :]) == {"tq-publisher"}
+    publisher.close(0.0)
+
+
+def test_what_an_idle_publisher_cannot_send_is_answered_on_its_thread(
+    publisher: Publisher, clock: SystemClock, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    told = []
+    for one, deadline, verdict in (
+        (publication("x" * 300), soon(), Verdict.REFUSED),
+        (publication(), clock.monotonic() - 1, Verdict.EXPIRED),
+    ):
+        answers = Answers()
+
+        def done(receipt: Receipt, answers: Answers = answers) -> None:
+            told.append(threading.current_thread().name)
+            answers.one(receipt)
+
+        publisher.publish(one, deadline, done)
+        assert answers.verdicts() == [verdict]
+    assert told == ["tq-publisher"] * 2
+
+
+def test_one_that_is_written_where_it_is_made_expires_as_any_other(
+    server: AmqpServer,
+    publisher: Publisher,
+    clock: SystemClock,
+    soon: Callable[[], float],
+    writers: list[str],
+) -> None:
+    until_written_here(publisher, soon, writers)
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication(), clock.monotonic() + 0.1, answers.one)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+
+
+def test_a_publish_that_a_signal_interrupts_spoils_no_other(
+    server: AmqpServer,
+    publisher: Publisher,
+    soon: Callable[[], float],
+    writers: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its tag is taken and its bytes are not written: the confirm of the next would be its."""
+    until_written_here(publisher, soon, writers)
+    here = threading.current_thread()
+
+    def interrupted(connection: Any, frames: Sequence[bytes]) -> None:
+        if threading.current_thread() is here:
+            raise KeyboardInterrupt
+        _write(connection, frames)
+
+    monkeypatch.setattr(publisher_module, "_write", interrupted)
+    first, second = Answers(), Answers()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(10_000):
+            first = Answers()
+            publisher.publish(publication("first"), soon(), first.one)
+            first.wait()
+    monkeypatch.setattr(publisher_module, "_write", _write)
+    publisher.publish(publication("second"), soon(), second.one)
+    assert first.verdicts() == second.verdicts() == [Verdict.CONFIRMED]
+    resent = server.wait_for(spec.Basic.Publish)[2].properties
+    while not resent.headers:
+        resent = server.wait_for(spec.Basic.Publish)[2].properties
+    assert (resent.message_id, resent.headers) == ("first", {"tq-resent": 1})
+    assert "was interrupted: KeyboardInterrupt()" in caplog.text
+    assert "internal error" not in caplog.text
 
 
 def test_a_connection_that_breaks_costs_a_copy_that_says_so(
