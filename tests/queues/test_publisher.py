@@ -307,6 +307,17 @@ def test_returned_and_nacked_ones_are_told_apart(
     assert answers.wait()[0].reason == "NO_ROUTE (312)"
 
 
+def test_what_the_socket_does_not_take_at_once_is_sent_when_it_does(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    large = Message(body=bytes(16 << 20), message_id="large")
+    answers = Answers()
+    publisher.publish(Publication("e", "k", large), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    until_written_here(publisher, soon, writers)
+
+
 def test_without_an_answer_it_expires(
     server: AmqpServer, publisher: Publisher, clock: SystemClock
 ) -> None:

@@ -641,15 +641,24 @@ def _parameters(address: Address, heartbeat_s: int, name: str) -> Any:
 
 
 def _write(connection: Any, frames: Sequence[bytes]) -> None:
-    """Hand encoded frames to the connection's output buffer.
+    """Send encoded frames; what the socket does not take now pika sends when it does.
 
     Private, because ``Channel.basic_publish`` builds, marshals and counts three objects per
-    message, which costs several times what `PublishEncoder` does. It keeps pika's counters, on
-    which its heartbeats rest. And it does not wait until the loop finds the socket writable, which
-    it nearly always is.
+    message, which costs several times what `PublishEncoder` does, and because pika's transport
+    sends nothing before the loop has found the socket writable, which it nearly always is. It keeps
+    pika's counters.
     """
-    connection._output_marshaled_frames((b"".join(frames),))
-    connection._transport._on_socket_writable()
+    data = b"".join(frames)
+    transport = connection._transport
+    if not transport.get_write_buffer_size():
+        # What is wrong with the socket pika finds out, too, and sees to it on its thread.
+        with contextlib.suppress(OSError):
+            sent = transport._sock.send(data)
+            connection.bytes_sent += sent
+            connection.frames_sent += 1
+            data = data[sent:]
+    if data:
+        connection._output_marshaled_frames((data,))
 
 
 def _abort(connection: Any, reason: str) -> None:
