@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pika.exceptions
@@ -18,6 +20,7 @@ from tq_broker.queues.address import parse_addresses
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.publisher import (
     Publisher,
+    _Connection,
     _hush,
     _write,
     cause_of,
@@ -305,6 +308,65 @@ def test_returned_and_nacked_ones_are_told_apart(
     publisher.publish_many([publication(str(n)) for n in range(3)], soon(), answers.many)
     assert answers.verdicts() == [Verdict.RETURNED, Verdict.REFUSED, Verdict.CONFIRMED]
     assert answers.wait()[0].reason == "NO_ROUTE (312)"
+
+
+def test_answers_are_understood_however_they_are_cut(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    """Acks are read by our own code, all else and what comes in pieces by pika's."""
+
+    def answer(session: Session, channel: int, method: Any) -> bool:
+        told = {1: [spec.Basic.Ack(1), spec.Basic.Nack(2)], 3: [spec.Basic.Ack(5, multiple=True)]}
+        data = held[0] + b"".join(
+            pika.frame.Method(channel, one).marshal() for one in told.get(method.tag, ())
+        )
+        # The last frame but its end waits for the next publish, and the last of all comes whole.
+        end = 6 if method.tag < 5 else 0
+        held[0] = data[len(data) - end :]
+        session.sock.sendall(data[: len(data) - end])
+        return True
+
+    held = [b""]
+    server.rules[spec.Basic.Publish] = answer
+    answers = Answers(5)
+    for number in range(5):
+        receipt = functools.partial(answers.many, number)
+        publisher.publish(publication(str(number)), soon(), receipt)
+        server.wait_for(spec.Basic.Publish)
+    expected = [Verdict.CONFIRMED] * 5
+    expected[1] = Verdict.REFUSED
+    assert answers.verdicts() == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "is_open", "expected"),
+    [
+        (b"", True, [("acked", 1, False), ("acked", 2, True), b"rest"]),
+        (b"the first part of a frame", True, [b"all"]),
+        (b"", False, [b"all"]),
+    ],
+    ids=["acks and more", "the second part of a frame", "a channel that closes"],
+)
+def test_only_acks_of_the_channel_are_read_past_pika(
+    monkeypatch: pytest.MonkeyPatch, before: bytes, is_open: bool, expected: list[Any]
+) -> None:
+    acks = [spec.Basic.Ack(1), spec.Basic.Ack(2, multiple=True)]
+    data = b"".join(pika.frame.Method(3, ack).marshal() for ack in acks)
+    got: list[Any] = []
+    connection = _Connection.__new__(_Connection)
+    connection._frame_buffer = before
+    connection.frames_received = connection.bytes_received = 0
+    connection.hear_acks(
+        SimpleNamespace(is_open=is_open, channel_number=3), lambda *ack: got.append(("acked", *ack))
+    )
+    monkeypatch.setattr(
+        pika.SelectConnection, "_on_data_available", lambda _, rest: got.append(rest)
+    )
+    connection._on_data_available(data + b"rest")
+    assert got == [data + b"rest" if one == b"all" else one for one in expected]
+    acked = len(got) - 1
+    assert connection.frames_received == acked
+    assert connection.bytes_received == acked * len(data) / 2
 
 
 def test_what_the_socket_does_not_take_at_once_is_sent_when_it_does(
