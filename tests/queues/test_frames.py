@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model.message import Message
 from tq_broker.queues.frames import (
+    ACK_BYTES,
     BASIC_ACK,
     BASIC_NACK,
     BASIC_REJECT,
@@ -24,6 +25,7 @@ from tq_broker.queues.frames import (
     METHOD,
     PublishEncoder,
     body_size,
+    decode_ack,
     decode_deliver,
     decode_message,
     decode_routing_key,
@@ -250,3 +252,36 @@ def test_settling_frames_are_those_of_pika(channel: int) -> None:
 
 def test_a_frame_is_what_the_standard_says() -> None:
     assert frame(8, 0, b"") == b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+@given(
+    before=st.binary(max_size=30),
+    channel=st.integers(1, 65535),
+    tag=st.integers(0, 2**64 - 1),
+    multiple=st.booleans(),
+    after=st.binary(max_size=30),
+)
+def test_an_ack_is_read_wherever_it_is(
+    before: bytes, channel: int, tag: int, multiple: bool, after: bytes
+) -> None:
+    ack = pika.frame.Method(channel, pika.spec.Basic.Ack(tag, multiple)).marshal()
+    assert len(ack) == ACK_BYTES
+    data = before + ack + after
+    assert decode_ack(data, len(before), channel) == (tag, multiple)
+    assert decode_ack(data, len(before), channel - 1) is None, "of another channel"
+    assert decode_ack(data[: len(before) + ACK_BYTES - 1], len(before), channel) is None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pika.spec.Basic.Nack(7),
+        pika.spec.Basic.Reject(7),
+        pika.spec.Basic.Cancel("a consumer"),
+        pika.spec.Channel.Close(404, "gone", 0, 0),
+    ],
+    ids=lambda method: method.NAME,
+)
+def test_what_is_no_ack_is_not_taken_for_one(method: Any) -> None:
+    data = pika.frame.Method(3, method).marshal() + bytes(ACK_BYTES)
+    assert decode_ack(data, 0, 3) is None

@@ -1,20 +1,32 @@
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pika.exceptions
+import pika.frame
 import pytest
 from pika import spec
 
 from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
 from tq_broker.clock import SystemClock
 from tq_broker.model.message import Message, Publication
+from tq_broker.queues import publisher as publisher_module
 from tq_broker.queues.address import parse_addresses
 from tq_broker.queues.broker import Receipt, Verdict
-from tq_broker.queues.publisher import Publisher, _hush, cause_of, explain, is_refusal
+from tq_broker.queues.publisher import (
+    Publisher,
+    _Connection,
+    _hush,
+    _write,
+    cause_of,
+    explain,
+    is_refusal,
+)
 
 
 def publication(name: str = "m", exchange: str = "e", key: str = "k") -> Publication:
@@ -88,6 +100,125 @@ def test_a_publish_is_mandatory_persistent_and_confirmed(
     assert (method.exchange, method.routing_key, method.mandatory) == ("e", "k", True)
     assert (method.properties.message_id, method.properties.delivery_mode) == ("m", 2)
     assert method.body == b"body"
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that have written publishes, in order."""
+    names = []
+
+    def noted(connection: Any, frames: Sequence[bytes]) -> None:
+        names.append(threading.current_thread().name)
+        _write(connection, frames)
+
+    monkeypatch.setattr(publisher_module, "_write", noted)
+    return names
+
+
+def until_written_here(
+    publisher: Publisher, soon: Callable[[], float], writers: Sequence[str]
+) -> None:
+    """Publish, one after the other, until one was written on this thread. The publisher's own is
+    done with an answer only a moment after that was told."""
+    here = threading.current_thread().name
+    for number in range(10_000):
+        answers = Answers()
+        publisher.publish(publication(str(number)), soon(), answers.one)
+        assert answers.verdicts() == [Verdict.CONFIRMED]
+        if writers[-1] == here:
+            return
+    raise AssertionError("none was")
+
+
+def test_the_first_is_written_on_the_thread_and_one_that_is_alone_where_it_is_made(
+    publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    assert writers[0] == "tq-publisher"
+
+
+def test_while_one_is_unanswered_the_thread_writes(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    written = len(writers)
+    for number in range(20):
+        name = f"unanswered-{number}"
+        publisher.publish(publication(name), soon(), Answers().one)
+        while server.wait_for(spec.Basic.Publish)[2].properties.message_id != name:
+            assert not number, "only those of before come before the first"
+    assert set(writers[written + 1 :]) == {"tq-publisher"}
+    publisher.close(0.0)
+
+
+def test_what_an_idle_publisher_cannot_send_is_answered_on_its_thread(
+    publisher: Publisher, clock: SystemClock, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    told = []
+    for one, deadline, verdict in (
+        (publication("x" * 300), soon(), Verdict.REFUSED),
+        (publication(), clock.monotonic() - 1, Verdict.EXPIRED),
+    ):
+        answers = Answers()
+
+        def done(receipt: Receipt, answers: Answers = answers) -> None:
+            told.append(threading.current_thread().name)
+            answers.one(receipt)
+
+        publisher.publish(one, deadline, done)
+        assert answers.verdicts() == [verdict]
+    assert told == ["tq-publisher"] * 2
+
+
+def test_one_that_is_written_where_it_is_made_expires_as_any_other(
+    server: AmqpServer,
+    publisher: Publisher,
+    clock: SystemClock,
+    soon: Callable[[], float],
+    writers: list[str],
+) -> None:
+    until_written_here(publisher, soon, writers)
+    server.rules[spec.Basic.Publish] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication(), clock.monotonic() + 0.1, answers.one)
+    assert answers.verdicts() == [Verdict.EXPIRED]
+
+
+def test_a_publish_that_a_signal_interrupts_spoils_no_other(
+    server: AmqpServer,
+    publisher: Publisher,
+    soon: Callable[[], float],
+    writers: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its tag is taken and its bytes are not written: the confirm of the next would be its."""
+    until_written_here(publisher, soon, writers)
+    here = threading.current_thread()
+
+    def interrupted(connection: Any, frames: Sequence[bytes]) -> None:
+        if threading.current_thread() is here:
+            raise KeyboardInterrupt
+        _write(connection, frames)
+
+    monkeypatch.setattr(publisher_module, "_write", interrupted)
+    first, second = Answers(), Answers()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(10_000):
+            first = Answers()
+            publisher.publish(publication("first"), soon(), first.one)
+            first.wait()
+    monkeypatch.setattr(publisher_module, "_write", _write)
+    publisher.publish(publication("second"), soon(), second.one)
+    assert first.verdicts() == second.verdicts() == [Verdict.CONFIRMED]
+    resent = server.wait_for(spec.Basic.Publish)[2].properties
+    while not resent.headers:
+        resent = server.wait_for(spec.Basic.Publish)[2].properties
+    assert (resent.message_id, resent.headers) == ("first", {"tq-resent": 1})
+    assert "was interrupted: KeyboardInterrupt()" in caplog.text
+    assert "internal error" not in caplog.text
 
 
 def test_a_connection_that_breaks_costs_a_copy_that_says_so(
@@ -177,6 +308,76 @@ def test_returned_and_nacked_ones_are_told_apart(
     publisher.publish_many([publication(str(n)) for n in range(3)], soon(), answers.many)
     assert answers.verdicts() == [Verdict.RETURNED, Verdict.REFUSED, Verdict.CONFIRMED]
     assert answers.wait()[0].reason == "NO_ROUTE (312)"
+
+
+def test_answers_are_understood_however_they_are_cut(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    """Acks are read by our own code, all else and what comes in pieces by pika's."""
+
+    def answer(session: Session, channel: int, method: Any) -> bool:
+        told = {1: [spec.Basic.Ack(1), spec.Basic.Nack(2)], 3: [spec.Basic.Ack(5, multiple=True)]}
+        data = held[0] + b"".join(
+            pika.frame.Method(channel, one).marshal() for one in told.get(method.tag, ())
+        )
+        # The last frame but its end waits for the next publish, and the last of all comes whole.
+        end = 6 if method.tag < 5 else 0
+        held[0] = data[len(data) - end :]
+        session.sock.sendall(data[: len(data) - end])
+        return True
+
+    held = [b""]
+    server.rules[spec.Basic.Publish] = answer
+    answers = Answers(5)
+    for number in range(5):
+        receipt = functools.partial(answers.many, number)
+        publisher.publish(publication(str(number)), soon(), receipt)
+        server.wait_for(spec.Basic.Publish)
+    expected = [Verdict.CONFIRMED] * 5
+    expected[1] = Verdict.REFUSED
+    assert answers.verdicts() == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "is_open", "expected"),
+    [
+        (b"", True, [("acked", 1, False), ("acked", 2, True), b"rest"]),
+        (b"the first part of a frame", True, [b"all"]),
+        (b"", False, [b"all"]),
+    ],
+    ids=["acks and more", "the second part of a frame", "a channel that closes"],
+)
+def test_only_acks_of_the_channel_are_read_past_pika(
+    monkeypatch: pytest.MonkeyPatch, before: bytes, is_open: bool, expected: list[Any]
+) -> None:
+    acks = [spec.Basic.Ack(1), spec.Basic.Ack(2, multiple=True)]
+    data = b"".join(pika.frame.Method(3, ack).marshal() for ack in acks)
+    got: list[Any] = []
+    connection = _Connection.__new__(_Connection)
+    connection._frame_buffer = before
+    connection.frames_received = connection.bytes_received = 0
+    connection.hear_acks(
+        SimpleNamespace(is_open=is_open, channel_number=3), lambda *ack: got.append(("acked", *ack))
+    )
+    monkeypatch.setattr(
+        pika.SelectConnection, "_on_data_available", lambda _, rest: got.append(rest)
+    )
+    connection._on_data_available(data + b"rest")
+    assert got == [data + b"rest" if one == b"all" else one for one in expected]
+    acked = len(got) - 1
+    assert connection.frames_received == acked
+    assert connection.bytes_received == acked * len(data) / 2
+
+
+def test_what_the_socket_does_not_take_at_once_is_sent_when_it_does(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float], writers: list[str]
+) -> None:
+    until_written_here(publisher, soon, writers)
+    large = Message(body=bytes(16 << 20), message_id="large")
+    answers = Answers()
+    publisher.publish(Publication("e", "k", large), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+    until_written_here(publisher, soon, writers)
 
 
 def test_without_an_answer_it_expires(

@@ -39,7 +39,7 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.ids import IdSource
-from tq_broker.queues.sender import Nacked, NoRoute
+from tq_broker.queues.sender import Done, Nacked, NoRoute
 
 log = logging.getLogger(__name__)
 
@@ -140,35 +140,27 @@ class ClientCore:
         Raises:
             InvalidArgument, PayloadTooLarge: at once, before anything is sent.
         """
-        return self._start(start, self._body(start, args))[1]
+        return self._start(start, self._body(start, args))
 
-    def execute(self, start: Start, args: Sequence[Any]) -> Future[tuple[Pending, ActivityOutcome]]:
-        """Start one activity; the future ends with its outcome, or when it was not accepted.
+    def execute(self, start: Start, args: Sequence[Any]) -> Pending:
+        """Start one activity; its ``outcome`` also ends when it was not accepted.
 
         Quicker than to wait for both in turn: the outcome may be there before the confirmation.
         """
         start.options.check_waits()
-        pending, accepted = self._start(start, self._body(start, args))
-        ended: Future[tuple[Pending, ActivityOutcome]] = Future()
+        pending, task = self._prepare(start, self._body(start, args))
+        self._dispatch(pending, task, functools.partial(self._told, pending))
+        return pending
 
-        def refused(future: Future[Pending]) -> None:
-            if (error := future.exception()) is not None:
-                _end(ended, error, None)
-
-        def told(future: Future[ActivityOutcome]) -> None:
-            error = future.exception()
-            _end(ended, error, None if error else (pending, future.result()))
-
-        accepted.add_done_callback(refused)
-        pending.outcome.add_done_callback(told)
-        return ended
-
-    def _start(self, start: Start, body: bytes) -> tuple[Pending, Future[Pending]]:
-        deadline = self.deadline()
+    def _start(self, start: Start, body: bytes) -> Future[Pending]:
         pending, task = self._prepare(start, body)
-        message = envelope.task_message(task)
         accepted: Future[Pending] = Future()
-        done = functools.partial(self._accepted, pending, accepted)
+        self._dispatch(pending, task, functools.partial(self._accepted, pending, accepted))
+        return accepted
+
+    def _dispatch(self, pending: Pending, task: ActivityTask, done: Done) -> None:
+        deadline = self.deadline()
+        start, message = pending.start, envelope.task_message(task)
 
         def dispatch() -> None:
             self.dispatcher.dispatch(task, message, deadline, done, delay_ms=start.delay_ms)
@@ -178,7 +170,6 @@ class ClientCore:
             dispatch()
         else:
             self.sender.in_background(lambda: self._with_replies(deadline, dispatch, done))
-        return pending, accepted
 
     def start_many(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
         """Start one activity per entry of ``calls``, pipelined. Ends when the broker has all.
@@ -238,7 +229,7 @@ class ClientCore:
     def _start_each(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
         accepted: Future[list[Pending]] = Future()
         bodies = [self._body(start, args) for args in calls]  # all are checked before one is sent
-        futures = [self._start(start, body)[1] for body in bodies]
+        futures = [self._start(start, body) for body in bodies]
         left = _CountDown(len(futures), lambda: _gather(futures, accepted))
         for future in futures:
             future.add_done_callback(lambda _: left.one())
@@ -307,6 +298,11 @@ class ClientCore:
         else:
             self._forget(pending)
             accepted.set_exception(error)
+
+    def _told(self, pending: Pending, error: TqBrokerError | None) -> None:
+        if error is not None:
+            self._forget(pending)
+            _end(pending.outcome, error, None)
 
     def _book_timeouts(self, pending: Pending) -> None:
         fields = pending.start.task

@@ -422,7 +422,8 @@ class Client(AsyncWorkflows, AsyncVerbs, _Face):
             (begun,) = self._begin(self.outbound, activity, [args], options, waits=True)
             return await (await begun.awaited()).result()
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*await awaited(self.core.execute(start, args)))
+        pending = self.core.execute(start, args)
+        return self.core.value(pending, await awaited(pending.outcome))
 
     async def start_activities(
         self,
@@ -522,7 +523,8 @@ class BlockingClient(BlockingWorkflows, BlockingVerbs, _Face):
             (begun,) = self._begin(self.outbound, activity, [args], options, waits=True)
             return begun.waited().result()
         start = make_start(self.core.names, activity, options)
-        return self.core.value(*waited(self.core.execute(start, args)))
+        pending = self.core.execute(start, args)
+        return self.core.value(pending, waited(pending.outcome))
 
     def start_activities(
         self,

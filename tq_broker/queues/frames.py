@@ -44,6 +44,8 @@ _u16 = struct.Struct(">H")
 _u32 = struct.Struct(">I")
 _u64 = struct.Struct(">Q")
 _deliver = struct.Struct(">QB").unpack_from
+_ack = struct.Struct(">BHIHHQBB").unpack_from
+ACK_BYTES = 21
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -241,6 +243,15 @@ def _encode_value(value: Any) -> bytes:
         payload = b"".join(map(_encode_value, value))
         return b"A" + _u32.pack(len(payload)) + payload
     raise TypeError(f"a {type(value).__name__} has no form in AMQP")
+
+
+def decode_ack(data: bytes, at: int, channel: int) -> tuple[int, bool] | None:
+    """The tag and the multiple bit, if the frame at ``at`` is a ``basic.ack`` on ``channel``."""
+    if len(data) - at < ACK_BYTES:
+        return None
+    kind, number, size, class_id, method_id, tag, bits, end = _ack(data, at)
+    is_ack = (kind, number, size, class_id, method_id, end) == (METHOD, channel, 13, 60, 80, 0xCE)
+    return (tag, bits & 1 != 0) if is_ack else None
 
 
 def decode_deliver(payload: bytes) -> tuple[int, bool]:

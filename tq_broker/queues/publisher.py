@@ -1,8 +1,9 @@
 """The publisher: one connection that only publishes, in a thread of its own.
 
 A pika ``SelectConnection`` runs in the daemon thread ``tq-publisher``, which the first publish
-starts. Other threads only append to ``_inbox`` and wake the thread, at most once per batch. The
-rules of confirms are in `confirms`; this module moves bytes.
+starts. While something is under way other threads only append to ``_inbox`` and wake the thread, at
+most once per batch; when nothing is, one publish is written where it is made, in the thread's place
+(see `loop`). The rules of confirms are in `confirms`; this module moves bytes.
 
 Rules of this file:
 
@@ -23,11 +24,10 @@ import ssl
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pika
-import pika.adapters.select_connection
 import pika.exceptions
 
 from tq_broker.clock import Clock, remaining
@@ -47,8 +47,9 @@ from tq_broker.queues.confirms import (
     blame,
     headers_of_copy,
 )
-from tq_broker.queues.frames import PublishEncoder
+from tq_broker.queues.frames import ACK_BYTES, PublishEncoder, decode_ack
 from tq_broker.queues.handshake import client_properties, tls_context
+from tq_broker.queues.loop import Interrupted, Loop
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,10 @@ class Publisher:
 
     def publish(self, publication: Publication, deadline: float, done: ReceiptCallback) -> None:
         """See `tq_broker.queues.broker.Broker.publish`."""
-        self._accept((Outgoing(publication, deadline, done, _LONE),))
+        outgoing = Outgoing(publication, deadline, done, _LONE)
+        write = functools.partial(self._write_alone, outgoing)
+        if not (self._is_idle() and self._loop.lend(write)):
+            self._accept((outgoing,))
 
     def publish_many(
         self, publications: Sequence[Publication], deadline: float, done: IndexedReceiptCallback
@@ -151,17 +155,47 @@ class Publisher:
             self._woken = True
             self._wake()
 
+    def _is_idle(self) -> bool:
+        """Whether a publish may be written alone; from any thread, then it is a guess.
+
+        While one is unanswered, others wait for the thread, which writes many in one go: the rule
+        of Nagle, for the same reason.
+        """
+        return not (
+            self._encoder is None
+            or len(self._confirms)
+            or self._waiting
+            or self._inbox
+            or self._blocked
+            or self._closing
+        )
+
+    def _write_alone(self, outgoing: Outgoing) -> bool:
+        """On any thread that has the loop: write ``outgoing``, if nothing speaks against it. What
+        does is told on the thread."""
+        if not self._is_idle() or outgoing.deadline <= self._clock.monotonic():
+            return False
+        try:
+            frames = self._encode(outgoing)
+        except InvalidArgument:
+            return False
+        self._send([frames])
+        if outgoing.deadline < self._earliest:
+            self._earliest = outgoing.deadline
+            self._book_expiry()
+        return True
+
     def _wake(self) -> None:
         """From any thread."""
         with self._lock:
             if not self._ended:
                 if self._thread is None:
-                    self._loop = pika.adapters.select_connection.IOLoop()
+                    self._loop = Loop(self._clock)
                     self._thread = threading.Thread(
                         target=self._run, name="tq-publisher", daemon=True
                     )
                     self._thread.start()
-                self._loop.add_callback_threadsafe(self._take)
+                self._loop.add_callback(self._take)
                 return
         self._end_all(_CLOSED)
 
@@ -172,7 +206,7 @@ class Publisher:
             self._close_deadline = deadline
             thread = self._thread
             if thread is not None and not self._ended:
-                self._loop.add_callback_threadsafe(self._begin_close)
+                self._loop.add_callback(self._begin_close)
         if thread is not None and thread is not threading.current_thread():
             # The loop ends by the deadline; the margin is for its last callbacks.
             thread.join(remaining(self._clock, deadline) + 1.0)
@@ -191,6 +225,9 @@ class Publisher:
             try:
                 self._loop.start()
                 break
+            except Interrupted as error:
+                log.warning("publisher: %s; starting anew", error)
+                self._start_anew()
             except Exception:
                 if self._leaving:
                     # pika 1.4 trips over its own close() of a connection that is not open yet.
@@ -211,14 +248,14 @@ class Publisher:
         with self._lock:  # Nobody may wake the old one any more.
             with contextlib.suppress(Exception):  # whatever state the error has left it in
                 self._loop.close()
-            self._loop = pika.adapters.select_connection.IOLoop()
+            self._loop = Loop(self._clock)
         self._booked = math.inf
         self._pumping = self._watching = False
         self._resend_all()
         self._connection = self._channel = self._encoder = None
         self._retry_connect()
         self._woken = True
-        self._loop.add_callback_threadsafe(self._take)
+        self._loop.add_callback(self._take)
 
     def _connect(self) -> None:
         if self._closing and not self._pending():
@@ -226,7 +263,7 @@ class Publisher:
             return
         log.debug("publisher: connecting to %s", self._address)
         try:
-            self._connection = pika.SelectConnection(
+            self._connection = _Connection(
                 _parameters(self._address, self._heartbeat_s, self._name),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_open_error,
@@ -266,6 +303,7 @@ class Publisher:
         self._attempt = 0
         self._problem = ""
         self._confirms = Confirms()
+        self._connection.hear_acks(self._channel, self._on_ack)
         self._encoder = PublishEncoder(
             self._channel.channel_number, self._connection.params.frame_max
         )
@@ -370,8 +408,8 @@ class Publisher:
     def _pump(self) -> None:
         """Write what the window takes, a batch at a time so that answers are read between."""
         self._pumping = False
-        encoder, waiting, confirms = self._encoder, self._waiting, self._confirms
-        if encoder is None or self._blocked or not waiting:
+        waiting, confirms = self._waiting, self._confirms
+        if self._encoder is None or self._blocked or not waiting:
             return
         window = 1 if self._one_by_one else WINDOW
         frames = []
@@ -379,42 +417,53 @@ class Publisher:
             if not waiting or confirms.live_bytes >= WINDOW_BYTES:
                 break
             outgoing = waiting.popleft()
-            exchange, routing_key, message = (
-                outgoing.publication.exchange,
-                outgoing.publication.routing_key,
-                outgoing.publication.message,
-            )
             try:
-                extra = headers_of_copy(outgoing.sends) if outgoing.sends else {}
-                frames.append(encoder.encode(exchange, routing_key, message, extra))
+                frames.append(self._encode(outgoing))
             except InvalidArgument as error:
                 self._one_by_one = max(0, self._one_by_one - 1)
                 _end(outgoing, Receipt(Verdict.REFUSED, str(error)))
-                continue
-            confirms.sent(outgoing)
-            outgoing.sends += 1
         if frames:
-            _write(self._connection, frames)
-            if not self._watching:
-                self._heard_at = self._clock.monotonic()
-                self._watch()
+            self._send(frames)
         if waiting and len(confirms) < window and confirms.live_bytes < WINDOW_BYTES:
             self._pump_later()
+
+    def _encode(self, outgoing: Outgoing) -> bytes:
+        """The frames of ``outgoing``, which counts as sent now. Raises `InvalidArgument`."""
+        publication = outgoing.publication
+        extra = headers_of_copy(outgoing.sends) if outgoing.sends else {}
+        assert self._encoder is not None, "there is a channel"
+        frames = self._encoder.encode(
+            publication.exchange, publication.routing_key, publication.message, extra
+        )
+        self._confirms.sent(outgoing)
+        outgoing.sends += 1
+        return frames
+
+    def _send(self, frames: Sequence[bytes]) -> None:
+        _write(self._connection, frames)
+        if not self._watching:
+            self._heard_at = self._clock.monotonic()
+            self._watch()
 
     def _pump_later(self) -> None:
         if not self._pumping:
             self._pumping = True
-            self._loop.add_callback_threadsafe(self._pump)
+            self._loop.add_callback(self._pump)
 
     def _on_answer(self, frame: Any) -> None:
         method = frame.method
+        if isinstance(method, pika.spec.Basic.Ack):
+            self._on_ack(method.delivery_tag, method.multiple)
+        else:
+            self._end_answered(self._confirms.nacked(method.delivery_tag, method.multiple))
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        self._end_answered(self._confirms.acked(tag, multiple))
+
+    def _end_answered(self, ended: Sequence[tuple[Outgoing, Receipt]]) -> None:
         confirms = self._confirms
         self._heard_at = self._clock.monotonic()
         self._patience_s = STALL_S
-        if isinstance(method, pika.spec.Basic.Ack):
-            ended = confirms.acked(method.delivery_tag, method.multiple)
-        else:
-            ended = confirms.nacked(method.delivery_tag, method.multiple)
         for outgoing, receipt in ended:
             _end(outgoing, receipt)
         if self._one_by_one:
@@ -597,14 +646,54 @@ def _parameters(address: Address, heartbeat_s: int, name: str) -> Any:
 # --- beside pika's public face ---
 
 
+class _Connection(pika.SelectConnection):  # type: ignore[misc]
+    """Reads the acks of one channel itself: they are nearly all that comes to a publisher.
+
+    Private, because pika looks at each through five layers, which takes longer than everything
+    else that an answer costs.
+    """
+
+    _acked: Any = None
+    _on_ack: Callable[[int, bool], None]
+
+    def hear_acks(self, channel: Any, on_ack: Callable[[int, bool], None]) -> None:
+        """From now on call ``on_ack`` with the tag and the multiple bit of what is acked there."""
+        self._acked, self._on_ack = channel, on_ack
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        at = 0
+        # After the first part of a frame comes the second. A channel that closes is pika's.
+        while not self._frame_buffer and self._acked is not None and self._acked.is_open:
+            ack = decode_ack(data_in, at, self._acked.channel_number)
+            if ack is None:
+                break
+            at += ACK_BYTES
+            self.frames_received += 1
+            self.bytes_received += ACK_BYTES  # by which pika knows that the broker lives
+            self._on_ack(*ack)
+        if at < len(data_in):
+            super()._on_data_available(data_in[at:])
+
+
 def _write(connection: Any, frames: Sequence[bytes]) -> None:
-    """Hand encoded frames to the connection's output buffer.
+    """Send encoded frames; what the socket does not take now pika sends when it does.
 
     Private, because ``Channel.basic_publish`` builds, marshals and counts three objects per
-    message, which costs several times what `PublishEncoder` does. It keeps pika's counters, on
-    which its heartbeats rest.
+    message, which costs several times what `PublishEncoder` does, and because pika's transport
+    sends nothing before the loop has found the socket writable, which it nearly always is. It keeps
+    pika's counters.
     """
-    connection._output_marshaled_frames((b"".join(frames),))
+    data = b"".join(frames)
+    transport = connection._transport
+    if not transport.get_write_buffer_size():
+        # What is wrong with the socket pika finds out, too, and sees to it on its thread.
+        with contextlib.suppress(OSError):
+            sent = transport._sock.send(data)
+            connection.bytes_sent += sent
+            connection.frames_sent += 1
+            data = data[sent:]
+    if data:
+        connection._output_marshaled_frames((data,))
 
 
 def _abort(connection: Any, reason: str) -> None:
