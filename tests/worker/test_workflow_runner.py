@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 
@@ -97,6 +100,28 @@ def test_stuck_code_is_given_up_with_its_stack_and_another_thread_goes_on(bench:
     gate.set()
     bench.do("more")
     assert bench.next() == ("more", 2), "what came back has no say any more"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_while_stacks_are_looked_at(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, collects: bool
+) -> None:
+    frames, seen = sys._current_frames, []
+
+    def look() -> dict[int, FrameType]:
+        seen.append(gc.isenabled())
+        return frames()
+
+    monkeypatch.setattr(sys, "_current_frames", look)
+    bench.block()
+    bench.clock.advance(LIMIT_S)
+    if not collects:
+        gc.disable()
+    try:
+        bench.tick()
+        assert (seen, gc.isenabled()) == ([False], collects)
+    finally:
+        gc.enable()
 
 
 def test_code_that_only_keeps_the_interpreter_busy_is_ended(bench: Bench) -> None:

@@ -7,6 +7,7 @@ its limit is given up: its thread is told to end, and another takes its place.
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import sys
@@ -192,5 +193,13 @@ class WorkflowRunner:
 
 
 def _stack(thread_id: int) -> str:
-    frame = sys._current_frames().get(thread_id)
+    # Before Python 3.11.9 this allocates while it holds a lock that the end of a ``threading.local``
+    # wants, too: a garbage collection in there stops the process for ever (python/cpython#106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        frame = sys._current_frames().get(thread_id)
+    finally:
+        if collects:
+            gc.enable()
     return "".join(traceback.format_stack(frame)) if frame is not None else ""
