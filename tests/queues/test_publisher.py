@@ -204,15 +204,19 @@ def test_a_publish_that_a_signal_interrupts_spoils_no_other(
         _write(connection, frames)
 
     monkeypatch.setattr(publisher_module, "_write", interrupted)
-    first, second = Answers(), Answers()
-    with pytest.raises(KeyboardInterrupt):
+    first, second = [Answers()], Answers()
+
+    def publish_until_interrupted() -> None:
         for _ in range(10_000):
-            first = Answers()
-            publisher.publish(publication("first"), soon(), first.one)
-            first.wait()
+            first[0] = Answers()
+            publisher.publish(publication("first"), soon(), first[0].one)
+            first[0].wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        publish_until_interrupted()
     monkeypatch.setattr(publisher_module, "_write", _write)
     publisher.publish(publication("second"), soon(), second.one)
-    assert first.verdicts() == second.verdicts() == [Verdict.CONFIRMED]
+    assert first[0].verdicts() == second.verdicts() == [Verdict.CONFIRMED]
     resent = server.wait_for(spec.Basic.Publish)[2].properties
     while not resent.headers:
         resent = server.wait_for(spec.Basic.Publish)[2].properties

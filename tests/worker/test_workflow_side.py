@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,8 +20,10 @@ from tq_broker.common import RetryPolicy
 from tq_broker.exceptions import ActivityError, ApplicationError, WorkflowFailureError
 from tq_broker.history.service import HistoryService
 from tq_broker.model.names import Kind
+from tq_broker.queues.broker import Subscription
 from tq_broker.stores.memory import MemoryDatabase, MemoryStore
 from tq_broker.worker import Worker
+from tq_broker.worker.workflow_side import WorkflowSide
 
 MINUTE = timedelta(minutes=1)
 ONCE = RetryPolicy(maximum_attempts=1)
@@ -302,6 +304,25 @@ def test_an_unknown_workflow_waits_for_a_worker_that_knows_it(
     knows = world.worker(workflows=[Sum, Steps])
     assert handle.result(timeout=SOON_S) == 0
     assert knows.info().workflows == ["Steps", "Sum"]
+
+
+def test_nothing_is_taken_before_it_can_be_run(
+    world: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = WorkflowSide.start
+    too_early: list[object] = []
+
+    def start_late(side: WorkflowSide, *args: Any) -> Sequence[Subscription]:
+        # The supervisor's thread may be quicker
+        side.tick(world.clock.monotonic())
+        too_early.extend(side._poller.subscriptions())
+        return start(side, *args)
+
+    monkeypatch.setattr(WorkflowSide, "start", start_late)
+    world.worker(workflows=[Sum])
+    with summing(world, 1) as handles:
+        assert finish(handles) == [3]
+    assert too_early == []
 
 
 def test_code_that_blocks_fails_its_task_and_not_the_worker(

@@ -193,8 +193,8 @@ class WorkflowRunner:
 
 
 def _stack(thread_id: int) -> str:
-    # Before Python 3.11.9 this allocates while it holds a lock that the end of a ``threading.local``
-    # wants, too: a garbage collection in there stops the process for ever (python/cpython#106883).
+    # Before Python 3.11.9 this allocates while it holds a lock that the end of a thread's local
+    # values wants, too: a collection in there stops the process for ever (python/cpython#106883).
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -138,6 +138,7 @@ class WorkflowSide:
         )
         self._task_queues = task_queues
         self._is_serving = False
+        """It was started: before that it could not run what it took."""
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -210,17 +211,19 @@ class WorkflowSide:
         """Take tasks of ``queue`` as well: a niche's, or (with a ``plan``) what a traffic rule
         brings to the task queue ``of``."""
         self._poller.serve(queue, plan, of)
-        self._adjust()
+        if self._is_serving:
+            self._adjust()
 
     def tick(self, now: float) -> None:
         """Look at what takes long, and at windows; done often."""
+        if not self._is_serving:
+            return
         self._handler.tick(now)
         self._gates.tick(self._task_queues)
         self._sorter.tick(self._task_queues, self._poller)
         self._dealing.tick(self._task_queues)
         self._allegiance.stand(self._poller, WORKFLOW_SIDE, self._task_queues)
-        if self._is_serving:
-            self.niches.tick(now)
+        self.niches.tick(now)
         self._adjust()
 
     def close_intake(self, deadline: float) -> None:
