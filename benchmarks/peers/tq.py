@@ -27,6 +27,7 @@ from kombu.connection import Connection
 from benchmarks.order import FILLED, Order, Sample, pause, say, serve
 from benchmarks.tally import Tally, latencies, rate
 from tq_broker import activity
+from tq_broker.cli import garbage
 from tq_broker.client import BlockingClient
 from tq_broker.model.names import Names
 from tq_broker.queues.acks import AckLedger
@@ -99,6 +100,7 @@ def publish(order: Order) -> Sample:
 
 
 def drain(order: Order) -> Sample:
+    garbage.settle()  # as `tq-broker worker` does
     tally = Tally(order.count)
     tally.watch_acks(AckLedger, "acked")
     with connected(order) as client, make_worker(client, order, make_noop(order, tally)):
@@ -107,6 +109,7 @@ def drain(order: Order) -> Sample:
 
 
 def work(order: Order) -> Sample:
+    garbage.settle()
     with connected(order) as client, make_worker(client, order, make_noop(order)):
         threading.Event().wait()
     raise AssertionError("a worker ends only with its process")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import msgspec
@@ -43,7 +42,7 @@ def task(**fields: Any) -> ActivityTask:
 
 
 def decided(given_task: ActivityTask | None = None, **changes: Any) -> Decision:
-    return decide(given_task or task(), dataclasses.replace(PLAIN, **changes))
+    return decide(given_task or task(), msgspec.structs.replace(PLAIN, **changes))
 
 
 LATE = task(scheduled_ms=1, schedule_to_close_ms=1)

@@ -22,6 +22,8 @@ from tq_broker.clock import Clock, remaining
 from tq_broker.exceptions import CancelledError
 from tq_broker.model.failure import Failure
 from tq_broker.worker.attempt import Attempt
+from tq_broker.worker.passage import FREE
+from tq_broker.worker.threads import Threads
 
 NULL = b"null"
 
@@ -142,28 +144,37 @@ class ThreadExecutor:
         self, owner: Owner, slots: int, pool: concurrent.futures.Executor | None = None
     ) -> None:
         self._owner = owner
-        self._own = pool is None
-        self._pool = pool or concurrent.futures.ThreadPoolExecutor(slots, "tq-activity")
+        self._threads = Threads(slots, self._run)
+        self._pool = pool
 
     def start(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            interrupter = Interrupter()
-            attempt.handle = interrupter
+            attempt.handle = interrupter = Interrupter()
             attempt.shielding = interrupter.shield
+        if self._pool is None:
+            self._threads.put(attempts)
+        else:
+            self._submit(self._pool, attempts)
+
+    def _submit(self, pool: concurrent.futures.Executor, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
             try:
-                self._pool.submit(self._run, attempt, interrupter)
-            except RuntimeError as error:  # the user's pool takes nothing more
+                pool.submit(self._run, attempt)
+            except RuntimeError as error:  # it takes nothing more
                 self._owner.raised(attempt, error)
 
-    def _run(self, attempt: Attempt, interrupter: Interrupter) -> None:
+    def _run(self, attempt: Attempt) -> None:
+        interrupter: Interrupter = attempt.handle
         token = current.set(attempt)
         try:
             try:
                 interrupter.begin()
                 arguments = attempt.arguments()
-                # An exception that is raised in here from outside must not hit halfway.
-                with interrupter.shield():
-                    attempt.passage.begun()
+                passage = attempt.passage
+                if passage is not FREE:
+                    # An exception that is raised in here from outside must not hit halfway.
+                    with interrupter.shield():
+                        passage.begun()
                 result = _encode(attempt, attempt.registered.fn(*arguments))
             finally:
                 interrupter.end()
@@ -182,8 +193,7 @@ class ThreadExecutor:
 
     def close(self, deadline: float) -> None:
         # Threads cannot be ended from outside: those that heed no cancellation are left behind.
-        if self._own:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 class Interrupter:

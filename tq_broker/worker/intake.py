@@ -14,6 +14,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from tq_broker.exceptions import TimeoutType
 from tq_broker.model import failure
 from tq_broker.model.failure import WORKER_LOST, Failure
@@ -67,8 +69,7 @@ class Decision:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
+class Situation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a decision depends on besides the task.
 
     ``registered`` are the activity types of the worker, for the error message; ``serves`` says

@@ -7,7 +7,8 @@ What is kept is what rules may ask of a task, no arguments; and of a few hundred
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from tq_broker.model.control import Recent, RecentTask
 from tq_broker.model.events import WorkflowExecutionStarted
@@ -18,23 +19,17 @@ from tq_broker.queues import routing
 KEPT_MAX = 500
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    task: RecentTask
-    is_movable: bool
-    """Traffic rules are asked about it."""
-
-
 class RecentTasks:
-    """Of one worker. Thread-safe, because a deque is."""
+    """Of one worker. Thread-safe, because deques are."""
 
     def __init__(self) -> None:
-        self._kept: deque[_Kept] = deque(maxlen=KEPT_MAX)
+        self._activities: deque[tuple[int, ActivityTask]] = deque(maxlen=KEPT_MAX)
+        """When they came, and without their arguments. Nearly always nobody asks for more."""
+        self._workflows: deque[RecentTask] = deque(maxlen=KEPT_MAX)
 
     def took(self, task: ActivityTask, now_ms: int) -> None:
         """An activity task has come."""
-        recent = RecentTask(now_ms, routing.facts(task))
-        self._kept.append(_Kept(recent, routing.is_movable(task)))
+        self._activities.append((now_ms, msgspec.structs.replace(task, body=b"")))
 
     def took_workflow(self, task: WorkflowTask, now_ms: int) -> None:
         """A workflow task has come; from its sticky queue, or pinned, it comes whatever the rules
@@ -43,13 +38,20 @@ class RecentTasks:
         is_moved = not (task.sticky or task.version)
         if is_moved and isinstance(first, WorkflowExecutionStarted):
             facts = routing.workflow_facts(task, first, first.memo)
-            self._kept.append(_Kept(RecentTask(now_ms, facts), True))
+            self._workflows.append(RecentTask(now_ms, facts))
 
     def of(self, activity_id: str) -> list[RecentTask]:
         """The tasks of the activity with this id."""
-        kept = self._kept.copy()
-        return [one.task for one in kept if one.task.facts.id == activity_id]
+        kept = self._activities.copy()
+        return [_recent(at, task) for at, task in kept if task.activity_id == activity_id]
 
     def told(self, worker_id: str) -> Recent:
-        """The answer to who asks for those that a rule may move."""
-        return Recent(worker_id, [one.task for one in self._kept.copy() if one.is_movable])
+        """The answer to who asks for those that a rule may move, oldest first."""
+        kept = self._activities.copy()
+        movable = [_recent(at, task) for at, task in kept if routing.is_movable(task)]
+        tasks = sorted([*movable, *self._workflows.copy()], key=lambda one: one.at_ms)
+        return Recent(worker_id, tasks[-KEPT_MAX:])
+
+
+def _recent(at_ms: int, task: ActivityTask) -> RecentTask:
+    return RecentTask(at_ms, routing.facts(task))
