@@ -15,7 +15,7 @@ from tq_broker.queues.broker import Delivery
 from tq_broker.worker.pace import Pace
 from tq_broker.worker.passage import Passage
 from tq_broker.worker.poller import Source
-from tq_broker.worker.turnstile import FULL_S, Turnstile
+from tq_broker.worker.turnstile import ASK_AFTER_S, ASK_EVERY_S, AWAY_S, FULL_S, Turnstile
 
 RATES = place_of(NAMES, Flavor.RATE, Side.ACTIVITY, "q")
 SLOTS = place_of(NAMES, Flavor.CONCURRENCY, Side.ACTIVITY, "q")
@@ -26,6 +26,8 @@ class Bench:
         self.world = world
         self.now = 100.0
         self.taken: list[tuple[Delivery, Passage | None]] = []
+        self.asked: list[float] = []
+        """When others were asked to give way."""
         for place in (RATES, SLOTS):
             plan = topology.permits(NAMES, place.permits, place.bank, place.ledger)
             world.broker.apply(topology.namespace(NAMES) + plan, world.soon())
@@ -39,6 +41,7 @@ class Bench:
             pace=pace,
             on_deliveries=self.take,
             wake=lambda: None,
+            ask_way=lambda: self.asked.append(self.now),
         )
         self.turnstile.limit(limits)
 
@@ -198,6 +201,63 @@ def test_what_came_elsewhere_waits_for_its_permit(world: World) -> None:
     assert bench.turnstile.admit_elsewhere(lambda passage: got.set()) is None
     bench.permits(1)
     bench.step()
+    assert got.is_set()
+
+
+def test_who_has_nothing_to_do_gives_way_for_a_moment(world: World) -> None:
+    bench = Bench(world, Limits(rate=0.1, burst=1, concurrency=1))
+    bench.permits(1)
+    bench.permits(1, SLOTS)
+    bench.step()
+    assert (world.count(RATES.permits), world.count(SLOTS.permits)) == (0, 0)
+    bench.turnstile.give_way()
+    bench.step(times=int(AWAY_S / 0.04) - 1)
+    assert (world.count(RATES.permits), world.count(SLOTS.permits)) == (1, 1)
+    bench.step()
+    assert (world.count(RATES.permits), world.count(SLOTS.permits)) == (0, 0)
+    bench.tasks(1)
+    bench.step()
+    assert len(bench.passages()) == 1
+
+
+def test_who_has_tasks_for_its_permits_keeps_them(world: World) -> None:
+    bench = Bench(world, Limits(concurrency=5))
+    bench.tasks(3)
+    bench.permits(5, SLOTS)
+    bench.step()
+    before = len(bench.taken)
+    assert before
+    bench.turnstile._has_taken = True  # just now
+    bench.turnstile.give_way()
+    bench.step(times=2)
+    assert bench.turnstile.admit() is not None
+
+
+def test_who_has_a_task_that_only_it_may_run_asks_others_to_give_way(world: World) -> None:
+    bench = Bench(world, Limits(concurrency=1))
+    begin = bench.now
+    got = threading.Event()
+    assert bench.turnstile.admit_elsewhere(lambda passage: got.set()) is None
+    bench.step(times=int((ASK_AFTER_S + ASK_EVERY_S) / 0.04) + 3)
+    first, second = bench.asked
+    assert ASK_AFTER_S <= first - begin < ASK_AFTER_S + 0.1
+    assert ASK_EVERY_S <= second - first < ASK_EVERY_S + 0.1
+    bench.permits(1, SLOTS)
+    bench.step(times=50)
+    assert got.is_set()
+    assert len(bench.asked) == 2
+
+
+def test_who_waits_itself_does_not_give_way_and_lets_others_ask(world: World) -> None:
+    bench = Bench(world, Limits(concurrency=1))
+    got = threading.Event()
+    assert bench.turnstile.admit_elsewhere(lambda passage: got.set()) is None
+    for _ in range(20):
+        bench.turnstile.give_way()
+        bench.step(times=2)
+    assert bench.asked == []
+    bench.permits(1, SLOTS)
+    bench.step(times=2)
     assert got.is_set()
 
 

@@ -166,10 +166,15 @@ class ClientCore:
             self.dispatcher.dispatch(task, message, deadline, done, delay_ms=start.delay_ms)
             self.connection.traffic.follow()
 
-        if task.reply_to is None or self._replies is not None or start.options.reply_to:
+        if self._is_heard(start):
             dispatch()
         else:
             self.sender.in_background(lambda: self._with_replies(deadline, dispatch, done))
+
+    def _is_heard(self, start: Start) -> bool:
+        """Whether the outcome, if one is wanted here, has a queue already."""
+        options = start.options
+        return not options.wait_result or bool(options.reply_to) or self._replies is not None
 
     def start_many(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
         """Start one activity per entry of ``calls``, pipelined. Ends when the broker has all.
@@ -181,14 +186,14 @@ class ClientCore:
         moved = self.dispatcher.moves(start.activity_type, start.task_queue)
         is_meant = start.task["route"] is not None or start.task["requires"] is not None
         if is_meant or start.delay_ms or moved:
-            return self._start_each(start, calls)
+            return self._start_each(start, calls, deadline)
         now_ms = epoch_ms(self.clock)
         first = self._task(start, "", b"", now_ms)
         headers = envelope.task_headers(first)
         message = envelope.task_message(first, headers)
         place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
         if place is None:
-            return self._start_each(start, calls)
+            return self._start_each(start, calls, deadline)
         queue, message = place
         exchange = self.names.exchange(Exchange.TASKS)
         pendings, publications = [], []
@@ -220,21 +225,37 @@ class ClientCore:
             self.sender.send_many(publications, (queue,), deadline, tally.done)
             self.connection.traffic.follow()
 
-        if first.reply_to is None or self._replies is not None or start.options.reply_to:
+        if self._is_heard(start):
             self.sender.in_background(send)
         else:
             self.sender.in_background(lambda: self._with_replies(deadline, send, tally.fail))
         return accepted
 
-    def _start_each(self, start: Start, calls: Sequence[Sequence[Any]]) -> Future[list[Pending]]:
+    def _start_each(
+        self, start: Start, calls: Sequence[Sequence[Any]], deadline: float
+    ) -> Future[list[Pending]]:
+        """The same where the router has a say in each."""
         accepted: Future[list[Pending]] = Future()
         bodies = [self._body(start, args) for args in calls]  # all are checked before one is sent
-        futures = [self._start(start, body) for body in bodies]
-        left = _CountDown(len(futures), lambda: _gather(futures, accepted))
-        for future in futures:
-            future.add_done_callback(lambda _: left.one())
-        if not futures:
+        if not bodies:
             accepted.set_result([])
+            return accepted
+        starts = [self._prepare(start, body) for body in bodies]
+        tally = _Tally([pending for pending, _ in starts], accepted, self._forget)
+        # What is said of one is said of all, unless each start of an id has a token of its own.
+        headers = None if start.options.id else envelope.task_headers(starts[0][1])
+
+        def send() -> None:
+            for index, (_, task) in enumerate(starts):
+                message = envelope.task_message(task, headers)
+                done = functools.partial(tally.done, index)
+                self.dispatcher.dispatch(task, message, deadline, done, delay_ms=start.delay_ms)
+            self.connection.traffic.follow()
+
+        if self._is_heard(start):
+            send()
+        else:
+            self.sender.in_background(lambda: self._with_replies(deadline, send, tally.fail))
         return accepted
 
     def _prepare(self, start: Start, body: bytes) -> tuple[Pending, ActivityTask]:
@@ -610,30 +631,6 @@ class _Tally:
     def fail(self, error: TqBrokerError) -> None:
         for index in range(len(self._pendings)):
             self.done(index, error)
-
-
-class _CountDown:
-    """Calls back when ``one`` was called ``count`` times."""
-
-    def __init__(self, count: int, at_zero: Callable[[], None]) -> None:
-        self._left = count
-        self._at_zero = at_zero
-        self._lock = threading.Lock()
-
-    def one(self) -> None:
-        with self._lock:
-            self._left -= 1
-            last = not self._left
-        if last:
-            self._at_zero()
-
-
-def _gather(futures: list[Future[T]], into: Future[list[T]]) -> None:
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        into.set_exception(errors[0])
-    else:
-        into.set_result([future.result() for future in futures])
 
 
 def _end(future: Future[T], error: BaseException | None, value: Any) -> None:

@@ -73,6 +73,14 @@ class StandAside(msgspec.Struct, frozen=True, tag="stand-aside"):
     for_ms: int
 
 
+class GiveWay(msgspec.Struct, frozen=True, tag="give-way"):
+    """Somebody has a task of this side of ``task_queue`` that nobody else may run, and no leave to
+    begin it: who holds permits and has no tasks for them is to put them back. Nobody answers it."""
+
+    task_queue: str
+    side: Side
+
+
 class FindActivity(msgspec.Struct, frozen=True, tag="find-activity"):
     """Who has the activity with this id?"""
 
@@ -276,7 +284,16 @@ class FoundActivity(msgspec.Struct, frozen=True, tag="found-activity"):
 
 
 Request = (
-    Ping | Probe | Serve | StandAside | FindActivity | AskRecent | CompleteAttempt | Hello | Present
+    Ping
+    | Probe
+    | Serve
+    | StandAside
+    | GiveWay
+    | FindActivity
+    | AskRecent
+    | CompleteAttempt
+    | Hello
+    | Present
 )
 Reply = WorkerInfo | Answer | Recent | FoundActivity
 

@@ -13,12 +13,15 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tq_broker.clock import Clock
 from tq_broker.exceptions import TqBrokerError
+from tq_broker.model import control
 from tq_broker.model.control import HeldBack
 from tq_broker.model.limits import SETTLE_S, UNLIMITED, Limits, Side
-from tq_broker.model.names import PLAIN, Kind, QueueName
+from tq_broker.model.message import Publication
+from tq_broker.model.names import PLAIN, Exchange, Kind, QueueName
 from tq_broker.model.permits import Flavor, issue_of, place_of
 from tq_broker.model.tasks import ActivityTask
 from tq_broker.queues.sender import Sender
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.25
 DECLARE_WITHIN_S = 10.0
+ASK_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ class Scope:
     make_usher: Callable[[str, Callable[[], None]], Usher] | None = None
     takes: Callable[[QueueName], bool] = lambda queue: True
     cover_parts: Callable[[str], None] = lambda task_queue: None
+
+
+def _not_asked(error: TqBrokerError | None) -> None:
+    if error is not None:
+        log.info("other workers were not asked for permits: %s", error)
 
 
 class Gates:
@@ -147,6 +156,23 @@ class Gates:
             usher = self._ushers.get(task_queue)
         if usher is not None:
             usher.stand_aside(for_s)
+
+    def give_way(self, task_queue: str) -> None:
+        """Another worker has a task of it that only it may run, and no leave to begin it."""
+        with self._lock:
+            turnstiles = list(self._turnstiles.values())
+        for turnstile in turnstiles:
+            if turnstile.task_queue == task_queue:
+                turnstile.give_way()
+
+    def _ask_way(self, task_queue: str) -> None:
+        """Ask the other workers for that; they are asked again if this is lost."""
+        request = control.GiveWay(task_queue, self._scope.side)
+        names, sender = self._sender.names, self._sender
+        message = control.message(request, sender.ids.next())
+        publication = Publication(names.exchange(Exchange.CONTROL), control.EVERY_WORKER, message)
+        deadline = self._clock.monotonic() + ASK_WITHIN_S
+        sender.send(publication, (), deadline, _not_asked)
 
     # --- from the supervisor ----------------------------------------------------------------------
 
@@ -232,6 +258,7 @@ class Gates:
             pace=self._pace,
             on_deliveries=self._on_deliveries,
             wake=self._gates_turn.wake,
+            ask_way=partial(self._ask_way, task_queue),
         )
         paused = bool(scope.is_paused(queue))
         turnstile.limit(

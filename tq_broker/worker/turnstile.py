@@ -15,7 +15,9 @@
 So a worker holds no task that it may not start, and a permit is used up in the moment in which the
 code of a task begins: what is cancelled, expired, refused or lost costs none. Permits wait here
 unused, few of them, and only while slots are free to use them: they can be used up here as well as
-anywhere, because every worker takes from the same queue.
+anywhere, because every worker takes from the same queue. But for tasks that only one worker may run
+(its host's, its version's, those of the runs in its cache): if one of these gets no permit, its
+worker asks the others to give way, and who has nothing to do then leaves the line for a moment.
 
 At high rates a permit is for several tasks, its units. It is used up when the last of them is. If
 it goes back before, the bank is told how many were not used; if its worker dies over it, whoever
@@ -68,6 +70,11 @@ FULL_S = 0.1
 REFUND_WITHIN_S = 5.0
 UNUSED_S = 0.2
 """Permits of a rate that a worker may hold unused: what comes in so long, but at least one."""
+ASK_AFTER_S = 0.1
+"""So long a task that nobody else may run waits for leave before others are asked for theirs."""
+ASK_EVERY_S = 1.0
+AWAY_S = 0.5
+"""Who is asked and has nothing to do is out of the line for so long."""
 UNUSED_OF_MANY_S = 0.1
 """The same of permits of several units, which are lost if the worker dies."""
 
@@ -135,6 +142,7 @@ class Turnstile:
         slots: Where those of its concurrency are.
         pace: The worker's own limit.
         wake: Called when `step` has something to do.
+        ask_way: Asks other workers to `give_way`; returns at once.
     """
 
     def __init__(
@@ -148,6 +156,7 @@ class Turnstile:
         pace: Pace | None,
         on_deliveries: OnDeliveries,
         wake: Callable[[], None],
+        ask_way: Callable[[], None],
     ) -> None:
         assert queue.task_queue is not None, "only queues of task queues are limited"
         self.queue = queue
@@ -159,6 +168,7 @@ class Turnstile:
         self._pace = pace
         self._on_deliveries = on_deliveries
         self._wake = wake
+        self._others = ask_way
         self._lock = threading.Lock()
         self.limits = Limits()
         self.is_paused = False
@@ -168,6 +178,12 @@ class Turnstile:
         """Its queue is another version's now; what is pinned to ours is limited all the same."""
         self._is_asked = False
         self._asked_at = float("-inf")
+        self._ask_at: float | None = None
+        """When others are asked to give way; ``None`` if nothing waits."""
+        self._is_urged = False
+        self._has_taken = False
+        self._taken_at = float("-inf")
+        self._away_until = float("-inf")
         self._closed = False
         self._in_hand = 0
         self._batch: _Batch | None = None
@@ -395,6 +411,7 @@ class Turnstile:
 
     def _on_tasks(self, batch: _Batch, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
+            self._has_taken = True
             batch.left -= len(deliveries)
             self._in_hand += len(deliveries)
         self._on_deliveries(self, deliveries)
@@ -442,6 +459,12 @@ class Turnstile:
         self._close_rates()
         self._close_slots()
 
+    def give_way(self) -> None:
+        """Another worker has a task that only it may run, and no leave: it may have what is not
+        needed here. On any thread."""
+        self._is_urged = True
+        self._wake()
+
     def open_batch(self) -> Subscription | None:
         """The subscription that may still bring tasks."""
         batch = self._batch
@@ -458,18 +481,25 @@ class Turnstile:
             self._full_since = now
         if self._is_asked:
             self._is_asked, self._asked_at = False, now
+        self._heed_others(now)
         is_idle = self._full_since is not None or (
             self.is_elsewhere and now >= self._asked_at + FULL_S
         )
         self._cover_running()
         if self.is_paused or (is_idle and not self._waiting):
             return self._step_back(now)
+        if now < self._away_until:
+            self._let_go_unused()
+            return self._away_until
         if now >= self._settled_at:
             self._take_permits(max(1, free_slots))
         self._let_wait_go_on()
+        if self._waiting:
+            return self._ask_way(now)
+        self._ask_at = None
         if self.is_elsewhere:
             self._give_up()
-            return None if self._waiting else now + FULL_S
+            return now + FULL_S
         batch = self._batch
         if batch is not None:
             if batch.size == 1:
@@ -480,6 +510,27 @@ class Turnstile:
             self._give_up()
             return None
         return self._open(now, free_slots)
+
+    def _heed_others(self, now: float) -> None:
+        """Leave the line if somebody has asked for it, and nothing is to be done here."""
+        if self._has_taken:
+            self._has_taken, self._taken_at = False, now
+        is_urged, self._is_urged = self._is_urged, False
+        if self._waiting:
+            self._away_until = now
+            if is_urged:  # the others have just been asked, perhaps by us
+                self._ask_at = now + ASK_EVERY_S
+        elif is_urged and now >= self._taken_at + FULL_S:
+            self._away_until = now + AWAY_S
+
+    def _ask_way(self, now: float) -> float:
+        """What waits has no leave yet: those who hold permits for nothing may have it."""
+        if self._ask_at is None:
+            self._ask_at = now + ASK_AFTER_S
+        elif now >= self._ask_at:
+            self._ask_at = now + ASK_EVERY_S
+            self._others()
+        return self._ask_at
 
     def _cover_running(self) -> None:
         """Take permits for what runs without one, also while nothing may begin here."""
@@ -499,10 +550,13 @@ class Turnstile:
         full_until = now if self._full_since is None else self._full_since + FULL_S
         if now < full_until and not self.is_paused:
             return full_until
+        self._let_go_unused()
+        return None
+
+    def _let_go_unused(self) -> None:
         self._give_up()
         self._close_rates()
         self._close_idle_slots()
-        return None
 
     def _let_wait_go_on(self) -> None:
         """Give permits to tasks that wait for them; they come before new ones."""
@@ -529,8 +583,6 @@ class Turnstile:
 
     def _open(self, now: float, free_slots: int) -> float | None:
         """Subscribe for as many tasks as may begin now."""
-        if self._waiting:
-            return None
         count = self._startable(now, free_slots)
         if not count:
             return self._next_pace(now)

@@ -752,6 +752,12 @@ class Worker:
                 if self._side is not None:
                     self._side.stand_aside(task_queue, for_ms / 1000)
                 return None
+            case control.GiveWay(task_queue, side):
+                if side is Side.ACTIVITY:
+                    self._gates.give_way(task_queue)
+                elif self._side is not None:
+                    self._side.give_way(task_queue)
+                return None
             case control.FindActivity(activity_id):
                 return self._found(activity_id)
             case control.AskRecent():

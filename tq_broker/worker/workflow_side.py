@@ -181,6 +181,10 @@ class WorkflowSide:
         """See `Dealing.stand_aside`."""
         self._dealing.stand_aside(task_queue, for_s)
 
+    def give_way(self, task_queue: str) -> None:
+        """See `Gates.give_way`."""
+        self._gates.give_way(task_queue)
+
     # --- life -------------------------------------------------------------------------------------
 
     def start(self, executors: Mapping[str, Executor], wills: Wills) -> Sequence[Subscription]:
