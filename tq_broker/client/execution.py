@@ -16,6 +16,7 @@ from tq_broker.exceptions import FailureError
 from tq_broker.model import failure, payload, requests
 from tq_broker.model.failure import Failure
 from tq_broker.model.payload import Payload
+from tq_broker.model.affinity import Affinity, load_affinity
 from tq_broker.model.tasks import load_requires, load_route
 
 
@@ -167,6 +168,9 @@ class WorkflowExecutionDescription(WorkflowExecution):
         versioning_override: What its start says instead: a version, or ``auto_upgrade``.
         route: The host or process whose workers have its workflow tasks; ``None``: any.
         requires: What they must have; ``None``: nothing.
+        affinity: Whom its activities and children follow that do not say where they run; ``None``:
+            nobody.
+        affinity_target: The host or process that they follow to; ``None`` while that is not known.
         raw: As history has told it.
     """
 
@@ -188,6 +192,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
     versioning_override: str | None
     route: Route | None
     requires: Requires | None
+    affinity: Affinity | None
+    affinity_target: str | None
     raw: requests.Description = field(repr=False)
 
     @classmethod
@@ -223,6 +229,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
             versioning_override=told.versioning_override or None,
             route=None if told.route is None else load_route(told.route),
             requires=None if told.requires is None else load_requires(told.requires),
+            affinity=None if told.affinity is None else load_affinity(told.affinity),
+            affinity_target=told.affinity_target or None,
             raw=told,
         )
 

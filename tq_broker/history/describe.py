@@ -67,6 +67,8 @@ def description(run: Execution) -> Description:
         requires=started.requires,
         headers=started.headers,
         fairness_key=started.fairness_key,
+        affinity=started.affinity,
+        affinity_target=bonds.handed_on(run, started.affinity)["affinity_target"],
     )
 
 

@@ -120,6 +120,8 @@ _COMMON: Table = {
     "activity_id": (("activityId",), TEXT),
     "activity_type": (("activityType",), NAME),
     "affinity": (("affinity",), TEXT),
+    "affinity_firm": (("affinityFirm",), FLAG),
+    "affinity_target": (("affinityTarget",), TEXT),
     "announce_start": (("announceStart",), FLAG),
     "auto_upgrade": (("autoUpgrade",), FLAG),
     "attempt": (("attempt",), NUMBER),
