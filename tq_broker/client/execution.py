@@ -14,9 +14,9 @@ from tq_broker.common import Requires, Route, VersioningBehavior
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import FailureError
 from tq_broker.model import failure, payload, requests
+from tq_broker.model.affinity import Affinity, load_affinity
 from tq_broker.model.failure import Failure
 from tq_broker.model.payload import Payload
-from tq_broker.model.affinity import Affinity, load_affinity
 from tq_broker.model.tasks import load_requires, load_route
 
 

@@ -1,5 +1,6 @@
-"""An affinity as it travels: whom an activity of a workflow follows, and what if they are lost; said
-by itself, or by its workflow for all of its activities."""
+"""An affinity as it travels: whom an activity of a workflow follows, and what if they are lost.
+
+It is said by the activity itself, or by its workflow for all of its activities."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import msgspec
 
 from tq_broker.common import ActivityOptions, TargetKind
 from tq_broker.exceptions import InvalidArgument, Malformed
-
 
 AFFINITY_OPTIONS = ("affinity", "affinity_group", "on_lost")
 """The options that make up one."""
@@ -88,13 +88,17 @@ def explain(affinity: Affinity, *, of_workflow: bool, target: str = "") -> list[
     Args:
         target: The host or process that is known; "" for none.
     """
-    who = "an activity" if not of_workflow else (
-        "it does not bind the workflow itself: each of its activities, and of its children's, that"
-        " is on the same task queue and does not say where it runs,"
+    who = (
+        "it does not bind the workflow itself: each activity of it, and of its children, that is"
+        " on the same task queue and does not say where it runs,"
+        if of_workflow
+        else "an activity"
     )
     group = f" of group {affinity.group!r}" if affinity.group else ""
-    where = f"{affinity.kind.value} {target!r}" if target else (
-        f"the {affinity.kind.value} that the first one of its run has run on"
+    where = (
+        f"{affinity.kind.value} {target!r}"
+        if target
+        else (f"the {affinity.kind.value} that the first one of its run has run on")
     )
     return [
         f"its affinity is {affinity.kind.value}{group}: {who} follows to {where}",
