@@ -86,7 +86,11 @@ def test_a_description_tells_what_is_pending() -> None:
         info=INFO,
         sticky_worker="worker-1",
         pending_task=requests.PendingTask(
-            scheduled_ms=START_MS, attempt=2, last_failure=why, last_cause="non_deterministic"
+            scheduled_ms=START_MS,
+            attempt=2,
+            last_failure=why,
+            last_cause="non_deterministic",
+            fell_back="no host",
         ),
         pending_activities=[
             requests.PendingActivity(
@@ -127,10 +131,11 @@ def test_a_description_tells_what_is_pending() -> None:
     )
     task = description.pending_workflow_task
     assert task is not None
-    assert (task.attempt, task.last_failure_cause, task.scheduled_time) == (
+    assert (task.attempt, task.last_failure_cause, task.scheduled_time, task.fell_back) == (
         2,
         "non_deterministic",
         START,
+        "no host",
     )
     assert description.pending_children[0].workflow_id == "c"
     assert (description.pending_timers, description.pending_updates) == (2, ["u"])

@@ -143,6 +143,8 @@ class PendingWorkflowTask:
         started_time: ``None`` as long as no worker has said so.
         last_failure_cause: Why the attempt before has failed, such as ``non_deterministic``.
         next_attempt_time: When the next attempt is due, after a failure.
+        fell_back: Who was not there of those whom the run asks for, so that others may have it; ""
+            if they may not.
     """
 
     scheduled_time: datetime
@@ -151,6 +153,7 @@ class PendingWorkflowTask:
     last_failure: FailureError | None
     last_failure_cause: str
     next_attempt_time: datetime | None
+    fell_back: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +307,7 @@ def _task(told: requests.PendingTask, converter: DataConverter) -> PendingWorkfl
         last_failure=_error(told.last_failure, converter),
         last_failure_cause=told.last_cause,
         next_attempt_time=to_time(told.next_ms),
+        fell_back=told.fell_back,
     )
 
 

@@ -142,7 +142,9 @@ def terminate(turn: Turn, message: Terminate) -> None:
 
 
 def strand(turn: Turn, message: TargetMissing) -> None:
-    """Nobody lives who may have a workflow task, or queries, of the run."""
+    """Nobody lives who may have a workflow task, or queries, of the run, and it says to fail."""
+    if workflow_task.falls_back(turn, message):
+        return
     failure = application(message.why, TARGET_GONE, non_retryable=True)
     for query in message.task.queries:
         sender = ReplyTo(query.reply_to, query.correlation_id)

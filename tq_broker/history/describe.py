@@ -80,6 +80,7 @@ def _task(task: Task) -> PendingTask:
         last_failure=task.last_failure,
         last_cause=task.last_cause,
         next_ms=task.dispatch_ms,
+        fell_back="; ".join(task.fell_back),
     )
 
 

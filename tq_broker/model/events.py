@@ -169,7 +169,8 @@ class WorkflowTaskStarted(Base, frozen=True, tag="WorkflowTaskStarted"):
     """Written together with what ended the task; ``time_ms`` is the worker's word.
 
     ``history_events``, ``history_bytes`` and ``continue_as_new_suggested`` are what the workflow
-    could see while it ran this task.
+    could see while it ran this task. ``fell_back`` tells who was not there of those whom the run
+    asks for, when others had the task.
     """
 
     scheduled_event_id: int
@@ -177,6 +178,7 @@ class WorkflowTaskStarted(Base, frozen=True, tag="WorkflowTaskStarted"):
     history_events: int = 0
     history_bytes: int = 0
     continue_as_new_suggested: bool = False
+    fell_back: str = ""
 
 
 class WorkflowTaskCompleted(Base, frozen=True, tag="WorkflowTaskCompleted"):

@@ -132,6 +132,7 @@ _COMMON: Table = {
     "execution_deadline_ms": (("workflowExecutionExpirationTime",), TIME),
     "execution_timeout_ms": (("workflowExecutionTimeout",), DURATION),
     "failure": (("failure",), FAILURE),
+    "fell_back": (("fellBack",), TEXT),
     "first_run_id": (("firstExecutionRunId",), TEXT),
     "first_task_backoff_ms": (("firstWorkflowTaskBackoff",), DURATION),
     "headers": (("header",), HEADER),

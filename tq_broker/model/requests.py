@@ -427,7 +427,8 @@ class PendingChild(Base, frozen=True):
 
 
 class PendingTask(Base, frozen=True):
-    """The workflow task under way. ``started_ms`` is 0 as long as no worker has said so."""
+    """The workflow task under way. ``started_ms`` is 0 as long as no worker has said so;
+    ``fell_back`` as in `tq_broker.model.events.WorkflowTaskStarted`."""
 
     scheduled_ms: int
     attempt: int
@@ -435,6 +436,7 @@ class PendingTask(Base, frozen=True):
     last_failure: Failure | None = None
     last_cause: str = ""
     next_ms: int = 0
+    fell_back: str = ""
 
 
 class Description(Base, frozen=True, tag="description"):
