@@ -45,7 +45,11 @@ def test_what_is_not_there_is_left_out_of_a_description() -> None:
 def test_a_workflow_task_that_fails_is_shown() -> None:
     why = failure.application("command mismatch", "E")
     task = requests.PendingTask(
-        scheduled_ms=1, attempt=4, last_failure=why, last_cause="non_deterministic", fell_back="no h"
+        scheduled_ms=1,
+        attempt=4,
+        last_failure=why,
+        last_cause="non_deterministic",
+        fell_back="no h",
     )
     run = described(pending_task=task, cancel_requested=True)
     lines = dict(report.description_fields(run))
