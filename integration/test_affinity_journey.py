@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from integration.affinity_families import FAMILIES, Family, Guarded
 from integration.affinity_workflows import (
     ACTIVITIES,
     WORKFLOWS,
@@ -52,7 +53,9 @@ class Crew:
         self._is_embedded = url is None
         self._directory = directory
         self._closers: list[Callable[[], object]] = [self.system.close]
-        self._home = Worker(self.client, task_queue="q", workflows=WORKFLOWS, reclaim_after=None)
+        self._home = Worker(
+            self.client, task_queue="q", workflows=[*WORKFLOWS, *FAMILIES], reclaim_after=None
+        )
         self._home.start()
         self._closers.append(self._home.stop)
         self._deaths: dict[str, Callable[[], object]] = {}
@@ -110,8 +113,9 @@ class Crew:
         self._deaths[name]()
         return now
 
-    def start(self, run: Any, *args: Any) -> Any:
-        return self.client.start_workflow(run, args=args, id=f"w{next(_numbers)}", task_queue="q")
+    def start(self, run: Any, *args: Any, **options: Any) -> Any:
+        id = f"w{next(_numbers)}"
+        return self.client.start_workflow(run, args=args, id=id, task_queue="q", **options)
 
     def sessions(self) -> dict[str, int]:
         """Open sessions by worker."""
@@ -207,6 +211,34 @@ class Journey:
         losses = [ms for handle, _ in runs for ms in handle.query(Follow.losses)]
         assert losses
         measured("s until the last error", max(losses) / 1000 - killed)
+
+    def test_children_and_next_runs_follow_on(self, crew: Crew) -> None:
+        crew.hire("a1", "a2", "b1")
+        families = [crew.start(Family.run, []) for _ in range(10)]
+        found = [family.result(timeout=PATIENCE_S) for family in families]
+        assert [len(places) for places in found] == [8] * 10
+        assert all(len({host for host, _ in places}) == 1 for places in found)
+
+    def test_a_child_sees_that_the_host_of_its_parent_is_lost(self, crew: Crew) -> None:
+        crew.hire("a1")
+        runs = [
+            crew.start(Guarded.run, overcomes, affinity="host", on_lost=on_lost)
+            for on_lost, overcomes in (
+                ("fail", False), ("fail", True), ("restart_affinity", False), ("wait", False),
+            )
+        ]  # fmt: skip
+        for handle in runs:
+            worker_of(handle)
+        crew.kill("a1")
+        crew.hire("b1")
+        for handle in runs:
+            handle.signal(Guarded.go_on)
+        told = [handle.result(timeout=PATIENCE_S) for handle in runs[:3]]
+        assert told == ["ActivityError: AffinityLostError", "a b b", "a b b"]
+        described = runs[3].describe()
+        assert (described.affinity_target, len(described.pending_children)) == ("a", 1)
+        crew.hire("a2")
+        assert runs[3].result(timeout=PATIENCE_S) == "a a a"
 
     # --- sessions -------------------------------------------------------------------------------
 

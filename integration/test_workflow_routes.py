@@ -132,6 +132,11 @@ class Crew:
         told = [one.worker_id for one in events if isinstance(one, e.WorkflowTaskCompleted)]
         return [worker_id.removesuffix(f".{self.queue}") for worker_id in told]
 
+    def fallbacks(self, id: str) -> set[str]:
+        """What the history of a run tells of fallbacks."""
+        events = self.client.get_workflow_handle(id).fetch_history().events
+        return {one.fell_back for one in events if isinstance(one, e.WorkflowTaskStarted)}
+
     def begun(self, *handles: Any) -> None:
         """Wait until each of them has been with a worker."""
         for handle in handles:
@@ -230,6 +235,10 @@ class Journey:
             handle.signal(Rounds.go_on)
             assert handle.result(timeout=PATIENCE_S) == 3
             assert crew.who(handle.id)[-1] == "b1"
+            assert crew.fallbacks(handle.id) <= {"", crew.gone("a")}
+            assert crew.gone("a") in crew.fallbacks(handle.id)
+        for handle in (*fails, *waits):
+            assert crew.fallbacks(handle.id) == {""}
         assert all(handle.describe().status.name == "RUNNING" for handle in waits)
         crew.hire("a3")
         for handle in waits:
@@ -265,6 +274,9 @@ class Journey:
         fall = Route.host("z", on_gone=OnGone.FALL_BACK)
         handle = crew.start(Rounds.run, 0, route=fall, requires={"gpu"})
         assert handle.result(timeout=PATIENCE_S) == 0
+        assert crew.fallbacks(handle.id) == {f"{crew.gone('z')} with gpu"}
+        if not crew._is_embedded:
+            assert f"fell_back={crew.gone('z')} with gpu" in crew.cli("workflow", "show", handle.id)
 
     def test_a_continuation_goes_where_its_run_went(self, crew: Crew) -> None:
         crew.hire("a1", "b1")

@@ -113,6 +113,16 @@ def test_what_is_required_is_said(invoke: Invoke, worker: Worker) -> None:
     assert "did not within" in invoke(*needs, "--on-unserved", "wait:50ms").stderr
 
 
+def test_a_version_is_said(invoke: Invoke) -> None:
+    start = ("activity", "start", "add", "-t", "math", "--start-to-close", "1s", "--version")
+    answer = invoke(*start, "shop.1")
+    assert answer.exit_code == 5
+    assert "no worker of version 'shop.1' has ever served task queue 'math'" in answer.stderr
+    answer = invoke(*start, "shop")
+    assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
+    assert invoke(*start, "shop.1", "--route", "host:h").exit_code == 2
+
+
 def test_an_activity_is_described_wherever_it_waits(invoke: Invoke) -> None:
     start = ("activity", "start", "add", "-t", "math", "--schedule-to-close", "5m")
     invoke(*start, "--id", "mine", "--args", "[1, 2]")

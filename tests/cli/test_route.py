@@ -146,3 +146,13 @@ def test_what_cannot_be_explained_is_refused(
 def test_a_rule_tells_its_fairness_key() -> None:
     rule = TrafficRule(id="r", fairness_key="acme", to_task_queue="there")
     assert matching(rule) == "all tasks with fairness key acme"
+
+
+def test_an_affinity_is_explained(invoke: Invoke, worker: Worker) -> None:
+    ask = ("route", "explain", "add", "--task-queue", "math", *QUICK, "--affinity", "host")
+    shown = invoke(*ask, "--kind", "workflow", "--on-lost", "restart-affinity").stdout
+    assert "its affinity is host: it does not bind the workflow itself" in shown
+    assert "when that is lost, it goes to the task queue" in shown
+    assert "its affinity is host: an activity follows to" in invoke(*ask).stdout
+    answer = invoke(*ask[:-2], "--on-lost", "wait")
+    assert (answer.exit_code, "need an affinity" in answer.stderr) == (2, True)

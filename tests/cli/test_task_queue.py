@@ -163,6 +163,23 @@ def test_limits_of_an_unknown_task_queue_are_refused(invoke: Invoke, waiting: st
     assert "there is no task queue 'typo'" in answer.stderr
 
 
+def test_limits_of_an_unknown_type_are_refused(
+    invoke: Invoke, waiting: str, worker: Worker
+) -> None:
+    def limit(task_queue: str, *more: str) -> tuple[int, str]:
+        answer = invoke("task-queue", "config", "set", task_queue, "--rate", "5", *more)
+        return answer.exit_code, answer.stderr
+
+    code, told = limit(waiting, "--type", "add")
+    assert code == exits.OK
+    assert "no worker of task queue 'idle' answers: nobody knows whether it has" in told
+    code, told = limit("math", "--type", "ad")
+    assert code == exits.USAGE
+    assert "registers activity type 'ad'; known there: add, fail" in told
+    for more in (("--type", "add"), ("--type", "ad", "--force"), ("--key", "ad"), ()):
+        assert limit("math", *more) == (exits.OK, "")
+
+
 def test_what_nobody_can_serve_is_shown(invoke: Invoke, client: BlockingClient) -> None:
     record = CapabilitiesDeclared("film", ("gpu",), 1)
     client.core.sender.append(record, client.core.deadline(), lambda error: None)

@@ -76,6 +76,12 @@ def test_start_has_every_option(invoke: Invoke, history: FakeHistory) -> None:
     assert invoke(*START, *bound).exit_code == 0
     assert history.seen[-1].route == '{"kind":"host","target":"h","on-gone":"fall_back"}'
     assert history.seen[-1].requires == '{"capabilities":["gpu"]}'
+    bond = ("--affinity", "host", "--affinity-group", "a-b", "--on-lost", "restart-affinity")
+    assert invoke(*START, *bond).exit_code == 0
+    assert history.seen[-1].affinity == (
+        '{"kind":"host","group":"a-b","on-lost":"restart_affinity"}'
+    )
+    assert "need an affinity" in invoke(*START, *bond[2:]).stderr
     answer = invoke(*START, "--versioning-override", "shop")
     assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
 
@@ -334,3 +340,14 @@ def test_describe_tells_where_pending_activities_go(invoke: Invoke, history: Fak
     assert told["pending_activities"][0]["where"][0] == (
         "the task queue of activity 'render' is 'film'"
     )
+
+
+def test_describe_tells_whom_activities_follow(invoke: Invoke, history: FakeHistory) -> None:
+    history.script[requests.Describe] = lambda _: requests.Description(
+        info=INFO, affinity='{"kind":"host"}', affinity_target="h1"
+    )
+    shown = invoke("workflow", "describe", "w").output
+    assert "its affinity is host" in shown
+    assert "follows to host 'h1'" in shown
+    told = json.loads(invoke("workflow", "describe", "w", "--json").stdout)
+    assert told["where"][-1] == "when that is lost, it fails"

@@ -45,15 +45,21 @@ def test_what_is_not_there_is_left_out_of_a_description() -> None:
 def test_a_workflow_task_that_fails_is_shown() -> None:
     why = failure.application("command mismatch", "E")
     task = requests.PendingTask(
-        scheduled_ms=1, attempt=4, last_failure=why, last_cause="non_deterministic"
+        scheduled_ms=1,
+        attempt=4,
+        last_failure=why,
+        last_cause="non_deterministic",
+        fell_back="no h",
     )
     run = described(pending_task=task, cancel_requested=True)
     lines = dict(report.description_fields(run))
     assert lines["workflow task"] == "attempt 4, non_deterministic"
     assert lines["last task failure"] == "command mismatch"
+    assert lines["fell back"] == "no h"
     assert lines["cancel requested"] == "yes"
     told = report.description_data(run)["pending_workflow_task"]
     assert (told["attempt"], told["last_failure"]) == (4, "command mismatch")
+    assert told["fell_back"] == "no h"
 
 
 def test_a_memo_that_cannot_be_read_is_no_crash() -> None:

@@ -11,9 +11,11 @@ from tq_broker.client.execution import (
     WorkflowExecutionStatus,
     to_time,
 )
+from tq_broker.common import TargetKind
 from tq_broker.converter import DEFAULT, DataConverter, ZlibCodec
 from tq_broker.exceptions import ApplicationError
 from tq_broker.model import failure, payload, requests
+from tq_broker.model.affinity import Affinity
 
 CODED = DataConverter(codecs=(ZlibCodec(),))
 START = datetime(2026, 1, 2, 3, 4, 5, 600_000, tzinfo=timezone.utc)
@@ -84,7 +86,11 @@ def test_a_description_tells_what_is_pending() -> None:
         info=INFO,
         sticky_worker="worker-1",
         pending_task=requests.PendingTask(
-            scheduled_ms=START_MS, attempt=2, last_failure=why, last_cause="non_deterministic"
+            scheduled_ms=START_MS,
+            attempt=2,
+            last_failure=why,
+            last_cause="non_deterministic",
+            fell_back="no host",
         ),
         pending_activities=[
             requests.PendingActivity(
@@ -125,15 +131,25 @@ def test_a_description_tells_what_is_pending() -> None:
     )
     task = description.pending_workflow_task
     assert task is not None
-    assert (task.attempt, task.last_failure_cause, task.scheduled_time) == (
+    assert (task.attempt, task.last_failure_cause, task.scheduled_time, task.fell_back) == (
         2,
         "non_deterministic",
         START,
+        "no host",
     )
     assert description.pending_children[0].workflow_id == "c"
     assert (description.pending_timers, description.pending_updates) == (2, ["u"])
     assert (description.cancel_requested, description.static_details) == (True, "d")
     assert description.raw is told
+
+
+def test_a_description_tells_whom_activities_follow() -> None:
+    told = requests.Description(info=INFO, affinity='{"kind":"host"}', affinity_target="h1")
+    description = WorkflowExecutionDescription.of_description(told, "n", CODED)
+    assert description.affinity == Affinity(TargetKind.HOST)
+    assert description.affinity_target == "h1"
+    plain = WorkflowExecutionDescription.of_description(requests.Description(info=INFO), "n", CODED)
+    assert (plain.affinity, plain.affinity_target) == (None, None)
 
 
 def test_a_count() -> None:

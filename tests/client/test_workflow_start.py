@@ -123,7 +123,7 @@ def test_codecs_hide_input_and_memo() -> None:
         ({"start_signal_args": [1]}, "start_signal_args are given without start_signal"),
         ({"priority": 0}, "priority is 0; it must be from 1"),
         ({"priority": True}, "priority is True"),
-        ({"nonsense": 1}, "unknown workflow option 'nonsense'; known are: cron_schedule, "),
+        ({"nonsense": 1}, "unknown workflow option 'nonsense'; known are: affinity, "),
     ],
 )
 def test_a_wrong_option_is_refused_by_its_name(options: dict[str, Any], text: str) -> None:
@@ -168,6 +168,20 @@ def test_a_version_is_short_for_an_override() -> None:
         request(version="shop.1", versioning_override=PinnedVersioningOverride(version))
     with pytest.raises(InvalidArgument, match="version is 1; it must be a Pinned"):
         request(version=1)
+
+
+def test_whom_its_activities_follow_is_said_by_the_start() -> None:
+    assert request().affinity is None
+    told = request(affinity="host", affinity_group="g", on_lost="wait", route=Route.host("h"))
+    assert told.affinity == '{"kind":"host","group":"g","on-lost":"wait"}'
+    for options, text in (
+        ({"affinity": "ship"}, "affinity is 'ship'; it must be one of: host, process"),
+        ({"affinity": "host", "on_lost": "x"}, "on_lost is 'x'; it must be one of: fail"),
+        ({"affinity": "host", "affinity_group": "g" * 201}, "the bound is 200"),
+        ({"on_lost": "wait"}, "on_lost and affinity_group need an affinity"),
+    ):
+        with pytest.raises(InvalidArgument, match=text):
+            request(**options)
 
 
 def test_who_may_have_its_tasks_is_said_by_the_start() -> None:

@@ -181,6 +181,7 @@ def test_what_nobody_can_start_is_refused(changes: dict[str, Any], why: str) -> 
         ({"route": "{}"}, "header tq-route"),
         ({"route": dump_route(Route.version("a.b"))}, "bound to a version by version="),
         ({"requires": '{"capabilities":[]}'}, "requires has no capabilities"),
+        ({"affinity": '{"kind":"planet"}'}, "affinity: Invalid enum value 'planet'"),
     ],
 )
 def test_who_can_be_nowhere_is_refused(changes: dict[str, Any], why: str) -> None:

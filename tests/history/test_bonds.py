@@ -16,6 +16,7 @@ from tq_broker.history import activities, bonds
 from tq_broker.history.effects import CancelActivity, DispatchActivity
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
+from tq_broker.model import requests as r
 from tq_broker.model.failure import (
     TARGET_GONE,
     WORKER_LOST,
@@ -307,6 +308,107 @@ def test_an_activity_of_an_older_release_has_no_affinity() -> None:
     stage = on_stage(an_activity())
     scheduled = stage.the(e.ActivityTaskScheduled)
     assert bonds.route(stage.run, scheduled) is None
+
+
+# --- from run to run ------------------------------------------------------------------------------
+
+OF_RUN = '{"kind":"host"}'
+WITHIN_H = {"affinity": OF_RUN, "affinity_target": "h", "affinity_firm": True}
+
+
+def begun_at(**more: Any) -> dict[str, Any]:
+    """How a start ends up in the first event, as far as it is about an affinity."""
+    started = Stage(**more).history[0]
+    assert isinstance(started, e.WorkflowExecutionStarted)
+    return {name: getattr(started, name) for name in WITHIN_H}
+
+
+def a_child(**more: Any) -> c.StartChildWorkflow:
+    return c.StartChildWorkflow(
+        workflow_id="c", workflow_type="C", task_queue="q", **({"affinity": OF_RUN} | more)
+    )
+
+
+def handed_to_child(stage: Stage, **more: Any) -> tuple[str, bool]:
+    stage.answer(a_child(**more))
+    [start] = stage.sent()
+    assert isinstance(start, r.StartWorkflow)
+    initiated = stage.the(e.StartChildWorkflowExecutionInitiated)
+    for name in WITHIN_H:
+        assert getattr(initiated, name) == getattr(start, name), "the history tells it"
+    return start.affinity_target, start.affinity_firm
+
+
+def test_a_start_is_kept_in_the_history() -> None:
+    assert begun_at(**WITHIN_H) == WITHIN_H
+
+
+def test_a_child_begins_with_what_its_parent_knows_now() -> None:
+    stage = on_stage(follower("1"))
+    stage.tell_signal()
+    assert handed_to_child(stage) == ("", False)
+    stage.outcome(FIRST, Status.STARTED, host="h1")
+    stage.tell_signal()
+    assert handed_to_child(stage) == ("h1", False)
+    stage.outcome(FIRST, host="h1")
+    assert handed_to_child(stage) == ("h1", True)
+
+
+@pytest.mark.parametrize("own", [None, '{"kind":"host","group":"g"}', '{"kind":"process"}'])
+def test_a_child_of_another_affinity_does_not(own: str | None) -> None:
+    stage = on_stage(follower("1"))
+    stage.outcome(FIRST, host="h1")
+    assert handed_to_child(stage, affinity=own) == ("", False)
+
+
+def test_the_activities_of_a_child_follow_those_of_its_parent() -> None:
+    stage = Stage(**WITHIN_H)
+    stage.answer(follower("1"), follower("2"))
+    assert sent(stage) == dict.fromkeys((FIRST, SECOND), Route.host("h"))
+    stage.outcome(FIRST, Status.FAILED, failure=GONE)
+    assert stage.the(e.ActivityTaskFailed).failure.type == "AffinityLost"
+
+
+def test_what_its_parent_has_only_begun_there_is_no_loss() -> None:
+    stage = Stage(**(WITHIN_H | {"affinity_firm": False}))
+    stage.answer(follower("1"))
+    assert sent(stage) == {FIRST: Route.host("h")}
+    stage.outcome(FIRST, Status.FAILED, failure=GONE)
+    assert sent(stage) == {FIRST: None}
+
+
+def test_a_grandchild_begins_with_what_the_child_was_given() -> None:
+    assert handed_to_child(Stage(**WITHIN_H)) == ("h", True)
+
+
+def next_start(stage: Stage) -> dict[str, Any]:
+    following = stage.last.next_run
+    assert following is not None
+    started = following.step.events[0]
+    assert isinstance(started, e.WorkflowExecutionStarted)
+    told = bonds.handed_on(following.run, OF_RUN)
+    assert told == {name: getattr(started, name) for name in told}, "it follows what it is told"
+    return {name: getattr(started, name) for name in WITHIN_H}
+
+
+def test_a_continuation_goes_on_where_its_run_was() -> None:
+    stage = Stage(affinity=OF_RUN)
+    stage.answer(follower("1"))
+    stage.outcome(FIRST)
+    stage.answer(c.ContinueAsNew())
+    assert next_start(stage) == WITHIN_H
+    elsewhere = Stage(**WITHIN_H)
+    elsewhere.answer(c.ContinueAsNew(task_queue="others"))
+    assert next_start(elsewhere) == {**WITHIN_H, "affinity_target": "", "affinity_firm": False}
+
+
+@pytest.mark.parametrize("of", [{"retry_policy": SLOW}, {"cron_schedule": "@every 60s"}])
+def test_a_new_attempt_and_the_next_by_a_schedule_begin_anew(of: dict[str, Any]) -> None:
+    stage = Stage(**WITHIN_H, **of)
+    if "cron_schedule" in of:
+        stage.wake()
+    stage.answer(c.FailWorkflow(failure=OH))
+    assert next_start(stage) == {**WITHIN_H, "affinity_target": "", "affinity_firm": False}
 
 
 # --- always --------------------------------------------------------------------------------------

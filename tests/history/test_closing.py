@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.history.stage import BEGIN_MS, Stage, an_activity
-from tq_broker.common import Requires, Route
+from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import RetryState
 from tq_broker.history.effects import (
     CancelActivity,
@@ -273,6 +273,62 @@ def test_who_has_asked_is_told_when_nobody_may_answer() -> None:
     assert isinstance(reply.answer, w.QueryAnswer)
     assert reply.answer.error == "failed"
     assert stage.run.is_open
+
+
+FALLS = dump_route(Route.host("h", on_gone=OnGone.FALL_BACK))
+
+
+def test_a_task_that_falls_back_is_for_others_and_its_start_tells_why() -> None:
+    stage = Stage(route=FALLS)
+    lost = missing(stage)
+    stage.tell(lost, None)
+    assert stage.run.is_open
+    why = "no living worker on host 'h'"
+    assert stage.dispatched().fell_back == [why]
+    assert not stage.tell(lost, None).changed, "it is told again after a crash"
+    stage.tell(r.Describe(workflow_id="order-1"))
+    (described,) = stage.replies()
+    assert described.pending_task.fell_back == why
+    stage.answer()
+    assert stage.the(e.WorkflowTaskStarted).fell_back == why
+    # The next one looks for the host again.
+    stage.tell_signal()
+    assert stage.dispatched().fell_back == []
+    stage.answer()
+    assert stage.the(e.WorkflowTaskStarted).fell_back == ""
+
+
+def test_each_attempt_looks_for_the_host_again() -> None:
+    stage = Stage(route=FALLS)
+    stage.tell(missing(stage), None)
+    stage.fail_task()
+    assert stage.the(e.WorkflowTaskStarted).fell_back
+    stage.wake()
+    assert stage.dispatched().fell_back == []
+
+
+def test_who_falls_back_twice_tells_both_reasons() -> None:
+    stage = Stage(route=FALLS, requires=dump_requires(Requires({"gpu"}, OnGone.FALL_BACK)))
+    stage.tell(missing(stage), None)
+    stage.tell(w.TargetMissing(stage.dispatched(), "nobody with gpu"), None)
+    assert stage.dispatched().fell_back == ["no living worker on host 'h'", "nobody with gpu"]
+    stage.answer()
+    told = stage.the(e.WorkflowTaskStarted).fell_back
+    assert told == "no living worker on host 'h'; nobody with gpu"
+
+
+def test_who_falls_back_and_then_misses_what_it_requires_gets_the_answer_of_that() -> None:
+    stage = Stage(route=FALLS, requires=dump_requires(Requires({"gpu"}, OnGone.FAIL)))
+    stage.tell(missing(stage), None)
+    stage.tell(w.TargetMissing(stage.dispatched(), "nobody with gpu"), None)
+    assert isinstance(stage.history[-1], e.WorkflowExecutionFailed)
+
+
+def test_questions_fall_back_with_their_task() -> None:
+    stage = Stage(route=FALLS)
+    query = w.QueryRequest("q", "tq.n.reply.c", "7")
+    stage.tell(missing(stage, queries=[query]), None)
+    assert stage.dispatched().queries == [query]
 
 
 def test_the_next_run_of_a_chain_is_bound_as_this_one() -> None:

@@ -115,3 +115,14 @@ def test_whom_an_activity_follows_is_told() -> None:
     assert first.route is None
     assert then.route is not None
     assert load_route(then.route) == Route.host("h")
+
+
+def test_the_affinity_of_a_run_is_told_and_where_it_is_by_now() -> None:
+    affinity = '{"kind":"host"}'
+    stage = Stage(affinity=affinity)
+    stage.answer(an_activity("first", affinity=affinity))
+    described = describe.description(stage.run)
+    assert (described.affinity, described.affinity_target) == (affinity, "")
+    stage.outcome(5, host="h1")
+    assert describe.description(stage.run).affinity_target == "h1"
+    assert describe.description(Stage().run).affinity is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from tests.history.test_records import TASK, TO
+from tq_broker.common import OnGone, Route
 from tq_broker.history import mailing
 from tq_broker.history.records import ShardRecord
 from tq_broker.model import requests
@@ -10,6 +11,7 @@ from tq_broker.model.envelope import share
 from tq_broker.model.events import Event, TimerFired, WorkflowExecutionStarted, dump_events
 from tq_broker.model.names import Names
 from tq_broker.model.requests import Done, SignalWorkflow, shard_of
+from tq_broker.model.tasks import dump_route
 from tq_broker.model.workflow_tasks import read_task
 from tq_broker.stores.store import EventRow
 
@@ -62,6 +64,15 @@ def test_a_task_for_everybody() -> None:
     assert read_task(publication.message).events == events(1, 2)
     assert publication.message.priority == 5
     assert share(publication.message) == ("acme", 4.0)
+
+
+def test_a_task_that_has_fallen_back_is_for_everybody() -> None:
+    route = dump_route(Route.host("h", on_gone=OnGone.FALL_BACK))
+    started = msgspec.structs.replace(STARTED, route=route)
+    fallen = msgspec.structs.replace(TASK, fell_back=["nobody at h"])
+    plain = NAMES.workflow("q")
+    assert mailing.workflow_task(NAMES, TASK, [], "x", started)[1] != (plain,)
+    assert mailing.workflow_task(NAMES, fallen, [], "x", started)[1] == (plain,)
 
 
 def test_a_task_for_a_sticky_worker() -> None:

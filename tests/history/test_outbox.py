@@ -231,7 +231,10 @@ def test_a_run_with_a_route_is_for_who_is_there(desk: Desk) -> None:
         assert desk.send(TaskRecord(task, if_missing=True)) == [None]
     fall = Requires({"gpu"}, OnGone.FALL_BACK)
     desk.run.started = msgspec.structs.replace(started, requires=dump_requires(fall))
-    assert desk.send(TaskRecord(desk.task)) == [None]
+    (error,) = desk.send(TaskRecord(desk.task))
+    assert type(error) is TargetGone
+    fallen = msgspec.structs.replace(desk.task, fell_back=["nobody with gpu"])
+    assert desk.send(TaskRecord(fallen)) == [None]
     assert desk.world.count(NAMES.workflow("q")) == 1
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tq_broker.model.control import WorkerInfo
-from tq_broker.model.registrations import compare, serves, serving
+from tq_broker.model.registrations import compare, registered, serves, serving
+from tq_broker.model.sessions import SESSION_TYPE
 from tq_broker.model.settings import ACTIVITY_SIDE, SIDES, WORKFLOW_SIDE
 
 
@@ -89,3 +90,15 @@ def test_the_task_queue_of_sessions_is_served_by_who_has_slots_for_them() -> Non
     assert serving((has, has_not), "q__sessions", ACTIVITY_SIDE) == (has,)
     assert not serving((has,), "q__sessions", WORKFLOW_SIDE)
     assert not serving((has,), "r__sessions", ACTIVITY_SIDE)
+
+
+def test_a_type_is_known_where_somebody_registers_it() -> None:
+    one = info("one", activities=["send"])
+    local = info("local", activities=["print"], only_local=True)
+    assert registered((one, local), "q", "send") == (True, ("send",))
+    assert registered((one, local), "q", "print") == (False, ("send",))
+    assert registered((one, info("every", any_activity=True)), "q", "print")[0]
+    assert registered((one,), "other", "send") == (None, ())
+    has = info("has", session_slots=1)
+    assert registered((has,), "q__sessions", SESSION_TYPE)[0]
+    assert registered((has,), "q__sessions", "send")[0] is False

@@ -603,14 +603,14 @@ def test_a_wish_for_what_nobody_has_ever_had_costs_no_look_at_the_log(studio: St
 AT_HOST = Niche("q", (), "h", version="", side="workflow")
 
 
-def sent(studio: Studio, asked: Asked) -> TqBrokerError | None:
+def sent(studio: Studio, asked: Asked, scheduled_event_id: int = 2) -> TqBrokerError | None:
     """How the dispatch of a workflow task ends, whose run asks for that."""
     task = WorkflowTask(
         run=RunKey("w", "r"),
         workflow_type="T",
         task_queue="q",
         shard=1,
-        scheduled_event_id=2,
+        scheduled_event_id=scheduled_event_id,
         scheduled_ms=int(studio.clock.wall() * 1000),
     )
     ended: Future[TqBrokerError | None] = Future()
@@ -626,12 +626,18 @@ def test_a_run_whose_target_is_gone_gets_its_answer(studio: Studio) -> None:
     wait = Route.host("h", on_gone=OnGone.WAIT, wait=timedelta(seconds=9))
     assert type(sent(studio, Asked(wait))) is TargetAwaited
     fall = Route.host("h", on_gone=OnGone.FALL_BACK)
-    assert sent(studio, Asked(fall)) is None
+    assert type(sent(studio, Asked(fall))) is TargetGone, "its history is told before it falls back"
+    assert not studio.count(NAMES.workflow("q"))
+
+
+def test_who_only_asks_falls_back_at_once(studio: Studio) -> None:
+    fall = Route.host("h", on_gone=OnGone.FALL_BACK)
+    assert sent(studio, Asked(fall), 0) is None
     assert studio.count(NAMES.workflow("q")) == 1
-    assert sent(studio, Asked(fall, Requires(GPU))) is None
+    assert sent(studio, Asked(fall, Requires(GPU)), 0) is None
     assert studio.count(NAMES.capable("q", GPU, Kind.WORKFLOW)) == 1
     # Each requirement has an answer of its own.
-    assert type(sent(studio, Asked(fall, Requires(GPU, OnGone.FAIL)))) is TargetGone
+    assert type(sent(studio, Asked(fall, Requires(GPU, OnGone.FAIL)), 0)) is TargetGone
 
 
 def test_who_may_have_a_run_is_asked_for_by_what_it_is(studio: Studio) -> None:

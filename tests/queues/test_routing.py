@@ -16,11 +16,12 @@ from tq_broker.common import OnGone, Requires, RetryPolicy, Route
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.deployments import NO_DEPLOYMENTS
 from tq_broker.model.detours import Detour
+from tq_broker.model.events import WorkflowExecutionStarted
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.rule_table import NO_RULES, Facts, RuleTable
 from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.model.sessions import SESSION_TYPE
-from tq_broker.model.tasks import ActivityTask, WorkflowOrigin
+from tq_broker.model.tasks import ActivityTask, WorkflowOrigin, dump_requires, dump_route
 from tq_broker.model.workflow_tasks import RunKey, WorkflowTask
 from tq_broker.queues.routing import (
     WAIT_STEP_MS,
@@ -37,6 +38,7 @@ from tq_broker.queues.routing import (
     in_order,
     may_be_moved,
     refused_unknown,
+    still_asked,
     when_gone,
     workflow_destination,
     workflow_gone,
@@ -415,6 +417,18 @@ def turn(**fields: Any) -> WorkflowTask:
 
 def niche(*capabilities: str, **fields: Any) -> Niche:
     return Niche("q", capabilities, **({"version": "", "side": "workflow"} | fields))
+
+
+def test_each_fallback_leaves_less_that_is_asked_for() -> None:
+    fall, gpu = Route.host("h", on_gone=OnGone.FALL_BACK), Requires({"gpu"}, OnGone.FALL_BACK)
+    started = WorkflowExecutionStarted(
+        event_id=1, time_ms=1, workflow_type="T", task_queue="q", workflow_id="w", run_id="r",
+        first_run_id="r", route=dump_route(fall), requires=dump_requires(gpu),
+    )  # fmt: skip
+    left = [still_asked(turn(fell_back=["no"] * times), started) for times in range(3)]
+    assert [(asked.route, asked.requires and asked.requires.names) for asked in left] == [
+        (fall, ("gpu",)), (None, ("gpu",)), (None, None),
+    ]  # fmt: skip
 
 
 def test_a_run_that_asks_for_nothing_takes_its_task_queue_or_its_version() -> None:

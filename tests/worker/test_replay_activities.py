@@ -322,3 +322,37 @@ def test_what_is_said_of_an_affinity_travels_and_its_loss_is_typed() -> None:
     run.fail(commands[-1].activity_id, lost)
     run.task()
     assert run.result() == "AffinityLostError"
+
+
+@activity.defn(task_queue="tq", start_to_close_timeout=SECOND)
+def at_home() -> None: ...
+
+
+@workflow.defn
+class Family:
+    @workflow.run
+    async def run(self) -> None:
+        options: list[Any] = [
+            {}, {"on_lost": "fail"}, {"affinity_group": "g"}, {"affinity": "process"},
+            {"task_queue": "tq"}, {"task_queue": "else"}, {"route": Route.host("h")},
+            {"version": "shop.1"}, {"version": "auto_upgrade"},
+        ]  # fmt: skip
+        for one in options:
+            workflow.start_activity(plain, start_to_close_timeout=SECOND, **one)
+        workflow.start_activity(at_home)
+        await asyncio.Event().wait()
+
+
+def test_the_affinity_of_a_run_is_that_of_its_activities_that_say_nowhere() -> None:
+    own = '{"kind":"host","on-lost":"wait"}'
+    commands = Run(Family, affinity=own).task().commands
+    assert [c.affinity for c in commands if isinstance(c, cmd.ScheduleActivity)] == [
+        own, '{"kind":"host"}', '{"kind":"host","group":"g","on-lost":"wait"}',
+        '{"kind":"process"}', own, None, None, None, None, own,
+    ]  # fmt: skip
+
+
+def test_what_a_run_does_not_say_needs_an_affinity() -> None:
+    turn = Run(Family).task()
+    assert turn.failure is not None
+    assert "on_lost and affinity_group need an affinity" in str(turn.failure.failure)

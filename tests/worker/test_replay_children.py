@@ -300,3 +300,36 @@ def test_the_call_wins_over_the_decorator_and_that_over_the_workflow() -> None:
         (dump_route(Route.host("h")), dump_requires(Requires({"gpu"}))), (None, None),
         (dump_route(Route.process("p")), None),
     ]  # fmt: skip
+
+
+@workflow.defn(affinity="process", affinity_group="g")
+class Bonded:
+    @workflow.run
+    async def run(self) -> None: ...
+
+
+@workflow.defn
+class Family:
+    @workflow.run
+    async def run(self) -> None:
+        calls: list[tuple[Any, dict[str, Any]]] = [
+            ("Child", {}), ("Child", {"task_queue": "else"}), ("Child", {"on_lost": "fail"}),
+            ("Child", {"affinity": "host"}), (Bonded.run, {}), (Bonded.run, {"on_lost": "wait"}),
+            ("Child", {"route": Route.host("h")}), ("Child", {"affinity": "ship"}),
+        ]  # fmt: skip
+        starts = [workflow.start_child_workflow(child, **options) for child, options in calls]
+        await asyncio.gather(*starts, return_exceptions=True)
+
+
+def test_children_have_the_affinity_of_the_call_the_decorator_or_the_run() -> None:
+    own = '{"kind":"host","group":"h","on-lost":"wait"}'
+    commands = Run(Family, affinity=own).task().commands
+    assert [one.affinity for one in commands if isinstance(one, cmd.StartChildWorkflow)] == [
+        own,
+        None,
+        '{"kind":"host","group":"h"}',
+        '{"kind":"host"}',
+        '{"kind":"process","group":"g"}',
+        '{"kind":"process","group":"g","on-lost":"wait"}',
+        own,  # a child's route is about its own tasks
+    ], "what cannot be an affinity is refused"

@@ -203,3 +203,21 @@ def test_who_may_have_its_tasks_is_checked_when_the_class_is_made() -> None:
     ):
         with pytest.raises(InvalidArgument, match=told):
             workflow.defn(**options)
+
+
+def test_whom_its_activities_follow_is_checked_when_the_class_is_made() -> None:
+    @workflow.defn(affinity="host", on_lost="wait", route=Route.host("h"))
+    class Bonded:
+        @workflow.run
+        async def run(self) -> None: ...
+
+    assert definition_of(Bonded).defaults == {
+        "affinity": "host", "on_lost": "wait", "route": Route.host("h"),
+    }  # fmt: skip
+    for options, told in (
+        ({"affinity": "ship"}, "affinity is 'ship'; it must be one of: host, process"),
+        ({"affinity_group": "g"}, "need an affinity"),
+        ({"affinity": "host", "affinity_group": "g" * 201}, "the bound is 200"),
+    ):
+        with pytest.raises(InvalidArgument, match=told):
+            workflow.defn(**options)  # type: ignore[call-overload]

@@ -81,6 +81,7 @@ _start_options = shared(
         show_default=True,
         help="When nobody is there.",
     ),
+    click.option("--version", metavar="V", help="The deployment version of its worker: shop.1.4."),
     click.option(
         "--requires", multiple=True, metavar="NAME", help="What its worker must have. Repeat it."
     ),
@@ -263,6 +264,7 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "fairness_weight": keywords["fairness_weight"],
         "headers": dict(keywords["headers"]) or None,
         "route": parse_route(route, keywords["on_gone"]) if route else None,
+        "version": keywords["version"],
         "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),
         "start_delay": keywords["delay"],
         "wait_result": keywords.get("wait_result"),

@@ -161,3 +161,19 @@ def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+affinity_options = shared(
+    click.option(
+        "--affinity",
+        type=click.Choice(["host", "process"]),
+        help="Its activities and children follow each other to one.",
+    ),
+    click.option("--affinity-group", metavar="NAME", help="One of several affinities of a run."),
+    click.option(
+        "--on-lost",
+        type=click.Choice(["fail", "restart-affinity", "wait"]),
+        help="What they do when that host or process is gone.  [fail]",
+    ),
+)
+"""What `tq_broker.cli.values.parse_affinity` reads."""

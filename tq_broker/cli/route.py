@@ -11,15 +11,16 @@ from typing import Any
 import click
 import msgspec
 
-from tq_broker.cli.commands import Group, shared
+from tq_broker.cli.commands import Group, affinity_options, shared
 from tq_broker.cli.output import age
 from tq_broker.cli.session import session_of
 from tq_broker.cli.task_queue import WAIT
-from tq_broker.cli.values import DURATION, TEXTS, parse_requires, parse_route
+from tq_broker.cli.values import DURATION, TEXTS, parse_affinity, parse_requires, parse_route
 from tq_broker.client.rule_review import Finding
 from tq_broker.client.traffic import Rehearsal
 from tq_broker.clock import SystemClock, epoch_ms
-from tq_broker.common import check_duration, to_ms
+from tq_broker.common import ActivityOptions, check_duration, to_ms
+from tq_broker.model import affinity
 from tq_broker.model.rule_table import Facts
 from tq_broker.model.rules import TaskKind, TrafficRule, matching
 from tq_broker.model.settings import RuleChange, TrafficRuleSet
@@ -61,6 +62,7 @@ def route() -> None:
     "--route", metavar="host:NAME|process:ID|version:V", help="Where it says that it must run."
 )
 @click.option("--on-gone", default="fail", show_default=True, help="As for activity start.")
+@affinity_options
 @click.option("--id", "id_", default="", help="Its id, which decides about percentages.")
 @WAIT
 @click.pass_context
@@ -83,8 +85,11 @@ def explain(
         route=parse_route(said["route"], said["on_gone"]) if said["route"] else None,
         requires=parse_requires(said["requires"], said["on_unserved"]),
     )
+    bond = affinity.affinity_of(ActivityOptions(**parse_affinity(said)))
     with session.operations() as operations:
         steps = operations.traffic.explain(facts, asked, wait_s=wait.total_seconds())
+    if bond is not None:
+        steps += affinity.explain(bond, of_workflow=facts.kind is TaskKind.WORKFLOW)
     if session.output.as_json:
         session.output.json({"steps": steps})
         return

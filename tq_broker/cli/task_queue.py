@@ -346,6 +346,7 @@ def get(ctx: click.Context, name: str, side: str) -> None:
 @click.option("--burst", help="Tasks at once after a quiet time, or none for the default.")
 @click.option("--concurrency", help="Tasks that run at a time, or none.")
 @_part_options
+@click.option("--force", is_flag=True, help="Also for a type that no worker there registers.")
 @REASON
 @SIDE
 @click.pass_context
@@ -358,13 +359,15 @@ def set_(
     type_: str | None,
     key: str | None,
     each_key: bool,
+    force: bool,
     reason: str,
     side: str,
 ) -> None:
     """Set limits of the task queue NAME; what is not given stays as it is.
 
     With --type, --key or --each-key they are for these activities only, beside those of all.
-    What is set for one key stands in place of what is set for each.
+    What is set for one key stands in place of what is set for each. A type that none of its living
+    workers registers is refused unless it is forced; when no worker answers that is told.
 
     All workers keep them within a second. Should somebody else change them at the same time,
     whoever comes first is in force, and the other one is told.
@@ -382,6 +385,10 @@ def set_(
     if "rate" in given and given["rate"] is None:
         given.setdefault("burst", None)  # it has nothing to belong to
     part = part_of(type_, key, each_key=each_key)
+    if not force:
+        with session_of(ctx).operations() as operations:
+            if note := operations.review_part(name, part):
+                click.echo(f"tq-broker: {note}", err=True)
     _change(ctx, name, part, side, reason, lambda limits: msgspec.structs.replace(limits, **given))
 
 

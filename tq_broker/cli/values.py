@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 
 from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.affinity import AFFINITY_OPTIONS
 from tq_broker.model.capabilities import check_requires
 
 _UNITS = {
@@ -65,6 +66,15 @@ def parse_requires(names: Sequence[str], on_unserved: str) -> Requires | None:
     if not names:
         return None
     return check_requires(Requires(tuple(names), *parse_on_gone(on_unserved)))
+
+
+def parse_affinity(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--affinity``, ``--affinity-group`` and ``--on-lost`` say, as options."""
+    return {
+        name: word if name == "affinity_group" else word.replace("-", "_")
+        for name in AFFINITY_OPTIONS
+        if (word := keywords[name]) is not None
+    }
 
 
 def parse_route(text: str, on_gone: str) -> Route:

@@ -13,10 +13,17 @@ import click
 
 from tq_broker.cli import exits
 from tq_broker.cli import workflow_report as report
-from tq_broker.cli.commands import Group, shared
+from tq_broker.cli.commands import Group, affinity_options, shared
 from tq_broker.cli.output import visible
 from tq_broker.cli.session import Session, session_of
-from tq_broker.cli.values import DURATION, JSON_VALUE, TEXTS, parse_requires, parse_route
+from tq_broker.cli.values import (
+    DURATION,
+    JSON_VALUE,
+    TEXTS,
+    parse_affinity,
+    parse_requires,
+    parse_route,
+)
 from tq_broker.client import (
     BlockingClient,
     BlockingWorkflowHandle,
@@ -134,6 +141,7 @@ _start_options = shared(
         metavar="wait|wait:30s|fail|fall-back",
         help="When no living worker has it all.",
     ),
+    affinity_options,
     click.option("--static-summary", metavar="TEXT", help="One line for people."),
     click.option("--start-signal", metavar="NAME", help="Deliver this signal with the start."),
     click.option(
@@ -314,7 +322,8 @@ def describe(ctx: click.Context, id: str, run_id: str | None) -> None:
         told = [one.raw for one in run.pending_activities]
         traffic = client.operations.traffic
         ways = traffic.explain_pending(told, run.raw.info) if told else []
-        way = traffic.explain_run(run.raw) if run.route or run.requires else []
+        is_bound = run.route or run.requires or run.raw.affinity
+        way = traffic.explain_run(run.raw) if is_bound else []
     output = session.output
     output.record(
         report.description_fields(run) + [("where", step) for step in way],
@@ -408,6 +417,7 @@ def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
         "versioning_override": _override(keywords["versioning_override"]),
         "route": parse_route(route, keywords["on_gone"]) if route else None,
         "requires": parse_requires(keywords["requires"], keywords["on_unserved"]),
+        **parse_affinity(keywords),
         "static_summary": keywords["static_summary"],
         "start_signal": keywords["start_signal"],
         "start_signal_args": keywords["signal_inputs"] or None,

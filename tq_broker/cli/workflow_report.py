@@ -90,6 +90,7 @@ def description_fields(run: WorkflowExecutionDescription) -> list[tuple[str, obj
         ("cancel requested", "yes" if run.cancel_requested else ""),
         ("workflow task", task and f"attempt {task.attempt}, {task.last_failure_cause or 'open'}"),
         ("last task failure", task and _message(task.last_failure)),
+        ("fell back", task and task.fell_back),
         ("pending activities", len(run.pending_activities)),
         ("pending children", ", ".join(child.workflow_id for child in run.pending_children)),
         ("pending timers", run.pending_timers),
@@ -126,6 +127,7 @@ def description_data(
             "started_time": _time(task.started_time),
             "last_failure": _message(task.last_failure) or None,
             "last_failure_cause": task.last_failure_cause or None,
+            "fell_back": task.fell_back or None,
         },
         "pending_activities": [
             _activity_data(one) | ({"where": list(way)} if way else {})

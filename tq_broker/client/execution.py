@@ -14,6 +14,7 @@ from tq_broker.common import Requires, Route, VersioningBehavior
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import FailureError
 from tq_broker.model import failure, payload, requests
+from tq_broker.model.affinity import Affinity, load_affinity
 from tq_broker.model.failure import Failure
 from tq_broker.model.payload import Payload
 from tq_broker.model.tasks import load_requires, load_route
@@ -142,6 +143,8 @@ class PendingWorkflowTask:
         started_time: ``None`` as long as no worker has said so.
         last_failure_cause: Why the attempt before has failed, such as ``non_deterministic``.
         next_attempt_time: When the next attempt is due, after a failure.
+        fell_back: Who was not there of those whom the run asks for, so that others may have it; ""
+            if they may not.
     """
 
     scheduled_time: datetime
@@ -150,6 +153,7 @@ class PendingWorkflowTask:
     last_failure: FailureError | None
     last_failure_cause: str
     next_attempt_time: datetime | None
+    fell_back: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +171,9 @@ class WorkflowExecutionDescription(WorkflowExecution):
         versioning_override: What its start says instead: a version, or ``auto_upgrade``.
         route: The host or process whose workers have its workflow tasks; ``None``: any.
         requires: What they must have; ``None``: nothing.
+        affinity: Whom its activities and children follow that do not say where they run; ``None``:
+            nobody.
+        affinity_target: The host or process that they follow to; ``None`` while that is not known.
         raw: As history has told it.
     """
 
@@ -188,6 +195,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
     versioning_override: str | None
     route: Route | None
     requires: Requires | None
+    affinity: Affinity | None
+    affinity_target: str | None
     raw: requests.Description = field(repr=False)
 
     @classmethod
@@ -223,6 +232,8 @@ class WorkflowExecutionDescription(WorkflowExecution):
             versioning_override=told.versioning_override or None,
             route=None if told.route is None else load_route(told.route),
             requires=None if told.requires is None else load_requires(told.requires),
+            affinity=None if told.affinity is None else load_affinity(told.affinity),
+            affinity_target=told.affinity_target or None,
             raw=told,
         )
 
@@ -296,6 +307,7 @@ def _task(told: requests.PendingTask, converter: DataConverter) -> PendingWorkfl
         last_failure=_error(told.last_failure, converter),
         last_failure_cause=told.last_cause,
         next_attempt_time=to_time(told.next_ms),
+        fell_back=told.fell_back,
     )
 
 

@@ -55,8 +55,8 @@ from tq_broker.model.names import (
     check_task_queue,
     requirements,
 )
-from tq_broker.model.parts import ALL, PARTS_MAX, Part, check_part
-from tq_broker.model.registrations import capable_of, compare, serving
+from tq_broker.model.parts import ALL, PARTS_MAX, Part, PartKind, check_part
+from tq_broker.model.registrations import capable_of, compare, registered, serving
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
     SIDES,
@@ -433,7 +433,8 @@ class Operations:
             change: Makes the new limits of those in force; ``None`` takes the setting back, so
                 that the default of the workers is in force again.
             part: Which tasks of it they are for: of one activity type, of one key, or of each key
-                for itself. Whatever was set for the others stays in force beside it.
+                for itself. Whatever was set for the others stays in force beside it. Whether there
+                is such a type is not looked at here: see `review_part`.
             reason: For those who ask later.
 
         Raises:
@@ -481,6 +482,28 @@ class Operations:
                     f" ({winner.reason or 'no reason given'}); yours are not in force"
                 )
             return settings.limits(side, task_queue, part)
+
+    def review_part(self, task_queue: str, part: Part, wait_s: float = PING_WAIT_S) -> str:
+        """What there is to say against limits for ``part`` of a task queue: "", or that no worker
+        answers, so that nobody knows whether there is such an activity type.
+
+        Raises:
+            InvalidArgument: workers answer, and none of them registers the type.
+        """
+        if part.kind is not PartKind.TYPE:
+            return ""
+        is_known, known = registered(self.workers(wait_s), task_queue, part.name)
+        if is_known is None:
+            return (
+                f"no worker of task queue {task_queue!r} answers: nobody knows whether it has an"
+                f" activity type {part.name!r}"
+            )
+        if not is_known:
+            raise InvalidArgument(
+                f"no worker of task queue {task_queue!r} registers activity type {part.name!r};"
+                f" known there: {', '.join(known) or 'none'}"
+            )
+        return ""
 
     def purge(self, task_queue: str, *, requires: Sequence[str] = ()) -> int:
         """Drop all activities that wait, in all queues of the task queue, for ever; returns how

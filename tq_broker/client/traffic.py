@@ -18,7 +18,7 @@ from tq_broker.client.settings_book import append, followed
 from tq_broker.clock import epoch_ms, remaining
 from tq_broker.common import Route, TargetKind
 from tq_broker.exceptions import InvalidArgument, NotFound
-from tq_broker.model import control, requests, settings
+from tq_broker.model import affinity, control, requests, settings
 from tq_broker.model.control import RecentTask
 from tq_broker.model.deployments import Deployments
 from tq_broker.model.names import Kind
@@ -195,12 +195,17 @@ class TrafficOperations:
         ]
 
     def explain_run(self, run: requests.Description) -> list[str]:
-        """Where the workflow tasks of ``run`` go that no worker has in its cache, step by step."""
+        """Where the workflow tasks of ``run`` go that no worker has in its cache, and whom its
+        activities follow, step by step."""
         with followed(self._core) as log:
             table, deployments = log.rules, log.deployments
         facts, asked = _told_of_run(run)
         now_ms = epoch_ms(self._core.clock)
-        return routing.explain(self._names, facts, table, now_ms, asked, deployments)
+        steps = routing.explain(self._names, facts, table, now_ms, asked, deployments)
+        if run.affinity is not None:
+            bond = affinity.load_affinity(run.affinity)
+            steps += affinity.explain(bond, of_workflow=True, target=run.affinity_target)
+        return steps
 
     # --- parts ------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
     ActivityOptions,
+    AffinityKind,
+    OnLost,
     Requires,
     RetryPolicy,
     Route,
@@ -28,6 +30,7 @@ from tq_broker.common import (
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import payload
+from tq_broker.model.affinity import AFFINITY_OPTIONS, affinity_of, dump_affinity
 from tq_broker.model.deployments import AUTO_UPGRADE, check_version
 from tq_broker.model.names import check_task_queue, check_text
 from tq_broker.model.payload import Payload
@@ -68,6 +71,9 @@ class StartWorkflowOptionsDict(TypedDict, total=False):
     version: VersioningOverride | WorkerDeploymentVersion | str | None
     route: Route | None
     requires: Collection[str] | Requires | None
+    affinity: AffinityKind | None
+    affinity_group: str | None
+    on_lost: OnLost | None
     result_type: Any
 
 
@@ -109,6 +115,10 @@ class StartWorkflowOptions:
         requires: Capabilities that the workers of its workflow tasks must have: ``{"gpu"}``, or a
             `tq_broker.common.Requires`. With both `OnGone.WAIT` counts from when a workflow task
             was scheduled, and `OnGone.FAIL` fails the run.
+        affinity: Its activities on its task queue that do not say where they run follow each other
+            to a host or process (`tq_broker.common.ActivityOptions`); its children inherit that.
+            The run itself goes anywhere.
+        affinity_group, on_lost: Of that affinity.
         result_type: Type hint of the result, when the workflow is given by name.
     """
 
@@ -135,6 +145,9 @@ class StartWorkflowOptions:
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None
     route: Route | None = None
     requires: Collection[str] | Requires | None = None
+    affinity: AffinityKind | None = None
+    affinity_group: str | None = None
+    on_lost: OnLost | None = None
     result_type: Any = None
 
     def __post_init__(self) -> None:
@@ -149,6 +162,7 @@ class StartWorkflowOptions:
         check_headers("headers", self.headers or {})
         _override(self)
         self.place()
+        self.bond()
         if self.start_signal is not None:
             check_id("start_signal", self.start_signal)
         elif self.start_signal_args:
@@ -157,6 +171,12 @@ class StartWorkflowOptions:
     def place(self) -> tuple[str | None, str | None]:
         """The route and what is required, as they travel. Raises `InvalidArgument`."""
         return check_place(ActivityOptions(route=self.route, requires=self.requires))
+
+    def bond(self) -> str | None:
+        """Its affinity, as it travels. Raises `InvalidArgument`."""
+        said = {name: getattr(self, name) for name in AFFINITY_OPTIONS}
+        affinity = affinity_of(ActivityOptions(**said))
+        return None if affinity is None else dump_affinity(affinity)
 
     def _check_durations(self) -> None:
         for name in ("execution_timeout", "run_timeout", "task_timeout", "start_delay"):
@@ -261,6 +281,7 @@ def make_request(
         versioning_override=_override(options),
         route=route,
         requires=requires,
+        affinity=options.bond(),
         signal=None
         if signal is None
         else SignalInput(

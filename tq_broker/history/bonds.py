@@ -17,14 +17,32 @@ completed there: before, there is nothing that activities could miss.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tq_broker.common import DURATION_MAX, OnGone, Route, TargetKind
 from tq_broker.history.state import Activity, Bond, Execution
-from tq_broker.model.affinity import Affinity, OnLost
-from tq_broker.model.events import ActivityTaskScheduled
+from tq_broker.model.affinity import Affinity, OnLost, load_affinity
+from tq_broker.model.events import ActivityTaskScheduled, WorkflowExecutionStarted
 from tq_broker.model.tasks import load_route
 
 Follower = tuple[int, Activity]
+
+
+def inherited(started: WorkflowExecutionStarted) -> dict[str, Bond]:
+    """What a run knows from its start: where the parent's activities, or those of the run before,
+    were."""
+    if started.affinity is None or not started.affinity_target:
+        return {}
+    key = load_affinity(started.affinity).key
+    return {key: Bond(target=started.affinity_target, firm=started.affinity_firm)}
+
+
+def handed_on(run: Execution, affinity: str | None) -> dict[str, Any]:
+    """What a child, or the next run, with ``affinity`` begins with: fields of its start."""
+    bond = None if affinity is None else run.bonds.get(load_affinity(affinity).key)
+    if bond is None:
+        return {"affinity_target": "", "affinity_firm": False}
+    return {"affinity_target": bond.target, "affinity_firm": bond.firm}
 
 
 def place(run: Execution, event_id: int, activity: Activity) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tq_broker.common import ParentClosePolicy
-from tq_broker.history import versions
+from tq_broker.history import bonds, versions
 from tq_broker.history.state import Child
 from tq_broker.history.turn import JUST_BEFORE, Turn
 from tq_broker.model import failure
@@ -40,7 +40,7 @@ BY_POLICY = "by parent close policy"
 
 def initiate(turn: Turn, command: StartChildWorkflow, completed_event_id: int) -> None:
     """Carry out a command that was checked."""
-    fields = msgspec.structs.asdict(command)
+    fields = msgspec.structs.asdict(command) | bonds.handed_on(turn.run, command.affinity)
     event_id = turn.write(
         StartChildWorkflowExecutionInitiated,
         workflow_task_completed_event_id=completed_event_id,

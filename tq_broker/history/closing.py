@@ -14,7 +14,16 @@ import msgspec
 
 from tq_broker import retry
 from tq_broker.exceptions import RetryState, TimeoutType
-from tq_broker.history import activities, children, cron, opening, updates, versions, workflow_task
+from tq_broker.history import (
+    activities,
+    bonds,
+    children,
+    cron,
+    opening,
+    updates,
+    versions,
+    workflow_task,
+)
 from tq_broker.history.effects import ReplyTo
 from tq_broker.history.state import Execution
 from tq_broker.history.step import NextRun
@@ -103,6 +112,8 @@ def continue_as_new(turn: Turn, command: ContinueAsNew, completed_event_id: int)
         inherited_version=versions.continued(
             turn.run, task_queue, command.initial_versioning_behavior, turn.deployments
         ),
+        # The hosts of another task queue are others.
+        **(bonds.handed_on(turn.run, before.affinity) if task_queue == before.task_queue else {}),
     )
     turn.write(
         WorkflowExecutionContinuedAsNew,
@@ -131,7 +142,9 @@ def terminate(turn: Turn, message: Terminate) -> None:
 
 
 def strand(turn: Turn, message: TargetMissing) -> None:
-    """Nobody lives who may have a workflow task, or queries, of the run."""
+    """Nobody lives who may have a workflow task, or queries, of the run, and it says to fail."""
+    if workflow_task.falls_back(turn, message):
+        return
     failure = application(message.why, TARGET_GONE, non_retryable=True)
     for query in message.task.queries:
         sender = ReplyTo(query.reply_to, query.correlation_id)
@@ -219,7 +232,12 @@ def _following(
     turn: Turn, initiator: str, pause_ms: int, **changes: Any
 ) -> WorkflowExecutionStarted:
     started = turn.run.started
-    fields: dict[str, Any] = {"memo": turn.run.memo, "last_failure": None} | changes
+    fields: dict[str, Any] = {
+        "memo": turn.run.memo,
+        "last_failure": None,
+        "affinity_target": "",  # a new attempt, and the next by a schedule, begin anew
+        "affinity_firm": False,
+    } | changes
     return msgspec.structs.replace(
         started,
         event_id=1,

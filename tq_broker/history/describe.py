@@ -67,6 +67,8 @@ def description(run: Execution) -> Description:
         requires=started.requires,
         headers=started.headers,
         fairness_key=started.fairness_key,
+        affinity=started.affinity,
+        affinity_target=bonds.handed_on(run, started.affinity)["affinity_target"],
     )
 
 
@@ -78,6 +80,7 @@ def _task(task: Task) -> PendingTask:
         last_failure=task.last_failure,
         last_cause=task.last_cause,
         next_ms=task.dispatch_ms,
+        fell_back="; ".join(task.fell_back),
     )
 
 

@@ -139,6 +139,9 @@ def _started(request: StartWorkflow, run_id: str, now_ms: int) -> WorkflowExecut
         inherited_version=request.inherited_version,
         route=request.route,
         requires=request.requires,
+        affinity=request.affinity,
+        affinity_target=request.affinity_target,
+        affinity_firm=request.affinity_firm,
     )
 
 

@@ -74,7 +74,7 @@ def workflow_task(
     message = envelope.with_priority(message, started.priority)
     message = envelope.with_share(message, started.fairness_key, started.fairness_weight or 1.0)
     message = envelope.with_requires(message, started.requires)
-    asked = routing.asked_by(started)
+    asked = routing.still_asked(task, started)
     queue = routing.workflow_destination(names, task, asked, deployments).queue
     return Publication(names.exchange(Exchange.TASKS), queue.key, message), (queue,)
 

@@ -7,7 +7,7 @@ import uuid
 
 import msgspec
 
-from tq_broker.history import workflow_task
+from tq_broker.history import bonds, workflow_task
 from tq_broker.history.state import Execution
 from tq_broker.history.turn import Turn
 from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
@@ -23,6 +23,7 @@ def begin(started: WorkflowExecutionStarted, deployments: Deployments = NO_DEPLO
         started=_remembered(started),
         start_ms=started.time_ms,
         memo=dict(started.memo),
+        bonds=bonds.inherited(started),
         run_deadline_ms=begin_ms + started.run_timeout_ms if started.run_timeout_ms else 0,
     )
     turn = Turn(run, started.time_ms, deployments)

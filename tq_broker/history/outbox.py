@@ -220,9 +220,10 @@ class Outbox:
         if task.sticky:
             return mail
         (home,), message = mail[1], mail[0].message
-        asked = routing.asked_by(held.run.started)
+        started = held.run.started
+        asked = routing.still_asked(task, started)
         # And a pinned one with its version, and one with a route where that says.
-        is_fixed = task.version or not asked.is_movable
+        is_fixed = task.version or not routing.asked_by(started).is_movable
         to = None if is_fixed else self._by_rule(task, held.run)
         if to is not None:
             if record.if_missing:

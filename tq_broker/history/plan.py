@@ -125,7 +125,10 @@ def check_policy(policy: WireRetryPolicy | None) -> None:
 
 
 def check_bounds(said: commands.StartChildWorkflow | StartWorkflow) -> None:
-    """Who may have the run's tasks can be found out. Raises `InvalidArgument`, `Malformed`."""
+    """Who may have the run's tasks can be found out, and whom its activities follow. Raises
+    `InvalidArgument`, `Malformed`."""
+    if said.affinity is not None:
+        load_affinity(said.affinity)
     if said.requires is not None:
         load_requires(said.requires)
     if said.route is not None and load_route(said.route).kind is TargetKind.VERSION:

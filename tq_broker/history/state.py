@@ -41,6 +41,7 @@ class Task(Noun):
         deadline_ms: It times out then; 0: it does not (nobody has said that it has started).
         history_bytes: Size of the history when it was scheduled.
         look_ms: Unless it has a deadline, its queue is looked at then (`tq_broker.history.looks`).
+        fell_back: Who of those whom the run asks for was not there, each time that it was found.
     """
 
     scheduled_event_id: int
@@ -55,6 +56,7 @@ class Task(Noun):
     last_failure: Failure | None = None
     last_cause: str = ""
     look_ms: int = 0
+    fell_back: list[str] = []
 
 
 class Activity(Noun):

@@ -32,6 +32,7 @@ from tq_broker.model.workflow_tasks import (
     RunKey,
     StickyEvicted,
     StickyGone,
+    TargetMissing,
     TaskFailedCause,
     UpdateRequest,
     WorkflowTask,
@@ -39,6 +40,7 @@ from tq_broker.model.workflow_tasks import (
     WorkflowTaskFailed,
     WorkflowTaskProgress,
 )
+from tq_broker.queues import routing
 
 BACKOFF_FIRST_MS = 1_000
 BACKOFF_MAX_MS = 600_000
@@ -92,6 +94,7 @@ def launch(turn: Turn) -> None:
     task.sticky = run.sticky_worker
     task.deadline_ms = turn.now_ms + run.sticky_timeout_ms if task.sticky else 0
     task.look_ms = looks.first_ms(turn.now_ms)
+    task.fell_back = []
     task.written = task.attempt == 1 or knows_more
     if task.written:
         turn.append(scheduled_event(run, task))
@@ -157,6 +160,7 @@ def _message(run: Execution, task: Task, queries: list[QueryRequest]) -> Workflo
         queries=queries,
         version=versions.pin(run),
         is_bound=run.started.is_bound,
+        fell_back=task.fell_back,
     )
 
 
@@ -244,6 +248,7 @@ def _started(turn: Turn, task: Task, identity: str, started_ms: int) -> int:
         history_events=task.scheduled_event_id,
         history_bytes=task.history_bytes,
         continue_as_new_suggested=_suggested(task),
+        fell_back="; ".join(task.fell_back),
     )
 
 
@@ -404,6 +409,22 @@ def abandoned(turn: Turn, message: WorkflowTask) -> None:
         _redirect(turn, task)
     for query in message.queries:
         wait(run, query)
+
+
+def falls_back(turn: Turn, message: TargetMissing) -> bool:
+    """Nobody lives who may have a workflow task of the run: whether it says that others may then.
+    So they get it, and its start will tell why."""
+    run, lost = turn.run, message.task
+    asked = routing.still_asked(lost, run.started)
+    if not isinstance(routing.workflow_gone(lost, asked, turn.now_ms), routing.FallBack):
+        return False
+    task = run.task
+    if task is not None and is_out(run, lost) and task.fell_back == lost.fell_back:
+        task.fell_back = [*task.fell_back, message.why]
+        turn.changed = turn.publishes = True
+    for query in lost.queries:
+        wait(run, query)
+    return True
 
 
 def is_out(run: Execution, message: WorkflowTask) -> bool:

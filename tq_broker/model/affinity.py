@@ -1,4 +1,6 @@
-"""An affinity as it travels: whom an activity of a workflow follows, and what if they are lost."""
+"""An affinity as it travels: whom an activity of a workflow follows, and what if they are lost.
+
+It is said by the activity itself, or by its workflow for all of its activities."""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ import msgspec
 
 from tq_broker.common import ActivityOptions, TargetKind
 from tq_broker.exceptions import InvalidArgument, Malformed
+
+AFFINITY_OPTIONS = ("affinity", "affinity_group", "on_lost")
+"""The options that make up one."""
 
 
 class OnLost(enum.Enum):
@@ -49,6 +54,56 @@ def affinity_of(options: ActivityOptions) -> Affinity | None:
         options.affinity_group or "",
         OnLost(options.on_lost or "fail"),
     )
+
+
+def affinity_under(options: ActivityOptions, inherited: Affinity | None) -> Affinity | None:
+    """The affinity of an activity, or a child, of a run whose own is ``inherited``.
+
+    What says by itself where it must run inherits nothing; what says only ``on_lost`` or
+    ``affinity_group`` has the rest from its run.
+
+    Raises:
+        InvalidArgument: it says how it is to be, and there is none.
+    """
+    place = options.affinity, options.route, options.version
+    if inherited is None or any(one is not None for one in place):
+        return affinity_of(options)
+    return Affinity(
+        inherited.kind,
+        options.affinity_group or inherited.group,
+        OnLost(options.on_lost) if options.on_lost else inherited.on_lost,
+    )
+
+
+_ANSWERS = {
+    OnLost.FAIL: "it fails",
+    OnLost.RESTART: "it goes to the task queue, and later ones follow it",
+    OnLost.WAIT: "it waits",
+}
+
+
+def explain(affinity: Affinity, *, of_workflow: bool, target: str = "") -> list[str]:
+    """Whom an activity follows, or those of a workflow, step by step, for people.
+
+    Args:
+        target: The host or process that is known; "" for none.
+    """
+    who = (
+        "it does not bind the workflow itself: each activity of it, and of its children, that is"
+        " on the same task queue and does not say where it runs,"
+        if of_workflow
+        else "an activity"
+    )
+    group = f" of group {affinity.group!r}" if affinity.group else ""
+    where = (
+        f"{affinity.kind.value} {target!r}"
+        if target
+        else (f"the {affinity.kind.value} that the first one of its run has run on")
+    )
+    return [
+        f"its affinity is {affinity.kind.value}{group}: {who} follows to {where}",
+        f"when that is lost, {_ANSWERS[affinity.on_lost]}",
+    ]
 
 
 def dump_affinity(affinity: Affinity) -> str:

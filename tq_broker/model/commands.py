@@ -93,6 +93,7 @@ class StartChildWorkflow(Base, frozen=True, tag="StartChildWorkflow"):
     static_details: str = ""
     route: str | None = None
     requires: str | None = None
+    affinity: str | None = None
 
 
 class SignalExternalWorkflow(Base, frozen=True, tag="SignalExternalWorkflow"):

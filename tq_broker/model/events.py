@@ -46,7 +46,9 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     ``retry`` or ``cron``; ``first_task_backoff_ms`` delays the first workflow task.
     ``versioning_override`` is a deployment version, or ``auto_upgrade``; ``inherited_version`` that
     of the pinned run that has started this one. ``route`` and ``requires`` as in
-    `ActivityTaskScheduled`: who may have its workflow tasks.
+    `ActivityTaskScheduled`: who may have its workflow tasks. ``affinity``, too: it is that of its
+    activities and children that do not say where they run. ``affinity_target`` is where those of
+    the parent, or of the run before, have run, and with ``affinity_firm`` one has completed there.
     """
 
     workflow_type: str
@@ -80,6 +82,9 @@ class WorkflowExecutionStarted(Base, frozen=True, tag="WorkflowExecutionStarted"
     inherited_version: str = ""
     route: str | None = None
     requires: str | None = None
+    affinity: str | None = None
+    affinity_target: str = ""
+    affinity_firm: bool = False
 
     @property
     def is_bound(self) -> bool:
@@ -164,7 +169,8 @@ class WorkflowTaskStarted(Base, frozen=True, tag="WorkflowTaskStarted"):
     """Written together with what ended the task; ``time_ms`` is the worker's word.
 
     ``history_events``, ``history_bytes`` and ``continue_as_new_suggested`` are what the workflow
-    could see while it ran this task.
+    could see while it ran this task. ``fell_back`` tells who was not there of those whom the run
+    asks for, when others had the task.
     """
 
     scheduled_event_id: int
@@ -172,6 +178,7 @@ class WorkflowTaskStarted(Base, frozen=True, tag="WorkflowTaskStarted"):
     history_events: int = 0
     history_bytes: int = 0
     continue_as_new_suggested: bool = False
+    fell_back: str = ""
 
 
 class WorkflowTaskCompleted(Base, frozen=True, tag="WorkflowTaskCompleted"):
@@ -325,6 +332,8 @@ class MarkerRecorded(Base, frozen=True, tag="MarkerRecorded"):
 class StartChildWorkflowExecutionInitiated(
     Base, frozen=True, tag="StartChildWorkflowExecutionInitiated"
 ):
+    """What the child starts with, as in its `WorkflowExecutionStarted`."""
+
     workflow_id: str
     workflow_type: str
     task_queue: str
@@ -347,6 +356,9 @@ class StartChildWorkflowExecutionInitiated(
     workflow_task_completed_event_id: int = 0
     route: str | None = None
     requires: str | None = None
+    affinity: str | None = None
+    affinity_target: str = ""
+    affinity_firm: bool = False
 
 
 class StartChildWorkflowExecutionFailed(Base, frozen=True, tag="StartChildWorkflowExecutionFailed"):

@@ -37,9 +37,9 @@ OPTIONS: Mapping[str, Option] = {
     for option in (
         Option("task_queue", at_workflow_defn=True, is_inherited=True),
         Option("route", at_workflow_defn=True),
-        Option("affinity"),
-        Option("affinity_group"),
-        Option("on_lost"),
+        Option("affinity", at_workflow_defn=True, is_inherited=True),
+        Option("affinity_group", at_workflow_defn=True, is_inherited=True),
+        Option("on_lost", at_workflow_defn=True, is_inherited=True),
         Option("requires", at_workflow_defn=True),
         Option("priority", at_workflow_defn=True, is_inherited=True),
         Option("rate_limit_key"),
@@ -56,7 +56,8 @@ def settle(option: str, call: T | None, decorator: T | None, inherited: T) -> T:
     """What counts for ``option``, which is one that is inherited; ``None`` is a place that does
     not say it.
 
-    Merged ones are put together by `tq_broker.common.inherited_headers`.
+    Merged ones are put together by `tq_broker.common.inherited_headers`; what makes up an affinity
+    counts together, by `tq_broker.model.affinity.affinity_under`.
     """
     row = OPTIONS[option]
     assert row.is_inherited, f"{option} is not inherited"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tq_broker.model.control import WorkerInfo
 from tq_broker.model.names import QueueName, requirements
-from tq_broker.model.sessions import session_task_queue
+from tq_broker.model.sessions import SESSION_TYPE, session_task_queue
 from tq_broker.model.settings import ACTIVITY_SIDE, WORKFLOW_SIDE, side_of
 
 
@@ -65,6 +65,21 @@ def _any(worker: WorkerInfo, side: str) -> bool:
 def serves(worker: WorkerInfo, activity_type: str) -> bool:
     """Whether ``worker`` can run activities of that type."""
     return activity_type in types(worker, ACTIVITY_SIDE) or _any(worker, ACTIVITY_SIDE)
+
+
+def registered(
+    workers: Iterable[WorkerInfo], task_queue: str, activity_type: str
+) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether anybody on ``task_queue`` registers that type, and the types that are known there;
+    ``None``: nobody of ``workers`` serves it, so it cannot be told."""
+    there = serving(workers, task_queue, ACTIVITY_SIDE)
+    known = sorted({name for worker in there for name in types(worker, ACTIVITY_SIDE)})
+    is_known = any(
+        serves(worker, activity_type)
+        or (activity_type == SESSION_TYPE and _holds_sessions(worker, task_queue))
+        for worker in there
+    )
+    return is_known if there else None, tuple(known)
 
 
 def compare(workers: Sequence[WorkerInfo], side: str) -> Comparison:

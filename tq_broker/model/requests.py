@@ -77,7 +77,7 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     ``signal`` or ``update`` a running workflow is used as it is (signal-with-start). ``parent`` is
     set for a child; then the answer is a `ChildStarted` or `ChildRefused` to the parent's shard.
     ``want_result`` asks for a `Closed` as well, as `AwaitResult` does. ``versioning_override`` and
-    ``inherited_version``, ``route`` and ``requires`` as in
+    ``inherited_version``, ``route``, ``requires`` and all about the affinity as in
     `tq_broker.model.events.WorkflowExecutionStarted`.
     """
 
@@ -110,6 +110,9 @@ class StartWorkflow(Base, frozen=True, tag="start"):
     inherited_version: str = ""
     route: str | None = None
     requires: str | None = None
+    affinity: str | None = None
+    affinity_target: str = ""
+    affinity_firm: bool = False
 
 
 class SignalWorkflow(Base, frozen=True, tag="signal"):
@@ -424,7 +427,8 @@ class PendingChild(Base, frozen=True):
 
 
 class PendingTask(Base, frozen=True):
-    """The workflow task under way. ``started_ms`` is 0 as long as no worker has said so."""
+    """The workflow task under way. ``started_ms`` is 0 as long as no worker has said so;
+    ``fell_back`` as in `tq_broker.model.events.WorkflowTaskStarted`."""
 
     scheduled_ms: int
     attempt: int
@@ -432,11 +436,13 @@ class PendingTask(Base, frozen=True):
     last_failure: Failure | None = None
     last_cause: str = ""
     next_ms: int = 0
+    fell_back: str = ""
 
 
 class Description(Base, frozen=True, tag="description"):
     """All about one run. ``version`` has completed its last workflow task; ``route``, ``requires``,
-    ``headers`` and ``fairness_key`` are as its start said."""
+    ``headers``, ``fairness_key`` and ``affinity`` are as its start said; ``affinity_target`` is the
+    host or process that its activities follow to now, "" for none."""
 
     info: RunInfo
     current_details: str = ""
@@ -459,6 +465,8 @@ class Description(Base, frozen=True, tag="description"):
     requires: str | None = None
     headers: dict[str, str] = {}
     fairness_key: str = ""
+    affinity: str | None = None
+    affinity_target: str = ""
 
 
 class Listing(Base, frozen=True, tag="listing"):

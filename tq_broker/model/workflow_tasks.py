@@ -87,6 +87,7 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         history_bytes: Size of the history so far.
         version: The deployment version that the run is pinned to; "" for whoever takes it.
         is_bound: The run has a route, or requires something of its workers.
+        fell_back: Why it has fallen back from what its run asks for, each time that it has.
     """
 
     run: RunKey
@@ -107,10 +108,12 @@ class WorkflowTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     queries: list[QueryRequest] = []
     version: str = ""
     is_bound: bool = False
+    fell_back: list[str] = []
 
 
 class TargetMissing(msgspec.Struct, frozen=True):
-    """Not on the wire: nobody lives who may have ``task``, and its run says to fail then."""
+    """Not on the wire: nobody lives who may have ``task``, and its run says to fail or fall back
+    then."""
 
     task: WorkflowTask
     why: str

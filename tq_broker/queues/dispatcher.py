@@ -229,8 +229,10 @@ class Dispatcher:
         """Put ``message``, which carries ``task``, where its run asks for; returns at once.
 
         Args:
-            done: Gets `TargetGone` when the target is gone and the run says to fail, and
-                `TargetAwaited` when it says to wait: then it is to be dispatched again soon.
+            done: Gets `TargetGone` when the target is gone and the run says to fail, or to fall
+                back: its history has to know that first, and what carries only queries just does
+                it. Gets `TargetAwaited` when it says to wait: then it is to be dispatched again
+                soon.
         """
         self._put_bound(task, asked, _Sending(message, deadline, done, _nobody_asked))
 
@@ -242,12 +244,12 @@ class Dispatcher:
 
     def _bound_gone(self, task: WorkflowTask, asked: Asked, sending: _Sending) -> None:
         match routing.workflow_gone(task, asked, epoch_ms(self._clock)):
-            case routing.Fail(why):
+            case routing.FallBack() if not task.scheduled_event_id:
+                self._put_bound(task, asked.fallen, sending)
+            case routing.Fail(why) | routing.FallBack(why):
                 sending.done(TargetGone(why))
             case routing.LookAgain(_, why):
                 sending.done(TargetAwaited(why))
-            case routing.FallBack():
-                self._put_bound(task, asked.fallen, sending)
 
     def _put(self, to: Destination, sending: _Sending) -> None:
         now = self._clock.monotonic()

@@ -105,6 +105,15 @@ def asked_by(started: WorkflowExecutionStarted) -> Asked:
     )
 
 
+def still_asked(task: WorkflowTask, started: WorkflowExecutionStarted) -> Asked:
+    """What a run that was ``started`` so asks for ``task``, after it has fallen back as often as it
+    has. Raises `Malformed`."""
+    asked = asked_by(started)
+    for _ in task.fell_back:
+        asked = asked.fallen
+    return asked
+
+
 def may_be_moved(task: ActivityTask) -> bool:
     """Whether traffic rules are asked about ``task`` now."""
     return is_movable(task) and not (task.rule or task.fell_back or task.pass_mark)

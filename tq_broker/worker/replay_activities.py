@@ -14,7 +14,7 @@ from tq_broker.exceptions import (
     Malformed,
 )
 from tq_broker.model import events
-from tq_broker.model.affinity import affinity_of, dump_affinity
+from tq_broker.model.affinity import affinity_under, dump_affinity
 from tq_broker.model.commands import RequestCancelActivity, ScheduleActivity
 from tq_broker.model.failure import retry_state
 from tq_broker.model.precedence import settle
@@ -73,11 +73,12 @@ class ReplayActivities:
         run, options = self._situation.started, call.options
         fields = task_fields(options)
         policy, route, requires = options.retry_policy, fields["route"], fields["requires"]
-        affinity = affinity_of(options)
+        task_queue = settle("task_queue", options.task_queue, None, run.task_queue)
+        affinity = affinity_under(options, self._situation.affinity_on(task_queue))
         return ScheduleActivity(
             activity_id=activity_id,
             activity_type=call.activity_type,
-            task_queue=settle("task_queue", options.task_queue, None, run.task_queue),
+            task_queue=task_queue,
             input=self._situation.conversion.activity_input(call.args),
             schedule_to_close_ms=fields["schedule_to_close_ms"],
             schedule_to_start_ms=fields["schedule_to_start_ms"],

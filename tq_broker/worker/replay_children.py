@@ -19,6 +19,7 @@ from tq_broker.exceptions import (
     WorkflowAlreadyStartedError,
 )
 from tq_broker.model import events, payload
+from tq_broker.model.affinity import affinity_under, dump_affinity
 from tq_broker.model.commands import RequestCancelExternalWorkflow, StartChildWorkflow
 from tq_broker.model.failure import retry_state
 from tq_broker.model.precedence import settle
@@ -97,12 +98,14 @@ class ReplayChildren:
         run, conversion = self._situation.started, self._situation.conversion
         policy, task_timeout, defaults = call.retry_policy, call.task_timeout, call.defaults
         route, requires = check_place(call.place)
+        task_queue = settle(
+            "task_queue", call.task_queue, defaults.get("task_queue"), run.task_queue
+        )
+        affinity = affinity_under(call.bond, self._situation.affinity_on(task_queue))
         return StartChildWorkflow(
             workflow_id=call.id,
             workflow_type=call.workflow_type,
-            task_queue=settle(
-                "task_queue", call.task_queue, defaults.get("task_queue"), run.task_queue
-            ),
+            task_queue=task_queue,
             input=payload.dump_args(call.args, conversion.converter),
             execution_timeout_ms=to_ms(call.execution_timeout) if call.execution_timeout else 0,
             run_timeout_ms=to_ms(call.run_timeout) if call.run_timeout else 0,
@@ -131,6 +134,7 @@ class ReplayChildren:
             static_details=call.static_details,
             route=route,
             requires=requires,
+            affinity=None if affinity is None else dump_affinity(affinity),
         )
 
     # --- events ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tq_broker.model.affinity import Affinity, load_affinity
 from tq_broker.model.commands import Command
 from tq_broker.model.events import WorkflowExecutionStarted
 from tq_broker.model.workflow_tasks import RunKey
@@ -61,6 +62,14 @@ class Situation:
             raise ReadOnlyContextError(
                 f"cannot {what} in a {self.read_only_in}: it changes the run"
             )
+
+    def affinity_on(self, task_queue: str) -> Affinity | None:
+        """What the run hands on to what it starts on ``task_queue``: another one's hosts are
+        others."""
+        text = self.started.affinity
+        if text is None or task_queue != self.started.task_queue:
+            return None
+        return load_affinity(text)
 
     @contextmanager
     def read_only(self, code: str) -> Iterator[None]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from tq_broker.common import (
     ActivityOptions,
+    AffinityKind,
     ContinueAsNewVersioningBehavior,
+    OnLost,
     ParentClosePolicy,
     Requires,
     RetryPolicy,
@@ -23,6 +25,7 @@ from tq_broker.common import (
     versioning_override,
 )
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.affinity import AFFINITY_OPTIONS
 from tq_broker.model.names import check_task_queue, check_text
 from tq_broker.model.tasks import check_place
 
@@ -116,6 +119,9 @@ class ChildCall:
     """See `tq_broker.common.versioning_override`."""
     route: Route | None = None
     requires: Collection[str] | Requires | None = None
+    affinity: AffinityKind | None = None
+    affinity_group: str | None = None
+    on_lost: OnLost | None = None
     static_summary: str = ""
     static_details: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +150,13 @@ class ChildCall:
         defaults = {name: self.defaults.get(name) for name in ("route", "requires")}
         said = ActivityOptions(route=self.route, requires=self.requires)
         return said.over(ActivityOptions(**defaults))
+
+    @property
+    def bond(self) -> ActivityOptions:
+        """Whom its activities follow, in the same way."""
+        defaults = {name: self.defaults.get(name) for name in AFFINITY_OPTIONS}
+        said = {name: getattr(self, name) for name in AFFINITY_OPTIONS}
+        return ActivityOptions(**said).over(ActivityOptions(**defaults))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

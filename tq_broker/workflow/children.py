@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from tq_broker.common import (
+    AffinityKind,
+    OnLost,
     ParentClosePolicy,
     Requires,
     RetryPolicy,
@@ -52,6 +54,9 @@ class ChildCallDict(TypedDict, total=False):
     version: VersioningOverride | WorkerDeploymentVersion | str | None
     route: Route | None
     requires: Collection[str] | Requires | None
+    affinity: AffinityKind | None
+    affinity_group: str | None
+    on_lost: OnLost | None
     static_summary: str | None
     static_details: str | None
 
@@ -102,6 +107,10 @@ async def start_child_workflow(
         route: The host or process whose workers have its workflow tasks, and what becomes of it
             when they are gone. This workflow's own is not handed on.
         requires: Capabilities that they must have, in the same way.
+        affinity, affinity_group, on_lost: Whom its activities follow that do not say where they
+            run: see `tq_broker.common.ActivityOptions`. This workflow's own when not given, unless
+            the child is on another task queue. They follow on from where activities of this
+            workflow with the same affinity have run, if that is known now.
         static_summary, static_details: Text for people.
 
     Raises:

@@ -17,6 +17,8 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from tq_broker.common import (
     ActivityOptions,
+    AffinityKind,
+    OnLost,
     Requires,
     Route,
     VersioningBehavior,
@@ -25,6 +27,7 @@ from tq_broker.common import (
     versioning_override,
 )
 from tq_broker.exceptions import InvalidArgument
+from tq_broker.model.affinity import affinity_of
 from tq_broker.model.names import check_task_queue, check_text
 from tq_broker.model.tasks import check_place
 
@@ -162,6 +165,9 @@ def defn(
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
     route: Route | None = None,
     requires: Collection[str] | Requires | None = None,
+    affinity: AffinityKind | None = None,
+    affinity_group: str | None = None,
+    on_lost: OnLost | None = None,
 ) -> Callable[[C], C]: ...
 
 
@@ -181,6 +187,9 @@ def defn(
     version: VersioningOverride | WorkerDeploymentVersion | str | None = None,
     route: Route | None = None,
     requires: Collection[str] | Requires | None = None,
+    affinity: AffinityKind | None = None,
+    affinity_group: str | None = None,
+    on_lost: OnLost | None = None,
 ) -> Any:
     """Make a class a workflow.
 
@@ -200,6 +209,8 @@ def defn(
             them does not say; or ``auto_upgrade``.
         route: The host or process whose workers have its workflow tasks, as ``task_queue``.
         requires: Capabilities that those must have, as ``task_queue``.
+        affinity, affinity_group, on_lost: Whom its activities and children follow that do not say
+            where they run (see `tq_broker.common.ActivityOptions`), as ``task_queue``.
 
     Raises:
         InvalidArgument: the class cannot be a workflow; the message says why.
@@ -213,6 +224,7 @@ def defn(
         version=version,
         route=route,
         requires=requires,
+        bond={"affinity": affinity, "affinity_group": affinity_group, "on_lost": on_lost},
     )
 
     def decorate(target: Any) -> Any:
@@ -230,12 +242,13 @@ def defn(
     return decorate if cls is None else decorate(cls)
 
 
-def _defaults(*, version: object, **said: Any) -> dict[str, Any]:
+def _defaults(*, version: object, bond: Mapping[str, Any], **said: Any) -> dict[str, Any]:
     check_place(ActivityOptions(**said))
+    affinity_of(ActivityOptions(**bond))
     if said["task_queue"] is not None:
         check_task_queue(said["task_queue"])
     said["version"] = versioning_override("version", version) or None
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in {**said, **bond}.items() if value is not None}
 
 
 def run(fn: F) -> F:
