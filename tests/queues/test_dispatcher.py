@@ -96,6 +96,19 @@ class World:
         assert self.worker is not None
         self.worker.kill()
 
+    def dispatch_alike(self, route: Route, count: int) -> list[Future[TqBrokerError | None]]:
+        """The error of each, ``None`` if it arrived."""
+        task = ActivityTask(
+            activity_id="a", activity_type="t", task_queue="q", body=b"", route=route,
+            start_to_close_ms=60_000, scheduled_ms=int(self.clock.wall() * 1000),
+        )  # fmt: skip
+        messages = [envelope.task_message(task)] * count
+        ended: list[Future[TqBrokerError | None]] = [Future() for _ in messages]
+        self.dispatcher.dispatch_alike(
+            task, messages, self.soon(), lambda index, error: ended[index].set_result(error)
+        )
+        return ended
+
     def dispatch(self, route: Route | None = None, delay_ms: int = 0) -> TqBrokerError | None:
         return self.dispatching(route, delay_ms).result(SOON_S)
 
@@ -213,6 +226,34 @@ def test_many_tasks_wait_for_the_answer_to_one_question(
     answer(None)
     assert [one.result(SOON_S) for one in ended] == [None] * 5
     assert world.count(HOST) == 5
+
+
+def test_many_alike_go_together_with_one_question(world: World) -> None:
+    world.live()
+    errors = world.dispatch_alike(Route.host("h"), 5)
+    assert [error.result(SOON_S) for error in errors] == [None] * 5
+    assert world.count(HOST) == 5
+    assert [world.next()] == [Probe()]
+    errors = world.dispatch_alike(Route.host("h"), 3)
+    assert [error.result(SOON_S) for error in errors] == [None] * 3
+    assert world.count(HOST) == 8
+    assert world.asked.empty(), "it has answered lately"
+
+
+def test_each_of_many_is_told_what_its_route_says_when_the_target_died_meanwhile(
+    world: World,
+) -> None:
+    world.live()
+    assert world.dispatch(Route.host("h")) is None
+    world.die()
+    world.broker.apply(Plan((DeleteQueue(str(HOST)),)), world.soon())
+    errors = world.dispatch_alike(Route.host("h"), 3)
+    give_up = SystemClock().monotonic() + SOON_S
+    while not all(error.done() for error in errors) and SystemClock().monotonic() < give_up:
+        world.clock.advance(READY_STEP_S)
+        SystemClock().sleep(0.001)
+    assert all(isinstance(error.result(SOON_S), TargetGone) for error in errors)
+    assert world.count(HOST) is None
 
 
 def test_all_that_waited_are_told_that_nobody_is_there(

@@ -183,20 +183,18 @@ class ClientCore:
         """
         deadline = self.deadline(max(self.timeout_s, len(calls) / 1000))
         accepted: Future[list[Pending]] = Future()
-        moved = self.dispatcher.moves(start.activity_type, start.task_queue)
-        is_meant = start.task["route"] is not None or start.task["requires"] is not None
-        if is_meant or start.delay_ms or moved:
+        if start.delay_ms or self.dispatcher.moves(start.activity_type, start.task_queue):
             return self._start_each(start, calls, deadline)
-        now_ms = epoch_ms(self.clock)
-        first = self._task(start, "", b"", now_ms)
+        first = self._task(start, "", b"", epoch_ms(self.clock))
         headers = envelope.task_headers(first)
         message = envelope.task_message(first, headers)
-        place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
-        if place is None:
-            return self._start_each(start, calls, deadline)
-        queue, message = place
-        exchange = self.names.exchange(Exchange.TASKS)
-        pendings, publications = [], []
+        queue, is_meant = None, first.route is not None or first.requires is not None
+        if not is_meant:
+            place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
+            if place is None:
+                return self._start_each(start, calls, deadline)
+            queue, message = place
+        pendings, messages = [], []
         for args in calls:
             pending = Pending(self._ids.next(), start)
             pendings.append(pending)
@@ -213,8 +211,8 @@ class ClientCore:
                 priority=message.priority,
                 timestamp=message.timestamp,
             )
-            publications.append(Publication(exchange, queue.key, one))
-        if not publications:
+            messages.append(one)
+        if not messages:
             accepted.set_result([])
             return accepted
         for pending in pendings:
@@ -222,7 +220,12 @@ class ClientCore:
         tally = _Tally(pendings, accepted, self._forget)
 
         def send() -> None:
-            self.sender.send_many(publications, (queue,), deadline, tally.done)
+            if queue is None:
+                self.dispatcher.dispatch_alike(first, messages, deadline, tally.done)
+            else:
+                exchange = self.names.exchange(Exchange.TASKS)
+                publications = [Publication(exchange, queue.key, one) for one in messages]
+                self.sender.send_many(publications, (queue,), deadline, tally.done)
             self.connection.traffic.follow()
 
         if self._is_heard(start):
@@ -234,7 +237,7 @@ class ClientCore:
     def _start_each(
         self, start: Start, calls: Sequence[Sequence[Any]], deadline: float
     ) -> Future[list[Pending]]:
-        """The same where the router has a say in each."""
+        """The same where each has a say in where it goes, or when."""
         accepted: Future[list[Pending]] = Future()
         bodies = [self._body(start, args) for args in calls]  # all are checked before one is sent
         if not bodies:

@@ -42,7 +42,7 @@ from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
 from tq_broker.queues.delay import delayed
 from tq_broker.queues.routing import Asked, Destination
-from tq_broker.queues.sender import LADDER, Done, Nacked, NoRoute, Sender
+from tq_broker.queues.sender import LADDER, Done, IndexedDone, Nacked, NoRoute, Sender
 from tq_broker.queues.traffic import Traffic
 
 ALIVE_FOR_S = 1.0
@@ -97,18 +97,40 @@ class Dispatcher:
             done: Gets `TargetGone` when the target of the task's route is gone and the route
                 says to fail.
         """
-        requires = task.requires
-        if routing.lacks_version(task, self.traffic.deployments) or (
-            requires is not None
-            and routing.must_be_known(requires)
-            and self.traffic.unknown(task.task_queue, requires.names)
-        ):
+        if self._is_doubtful(task):
             # Perhaps the log was not read yet: rare, and worth a wait elsewhere.
             self.sender.in_background(
                 lambda: self._check(task, message, deadline, done, delay_ms, memo)
             )
         else:
             self._dispatch(task, message, deadline, done, delay_ms, memo)
+
+    def dispatch_alike(
+        self, task: ActivityTask, messages: Sequence[Message], deadline: float, done: IndexedDone
+    ) -> None:
+        """Put ``messages`` on their queue, which carry tasks that differ from ``task`` by their ids
+        and bodies alone; returns at once. Traffic rules and ramps, which go by ids, are not asked:
+        see `moves`."""
+        if self._is_doubtful(task):
+            for index, message in enumerate(messages):
+                self.dispatch(task, message, deadline, partial(done, index))
+            return
+        to = routing.destination(self._names, task, self.traffic.deployments)
+        gone = partial(self._gone, to.queue, task)
+        sendings = [
+            _Sending(message, deadline, partial(done, index), gone, niche=to.niche)
+            for index, message in enumerate(messages)
+        ]
+        self._put(to, sendings)
+
+    def _is_doubtful(self, task: ActivityTask) -> bool:
+        """Whether ``task`` asks for what is not known, as far as the settings log was read."""
+        requires = task.requires
+        return routing.lacks_version(task, self.traffic.deployments) or (
+            requires is not None
+            and routing.must_be_known(requires)
+            and bool(self.traffic.unknown(task.task_queue, requires.names))
+        )
 
     def _check(
         self,
@@ -143,19 +165,29 @@ class Dispatcher:
         delay_ms: int,
         memo: Mapping[str, bytes],
     ) -> None:
-        to = self.destination(task, memo)
-        if to.rule is not None:
-            message = envelope.diverted(message, to.rule.id, task.task_queue)
-            needed = () if task.requires is None else task.requires.names
-            home = self._names.shared(task.task_queue, needed)
-            sending = _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
-        else:
-            gone = partial(self._gone, to.queue, task)
-            sending = _Sending(message, deadline, done, gone, niche=to.niche)
+        to, sending = self._addressed(task, message, deadline, done, memo)
         if delay_ms > 0:
             self._send_later(to.queue, sending, delay_ms)
         else:
-            self._put(to, sending)
+            self._put(to, [sending])
+
+    def _addressed(
+        self,
+        task: ActivityTask,
+        message: Message,
+        deadline: float,
+        done: Done,
+        memo: Mapping[str, bytes],
+    ) -> tuple[Destination, _Sending]:
+        """Where ``task`` goes now, and what is sent there."""
+        to = self.destination(task, memo)
+        if to.rule is None:
+            gone = partial(self._gone, to.queue, task)
+            return to, _Sending(message, deadline, done, gone, niche=to.niche)
+        message = envelope.diverted(message, to.rule.id, task.task_queue)
+        needed = () if task.requires is None else task.requires.names
+        home = self._names.shared(task.task_queue, needed)
+        return to, _Sending(message, deadline, done, self._back_to(home, to.rule.id), to.detour)
 
     def destination(self, task: ActivityTask, memo: Mapping[str, bytes] = NO_MEMO) -> Destination:
         """Where ``task`` goes now."""
@@ -221,7 +253,7 @@ class Dispatcher:
         assert to.rule is not None, "only a rule diverts"
         marked = envelope.diverted(message, to.rule.id, home.parts[-1])
         back = self._back_to(home, to.rule.id)
-        self._put(to, _Sending(marked, deadline, done, back, to.detour))
+        self._put(to, [_Sending(marked, deadline, done, back, to.detour)])
 
     def dispatch_workflow(
         self, task: WorkflowTask, asked: Asked, message: Message, deadline: float, done: Done
@@ -240,7 +272,7 @@ class Dispatcher:
         to = routing.workflow_destination(self._names, task, asked, self.traffic.deployments)
         sending.niche, sending.asked_at = to.niche, 0.0
         sending.gone = partial(self._bound_gone, task, asked)
-        self._put(to, sending)
+        self._put(to, [sending])
 
     def _bound_gone(self, task: WorkflowTask, asked: Asked, sending: _Sending) -> None:
         match routing.workflow_gone(task, asked, epoch_ms(self._clock)):
@@ -251,16 +283,19 @@ class Dispatcher:
             case routing.LookAgain(_, why):
                 sending.done(TargetAwaited(why))
 
-    def _put(self, to: Destination, sending: _Sending) -> None:
+    def _put(self, to: Destination, sendings: list[_Sending]) -> None:
+        """``sendings``, at least one, is ours from now on."""
         now = self._clock.monotonic()
         if not to.private:
-            self._send(to.queue, sending)
+            for sending in sendings:
+                self._send(to.queue, sending)
         elif now < self._alive_until.get(to.queue, 0.0):
-            self._send_private(to.queue, sending)
+            self._send_private(to.queue, sendings)
         elif now < self._gone_until.get(to.queue, 0.0):
-            sending.gone(sending)
+            for sending in sendings:
+                sending.gone(sending)
         else:
-            self._ask(to.queue, [sending])
+            self._ask(to.queue, sendings)
 
     def _send(self, queue: QueueName, sending: _Sending) -> None:
         place = self.in_order(queue, sending.message)
@@ -301,10 +336,10 @@ class Dispatcher:
         publication = delayed(self._publication(queue, message), self._names, delay_ms)
         self.sender.send(publication, needs, sending.deadline, sending.done)
 
-    def _send_private(self, queue: QueueName, sending: _Sending) -> None:
+    def _send_private(self, queue: QueueName, sendings: Sequence[_Sending]) -> None:
         """Send to a private queue whose target has answered lately."""
 
-        def ended(error: TqBrokerError | None) -> None:
+        def ended(sending: _Sending, error: TqBrokerError | None) -> None:
             if isinstance(error, (NoRoute, Nacked)):
                 # The target has died since, and its will was executed, or is just now.
                 self._alive_until.pop(queue, None)
@@ -313,8 +348,15 @@ class Dispatcher:
                 sending.done(error)
 
         # Without declaring it on demand: a queue that a dead target left must not come back.
-        publication = self._publication(queue, sending.message)
-        self.sender.send(publication, (), sending.deadline, ended)
+        publications = [self._publication(queue, one.message) for one in sendings]
+        deadline = sendings[0].deadline
+        if len(sendings) > 1 and all(one.deadline == deadline for one in sendings):
+            self.sender.send_together(
+                publications, deadline, lambda index, error: ended(sendings[index], error)
+            )
+            return
+        for one, publication in zip(sendings, publications, strict=True):
+            self.sender.send(publication, (), one.deadline, partial(ended, one))
 
     def _ask(self, queue: QueueName, sendings: list[_Sending]) -> None:
         """Send if somebody serves the queue; otherwise ask those who could.
@@ -336,8 +378,7 @@ class Dispatcher:
                 if self._asking.get(queue) is sendings:
                     del self._asking[queue]
             if error is None:
-                for sending in sendings:
-                    self._send_private(queue, sending)
+                self._send_private(queue, sendings)
             elif isinstance(error, NoRoute):
                 self._ask_to_serve(queue, sendings)
             elif isinstance(error, Nacked):

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from tq_broker.clock import Clock, epoch_ms
 from tq_broker.exceptions import (
@@ -255,6 +256,24 @@ class Sender:
                 self._ended(receipt, publications[index], needs, deadline, lambda e: done(index, e))
 
         self.broker.publish_many(publications, deadline, ended)
+
+    def send_together(
+        self, publications: Sequence[Publication], deadline: float, done: IndexedDone
+    ) -> None:
+        """The same for many that need nothing; returns at once."""
+
+        def ended(index: int, receipt: Receipt) -> None:
+            done(index, None if receipt.verdict is Verdict.CONFIRMED else error_of(receipt))
+
+        if NAMESPACE not in self._present:
+            for index, publication in enumerate(publications):
+                self.send(publication, (), deadline, partial(done, index))
+            return
+        try:
+            self.broker.publish_many(publications, deadline, ended)
+        except TqBrokerError as error:  # the broker object is closed
+            for index in range(len(publications)):
+                done(index, error)
 
     def _ended(
         self,
