@@ -6,6 +6,7 @@ Any number of processes may run one for the same namespace and store; they share
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 import threading
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from tq_broker.model.names import Kind
 from tq_broker.model.requests import SHARDS
 from tq_broker.queues.connection import Connected, Connection
 from tq_broker.queues.sender import NAMESPACE
+from tq_broker.queues.settings_keeper import SettingsKeeper
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.stores.store import Member, OutcomeUnknown, Store
 
@@ -63,6 +65,9 @@ class HistoryService:
         self._store = store
         self.member_id = secrets.token_hex(8)
         self._settings = SettingsLog(connection.broker, connection.names, self._clock)
+        self._settings_keeper = SettingsKeeper(
+            connection.sender, self._settings, self.options.identity, random.random()
+        )
         self._lane = Lane(connection, store, self.options)
         self._membership = Membership(self.member_id)
         self._joined_ms = 0
@@ -114,6 +119,7 @@ class HistoryService:
     def _follow_settings(self, deadline: float) -> None:
         """Read the traffic rules, which must be known before the first task goes out."""
         broker = self._connection.broker
+        self._settings_keeper.start()
         broker.wait_subscribed([self._settings.follow()], deadline)
         stats = broker.stats(str(self._connection.names.queue(Kind.SETTINGS)), deadline)
         within = self._clock.monotonic() + SETTINGS_WITHIN_S
@@ -136,6 +142,7 @@ class HistoryService:
             except TqBrokerError as error:
                 log.warning("history: not left properly: %s", error)
         self._connection.traffic.detach(self._settings)
+        self._settings_keeper.stop()
         self._settings.stop()
 
     def __enter__(self) -> Self:

@@ -257,6 +257,28 @@ class LimitState(msgspec.Struct, frozen=True):
         return UNLIMITED if source is None or source.limits is None else source.limits
 
 
+class SettingsSnapshot(
+    msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="settings-snapshot"
+):
+    """All settings as they were after the record at the offset ``upto`` of the log, for those who
+    cannot read what came before (see `tq_broker.model.playback`).
+
+    Attributes:
+        upto: `BEFORE_ALL`: they are of a log that is gone, in whose place this one came.
+        state: See `tq_broker.model.snapshot`.
+        lost_ms: What was set before this time (epoch ms) was lost for whoever took the snapshot;
+            0: nothing was.
+    """
+
+    upto: int
+    state: bytes
+    at_ms: int
+    by: str = ""
+    lost_ms: int = 0
+
+
+BEFORE_ALL = -1
+
 LimitKey = tuple[Side, str, Part]
 """A side of a task queue, its name, and which of its tasks are meant."""
 
@@ -277,6 +299,7 @@ Record = (
     | VersionServes
     | RoutingSet
     | VersionDeleted
+    | SettingsSnapshot
 )
 
 _decoder = msgspec.json.Decoder(Record)
@@ -324,6 +347,8 @@ def _check(record: Record) -> None:
                 check_fairness_weight("weight", weight)
         case CapabilitiesDeclared():
             check_capabilities("capabilities", record.capabilities)
+        case SettingsSnapshot(upto=upto) if upto < BEFORE_ALL:
+            raise InvalidArgument(f"upto is {upto}; it must be at least {BEFORE_ALL}")
 
 
 class Settings:
@@ -503,6 +528,11 @@ class Settings:
 
     def _drop_rules_over(self, now_ms: int) -> None:
         self.rules = {key: rule for key, rule in self.rules.items() if not rule.is_over(now_ms)}
+
+
+def record_ms(record: Record) -> int:
+    """When ``record`` was made (epoch ms)."""
+    return record.rule.at_ms if isinstance(record, TrafficRuleSet) else record.at_ms
 
 
 def sides_of(side: str) -> tuple[str, ...]:

@@ -91,4 +91,6 @@ class MemorySubscription:
     def cancelled(self) -> None:
         """The vhost lost the queue: try to come back, on the thread that may do so."""
         self.consumer = None
+        if self.options.on_lost is not None:
+            self._mail.call(self.options.on_lost)
         self._mail.call(self._keeper.restore_wish, self)

@@ -1,7 +1,8 @@
 """Following a namespace's settings log: a stream in RabbitMQ, folded into `Settings`.
 
 Every process that follows it has the same state within milliseconds of each append. A record
-that cannot be read is skipped and logged; the last good state stays.
+that cannot be read is skipped and logged; the last good state stays. What becomes of a log whose
+beginning is gone is for `tq_broker.model.playback` to say.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from tq_broker.model.composition import Known, Member, members
 from tq_broker.model.control import WorkerInfo
 from tq_broker.model.deployments import Deployments
 from tq_broker.model.limits import Side
+from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names, QueueName
 from tq_broker.model.parts import ALL, Part, PartTable
+from tq_broker.model.playback import Playback, Taken
 from tq_broker.model.rule_table import NO_RULES, RuleTable
 from tq_broker.model.settings import (
     ACTIVITY_SIDE,
@@ -28,7 +31,7 @@ from tq_broker.model.settings import (
     LimitState,
     Record,
     RuleChange,
-    Settings,
+    SettingsSnapshot,
     TaskQueueFair,
     TaskQueuePaused,
     TaskQueuePrioritized,
@@ -37,6 +40,7 @@ from tq_broker.model.settings import (
     TrafficRuleSet,
     read_record,
 )
+from tq_broker.model.snapshot import State
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Broker, Delivery, SubscribeOptions, Subscription
 
@@ -49,7 +53,7 @@ REASON_MAX = 200
 
 class SettingsLog:
     """One follower. ``on_record`` is called after each record has been taken into account,
-    on the broker's reading thread."""
+    on the broker's reading thread; of snapshots after those from which something was learned."""
 
     def __init__(
         self,
@@ -69,7 +73,13 @@ class SettingsLog:
         self._last_skipped = ""
         self.is_behind = False
         """The last look for its end found none in time."""
-        self._settings = Settings()
+        self._playback = Playback()
+        self._settings = self._playback.settings
+        self.keeping_fault = ""
+        """Why the settings may be forgotten; its keeper's."""
+        self.on_news: Callable[[], None] | None = None
+        """Called when there is something for a keeper to do, after each batch; must be short."""
+        self._is_accepted = False
         self.rules: RuleTable = NO_RULES
         """The traffic rules in force; replaced as a whole, so any thread may read it."""
         self.prioritized: frozenset[tuple[str, str]] = frozenset()
@@ -87,6 +97,8 @@ class SettingsLog:
                 prefetch=PREFETCH,
                 arguments={"x-stream-offset": "first"},
                 plan=topology.namespace(self._names) + topology.settings_log(self._names),
+                on_lost=self._on_lost,
+                on_accepted=self._on_accepted,
             ),
         )
         return self._subscription
@@ -98,7 +110,8 @@ class SettingsLog:
             self._subscription = None
 
     def wait_read(self, records: int, deadline: float) -> bool:
-        """Wait until so many records were read; False if the deadline came first."""
+        """Wait until so many records were read since the reading began, which it does again after
+        a lost connection; False if the deadline came first."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._read_count >= records, remaining(self._clock, deadline)
@@ -111,6 +124,8 @@ class SettingsLog:
         been silent for a while.
         """
         self.is_behind = not self._caught_up(deadline)
+        if not self._playback.is_whole:
+            log.warning("settings log: %s", self.fault)
         return not self.is_behind
 
     @property
@@ -122,7 +137,45 @@ class SettingsLog:
         if self._skipped:
             records = "1 record" if self._skipped == 1 else f"{self._skipped} records"
             faults.append(f"{records} skipped, the last one because of: {self._last_skipped}")
-        return "; ".join(faults)
+        with self._lock:
+            told = self._playback.fault(epoch_ms(self._clock))
+        return "; ".join([*faults, *filter(None, (told, self.keeping_fault))])
+
+    @property
+    def skipped(self) -> int:
+        """Records that could not be read."""
+        return self._skipped
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing that this follower could still learn."""
+        return self._playback.is_whole
+
+    @property
+    def is_snapshot_due(self) -> bool:
+        """Whether a snapshot is to be written, and this follower knows enough to do so."""
+        return self._playback.is_due
+
+    @property
+    def is_silent_again(self) -> bool:
+        """Whether it reads the log again, and nothing has come so far."""
+        return self._is_accepted and self._playback.is_to_begin_again
+
+    def snapshot(self) -> tuple[int, State, int]:
+        """What a snapshot is to say: up to where, what, and `Playback.lost_ms`."""
+        with self._lock:
+            upto, state = self._playback.snapshot(epoch_ms(self._clock))
+            return upto, state, self._playback.lost_ms
+
+    def emptied(self) -> None:
+        """Somebody has seen that there is nothing in the log; see `Playback.emptied`."""
+        with self._lock:
+            self._playback.emptied()
+
+    def give_up(self) -> None:
+        """Nobody knows more; see `Playback.give_up`."""
+        with self._lock:
+            self._playback.give_up()
 
     def _caught_up(self, deadline: float) -> bool:
         stats = self._broker.stats(str(self._names.queue(Kind.SETTINGS)), deadline)
@@ -304,20 +357,29 @@ class SettingsLog:
             )
             return self._settings.verdicts.get(change_id)
 
+    def _on_lost(self) -> None:
+        with self._changed:
+            self._is_accepted = False
+            self._playback.begin_again()
+            self._read_count = 0
+
+    def _on_accepted(self) -> None:
+        self._is_accepted = True
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        playback = self._playback
+        is_news = playback.is_due or self.is_silent_again or not playback.is_whole
+        if is_news and self.on_news is not None:
+            self.on_news()
+
     def _read(self, deliveries: Sequence[Delivery]) -> None:
         rules_changed = False
         for delivery in deliveries:
-            try:
-                record = read_record(delivery.message)
-            except Malformed as error:
-                log.warning("settings record skipped, the last settings hold: %s", error)
-                self._skipped += 1
-                self._last_skipped = error.reason[:REASON_MAX]
-            else:
-                with self._lock:
-                    self._settings.apply(record)
-                rules_changed |= isinstance(record, TrafficRuleSet | TrafficRuleRemoved)
-                if isinstance(record, TaskQueuePrioritized | TaskQueueFair | TaskQueueReclaimed):
+            record = self._take(delivery.message)
+            if record is not None:
+                rules_changed |= isinstance(record, _ON_RULES)
+                if isinstance(record, _ON_ORDER):
                     self.prioritized = frozenset(self._settings.prioritized)
                     self.fair = frozenset(self._settings.fair)
                 if self._on_record is not None:
@@ -328,3 +390,33 @@ class SettingsLog:
         with self._changed:
             self._read_count += len(deliveries)
             self._changed.notify_all()
+        self._tell_news()
+
+    def _take(self, message: Message) -> Record | None:
+        """The record in ``message``, taken into account; ``None`` if nothing was new in it."""
+        record, unreadable = None, ""
+        try:
+            record = read_record(message)
+        except Malformed as error:
+            unreadable = error.reason
+        offset = message.headers.get("x-stream-offset")
+        place = offset if isinstance(offset, int) else None
+        try:
+            with self._lock:
+                taken = self._playback.take(place, message.message_id, record, len(message.body))
+                self._settings = self._playback.settings
+        except Malformed as error:
+            taken, record, unreadable = Taken.APPLIED, None, error.reason
+        if taken is Taken.KNOWN:
+            return None
+        if unreadable:
+            log.warning("settings record skipped, the last settings hold: %s", unreadable)
+            self._skipped += 1
+            self._last_skipped = unreadable[:REASON_MAX]
+        return (
+            None if isinstance(record, SettingsSnapshot) and taken is not Taken.ADOPTED else record
+        )
+
+
+_ON_RULES = (TrafficRuleSet, TrafficRuleRemoved, SettingsSnapshot)
+_ON_ORDER = (TaskQueuePrioritized, TaskQueueFair, TaskQueueReclaimed, SettingsSnapshot)

@@ -22,6 +22,7 @@ from tq_broker.model.settings import (
     WORKFLOW_SIDE,
     CapabilitiesDeclared,
     Record,
+    SettingsSnapshot,
     TaskQueueDeclared,
 )
 from tq_broker.queues.sender import Sender
@@ -119,7 +120,8 @@ class Niches:
 
     def on_record(self, record: Record) -> None:
         """A record of the settings log has come."""
-        if isinstance(record, TaskQueueDeclared) and record.requires:
+        is_of_niche = isinstance(record, TaskQueueDeclared) and bool(record.requires)
+        if is_of_niche or isinstance(record, SettingsSnapshot):
             self._has_news = True
 
     def tick(self, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ from tq_broker.model.settings import (
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Subscription
 from tq_broker.queues.connection import Connected
+from tq_broker.queues.settings_keeper import SettingsKeeper
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import Plan
 from tq_broker.worker import found, watch
@@ -168,6 +170,9 @@ class Worker:
         )
         self._reporter = Reporter(connection.dispatcher, names, place)
         self._settings = SettingsLog(broker, names, self._clock, self._on_record)
+        self._settings_keeper = SettingsKeeper(
+            sender, self._settings, place.identity, random.random()
+        )
         self._handler = handler = Handler(
             self._registry,
             table,
@@ -514,6 +519,7 @@ class Worker:
         """Start everything but the consumers of the task queues."""
         self._started_ms = epoch_ms(self._clock)
         try:
+            self._settings_keeper.start()
             supporting = [self._desk.open(), self._settings.follow(), self._rerouter.open()]
             self._connection.broker.wait_subscribed(supporting, deadline)
             # What was cancelled or limited must be known before the first task comes.
@@ -697,6 +703,7 @@ class Worker:
         self._rerouter.close()
         self._supply.close()
         self._connection.traffic.detach(self._settings)
+        self._settings_keeper.stop()
         self._settings.stop()
 
     async def run(self) -> None:
