@@ -12,6 +12,7 @@ from tests.model.log_records import records
 from tq_broker.exceptions import Malformed
 from tq_broker.model import playback
 from tq_broker.model.playback import KEPT_MAX, LOST_TOLD_MS, SNAPSHOT_EVERY, Playback, Taken
+from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
     BEFORE_ALL,
     ActivityCanceled,
@@ -20,6 +21,7 @@ from tq_broker.model.settings import (
     TaskQueueDeclared,
     TaskQueuePaused,
     TaskQueueResumed,
+    TrafficRuleSet,
 )
 from tq_broker.model.snapshot import State, pack, state_of
 
@@ -221,6 +223,19 @@ def test_cancellations_and_verdicts_stay_when_a_snapshot_is_taken() -> None:
     assert list(reader.settings.cancelled) == ["y"]
 
 
+def test_what_a_snapshot_goes_up_to_is_not_applied_again() -> None:
+    writer, reader = Playback(), Playback()
+    rules = [
+        TrafficRuleSet(TrafficRule(id=id, to_task_queue="t", at_ms=1)) for id in ("a", "b", "c")
+    ]
+    log = entries_of(*rules)
+    read(writer, log[:2])
+    snapshot = snapshot_by(writer)
+    read(writer, log[2:])
+    read(reader, [*log[1:], (3, "3", snapshot)])
+    assert list(reader.settings.rule_changes) == list(writer.settings.rule_changes) == rules
+
+
 def test_a_snapshot_that_cannot_be_read_is_no_snapshot() -> None:
     writer, reader = Playback(), Playback()
     read(writer, entries_of(paused("a")))
@@ -324,6 +339,10 @@ def test_a_beginning_that_was_gone_and_is_there_again_is_another_log() -> None:
     read(reader, [(0, "1", TaskQueueResumed("a", 2, side="activity"))])
     assert reader.is_due
     assert sorted(pauses(reader)) == ["b", "c"]
+    # Somebody else is faster
+    other = deleted(read_before=entries_of(paused("d")), new_first=paused("e"))
+    assert read(reader, [(1, "s", snapshot_by(other))]) == [Taken.ADOPTED]
+    assert pauses(reader) == ["d"]
 
 
 def test_records_without_ids_are_not_taken_for_another_log() -> None:
@@ -361,6 +380,15 @@ def test_who_does_not_know_all_restores_nothing_and_takes_what_others_restore() 
     living = deleted(read_before=entries_of(paused("a"), paused("b")), new_first=paused("c"))
     read(cut, [(1, "s", snapshot_by(living))])
     assert pauses(cut) == ["a", "b", "c"]
+
+
+def test_who_did_not_know_all_and_learns_it_late_restores_nothing() -> None:
+    cut = deleted(read_before=entries_of(paused("b"), first=3), new_first=paused("c"))
+    later = Playback()
+    read(later, entries_of(paused("c")))
+    read(cut, [(1, "s", snapshot_by(later))])
+    assert cut.is_whole
+    assert not cut.is_due
 
 
 def test_only_the_first_of_those_who_restore_counts() -> None:

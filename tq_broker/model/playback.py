@@ -28,7 +28,6 @@ from datetime import datetime, timezone
 from tq_broker.exceptions import Malformed
 from tq_broker.model.settings import (
     BEFORE_ALL,
-    ActivityCanceled,
     Record,
     Settings,
     SettingsSnapshot,
@@ -224,10 +223,10 @@ class Playback:
 
     def _adopt(self, record: SettingsSnapshot) -> None:
         before, after = self.settings, unpack(record.state).settings()
-        # These are not in it. What came of them since then is in there already.
+        # These are not in it.
         after.cancelled, after.verdicts = before.cancelled, before.verdicts
         for offset, one in self._kept:
-            if offset > record.upto and not isinstance(one, ActivityCanceled):
+            if offset > record.upto:
                 after.apply(one)
         self.settings = after
         self.lost_ms = record.lost_ms
