@@ -276,6 +276,17 @@ def test_a_snapshot_that_comes_too_late_is_not_taken(monkeypatch: pytest.MonkeyP
     assert KEPT_MAX < SNAPSHOT_EVERY
 
 
+def test_the_span_of_a_reading_has_what_rabbitmq_put_between_its_records() -> None:
+    reader = Playback()
+    assert reader.span == 0
+    read(reader, [(0, "0", None), (7, "7", None)])
+    assert reader.span == 8
+    reader.begin_again()
+    assert reader.span == 0
+    read(reader, [(4, "4", None), (5, "5", None)])
+    assert reader.span == 3
+
+
 # --- when one is due ------------------------------------------------------------------------------
 
 

@@ -63,6 +63,12 @@ METRICS: tuple[tuple[str, str, str, Callable[[Figures], float | None]], ...] = (
         "1 if a limit holds tasks back: more workers would not help.",
         lambda one: one.limit.is_limiting,
     ),
+    (
+        "settings_unknown",
+        "gauge",
+        "1 if some of the settings log could not be read: limits and pauses may be others.",
+        lambda one: bool(one.settings_fault),
+    ),
 )
 
 

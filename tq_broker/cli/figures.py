@@ -52,7 +52,8 @@ def figures(
     """Tell figures of task queues (all, or NAMES): what comes, what is begun, what waits.
 
     Rates are averages of half a minute. LIMITED says that tasks wait although there are free
-    slots, because of a limit or a pause: more workers would not help.
+    slots, because of a limit or a pause: more workers would not help. What of the settings log
+    could not be read is told as well: limits and pauses may be others then.
 
     \b
     Examples:
@@ -68,6 +69,8 @@ def figures(
         return
     with session.client() as client, contextlib.closing(Observer(client.core, names)) as observer:
         _print(session, observer.look(wait.total_seconds()))
+        if observer.settings_fault:
+            click.echo(f"settings log: {observer.settings_fault}", err=True)
 
 
 def _check(every: timedelta, wait: timedelta) -> None:

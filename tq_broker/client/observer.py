@@ -45,6 +45,7 @@ def seen(
         is_paused=settings.is_stopped(side.value, name),
         part_limits=settings.part_limits(name) if is_activity else (),
         held_keys=[one.key for one in settings.back_offs(name)] if is_activity else (),
+        settings_fault=settings.fault,
     )
 
 
@@ -91,6 +92,11 @@ class Observer:
             for place, members in estates.items()
         )
         return [one for one in found if one is not None]
+
+    @property
+    def settings_fault(self) -> str:
+        """What of the settings log could not be read; "" if nothing."""
+        return self._settings.fault
 
     def close(self) -> None:
         """Look no more."""

@@ -125,6 +125,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
             held back; busiest first.
         queues: What waits where.
         unserved: Tasks that wait for capabilities or a version that no living worker has.
+        settings_fault: What of the settings log could not be read, so that limits and pauses may
+            be others; "" if nothing.
     """
 
     task_queue: str
@@ -145,6 +147,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[Part]
     unserved: int = 0
     queues: list[QueueFigures] = []
+    settings_fault: str = ""
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +160,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
         limits: What the settings log says, of the whole
         part_limits: and of its parts.
         held_keys: Keys that a back-off holds.
+        settings_fault: As in `Figures`.
     """
 
     at: float
@@ -166,6 +170,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool = False
     part_limits: Sequence[tuple[LimitedPart, LimitState]] = ()
     held_keys: Sequence[str] = ()
+    settings_fault: str = ""
 
     @property
     def backlog(self) -> int:
@@ -270,6 +275,7 @@ class Series:
             parts=_parts(mine, look, self._held_back(look), is_free=is_free),
             unserved=max(map(self._unserved, workers), default=0),
             queues=list(look.queues),
+            settings_fault=look.settings_fault,
         )
 
     def _is_mine(self, begins: Begins) -> bool:

@@ -72,6 +72,7 @@ class Playback:
         self._head: tuple[int, str] | None = None
         """Offset and message id of the first record of the last reading."""
         self._last = BEFORE_ALL
+        self._at = BEFORE_ALL
         self._last_ms = 0
         self._covered = BEFORE_ALL
         """Up to here there is a snapshot."""
@@ -92,6 +93,19 @@ class Playback:
     def is_whole(self) -> bool:
         """Whether nothing is missing that it could still learn."""
         return not self._is_cut
+
+    @property
+    def span(self) -> int:
+        """Offsets from where the log begins to the last record of this reading, as RabbitMQ counts
+        what is in a stream.
+
+        Each of its segments begins with a note of its own, which nobody is shown; but for the first
+        one.
+        """
+        if self._begins or self._head is None:
+            return 0
+        first, _ = self._head
+        return self._at + 1 - (first - 1 if first else 0)
 
     @property
     def is_due(self) -> bool:
@@ -145,6 +159,7 @@ class Playback:
             offset = self._last + 1
         if self._begins:
             self._begin(offset, message_id)
+        self._at = offset
         if offset <= self._last:
             return Taken.KNOWN
         self._last = offset

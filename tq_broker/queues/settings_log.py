@@ -111,7 +111,10 @@ class SettingsLog:
 
     def wait_read(self, records: int, deadline: float) -> bool:
         """Wait until so many records were read since the reading began, which it does again after
-        a lost connection; False if the deadline came first."""
+        a lost connection; False if the deadline came first.
+
+        As RabbitMQ counts: its own notes between records count as well.
+        """
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._read_count >= records, remaining(self._clock, deadline)
@@ -388,7 +391,7 @@ class SettingsLog:
         if rules_changed:
             self.rules = RuleTable(self._settings.rules.values())
         with self._changed:
-            self._read_count += len(deliveries)
+            self._read_count = max(self._read_count + len(deliveries), self._playback.span)
             self._changed.notify_all()
         self._tell_news()
 
