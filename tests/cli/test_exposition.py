@@ -129,3 +129,11 @@ def test_keys_tell_what_limits_them_and_queues_what_waits_there() -> None:
     (told,) = as_json([figures(parts=parts, queues=[queue])])
     assert told["activity"]["queues"][0]["target"] == "shop.1"
     assert told["activity"]["parts"][0]["limit"]["rate"] == 10.0
+
+
+def test_settings_that_are_not_known_are_a_one() -> None:
+    text = prometheus("n", [figures(), figures("jobs", settings_fault="torn")])
+    assert 'settings_unknown{namespace="n",task_queue="mail",side="activity"} 0\n' in text
+    assert 'settings_unknown{namespace="n",task_queue="jobs",side="activity"} 1\n' in text
+    (told,) = as_json([figures(settings_fault="torn")])
+    assert told["activity"]["settings_fault"] == "torn"

@@ -15,6 +15,7 @@ from tq_broker.cli.signals import Events
 from tq_broker.client.observer import Observer
 from tq_broker.exceptions import AccessRefused
 from tq_broker.model.figures import Figures
+from tq_broker.queues.settings_log import SettingsLog
 
 QUICK = ("--wait", "50ms")
 
@@ -35,6 +36,17 @@ def test_limits_and_pauses_are_told(invoke: Invoke) -> None:
     assert "\t2.5/s, 3 at once\tsetting\tno\n" in invoke("task-queue", "figures", *QUICK).stdout
     invoke("task-queue", "pause", "math")
     assert "\tpaused\tsetting\tno\n" in invoke("task-queue", "figures", *QUICK).stdout
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_is_not_known_of_the_settings_is_told(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "settings log" not in invoke("task-queue", "figures", *QUICK).stderr
+    monkeypatch.setattr(SettingsLog, "fault", "torn")
+    assert "settings log: torn\n" in invoke("task-queue", "figures", *QUICK).stderr
+    (told,) = json.loads(invoke("task-queue", "figures", "--json", *QUICK).stdout)
+    assert told["activity"]["settings_fault"] == "torn"
 
 
 @pytest.mark.parametrize(

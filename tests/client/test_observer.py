@@ -11,8 +11,10 @@ from tq_broker import activity
 from tq_broker.client import BlockingClient
 from tq_broker.client.observer import Observer
 from tq_broker.client.operations import Operations
+from tq_broker.client.settings_book import append
 from tq_broker.exceptions import DeadlineExceeded, InvalidArgument
 from tq_broker.model.limits import Limits, Side
+from tq_broker.model.settings import SettingsSnapshot
 from tq_broker.queues import memory
 from tq_broker.worker import Worker
 
@@ -109,3 +111,17 @@ def test_workers_that_cannot_be_asked_in_time_are_no_crash(
     monkeypatch.setattr(client.core.broker, "stats", lambda queue, deadline: object())
     with pytest.raises(DeadlineExceeded, match="could not be asked in time"):
         observer.look(0.0)
+
+
+def test_what_is_not_known_of_the_settings_is_told(
+    client: BlockingClient, observer: Observer
+) -> None:
+    start(client, "jobs", 1)
+    (told,) = observer.look(QUICK_S)
+    assert told.settings_fault == observer.settings_fault == ""
+    append(client.core, SettingsSnapshot(upto=10**9, state=b"", at_ms=1))
+    deadline = client.core.deadline()
+    while not observer.settings_fault:
+        assert client.core.clock.monotonic() < deadline
+    (told,) = observer.look(QUICK_S)
+    assert told.settings_fault.startswith("1 record skipped")

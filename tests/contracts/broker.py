@@ -664,6 +664,23 @@ class BrokerContract:
         world.break_connection(bench.broker)
         assert [told.get(timeout=PATIENCE_S) for _ in range(2)] == ["lost", "m0"]
 
+    def test_it_is_told_when_its_queue_is_deleted(self, bench: Bench) -> None:
+        full = bench.declare("q")
+        told: queue.Queue[str] = queue.Queue()
+        bench.subscribe(
+            full,
+            lambda many: told.put(many[0].message.message_id),
+            plan=bench.queue("q"),
+            on_lost=lambda: told.put("lost"),
+        )
+        bench.send(full, message(message_id="m0"))
+        assert told.get(timeout=PATIENCE_S) == "m0"
+        bench.apply(Plan((DeleteQueue(full),)))
+        assert told.get(timeout=PATIENCE_S) == "lost"
+        bench.world.eventually(lambda: bench.stats(full) == QueueStats(ready=0, consumers=1))
+        bench.send(full, message(message_id="m1"))
+        assert told.get(timeout=PATIENCE_S) == "m1"
+
     @pytest.mark.parametrize("is_end_of_all", [False, True])
     def test_what_was_acknowledged_last_does_not_come_again(
         self, bench: Bench, world: World, *, is_end_of_all: bool

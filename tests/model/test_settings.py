@@ -28,6 +28,7 @@ from tq_broker.model.settings import (
     LimitsSet,
     Record,
     Settings,
+    SettingsSnapshot,
     TaskQueueDeclared,
     TaskQueueFair,
     TaskQueuePaused,
@@ -38,6 +39,7 @@ from tq_broker.model.settings import (
     TrafficRuleSet,
     read_record,
     record_message,
+    record_ms,
 )
 
 names = st.sampled_from("abc")
@@ -68,6 +70,18 @@ def test_a_record_comes_back_as_it_went(record: Record) -> None:
     message = record_message(record, "1")
     assert message.kind == "setting"
     assert read_record(message) == record
+
+
+def test_a_snapshot_comes_back_as_it_went_and_goes_up_to_a_place() -> None:
+    record = SettingsSnapshot(upto=7, state=b"\x00\xff", at_ms=3, by="me", lost_ms=2)
+    assert read_record(record_message(record, "1")) == record
+    with pytest.raises(Malformed, match="upto is -2; it must be at least -1"):
+        read_record(record_message(SettingsSnapshot(upto=-2, state=b"", at_ms=3), "1"))
+
+
+def test_every_record_tells_when_it_was_made() -> None:
+    assert record_ms(TaskQueueDeclared("a", 4)) == 4
+    assert record_ms(TrafficRuleSet(a_rule("a", at_ms=5))) == 5
 
 
 @given(st.lists(records))

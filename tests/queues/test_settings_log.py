@@ -13,17 +13,26 @@ from tq_broker.clock import SystemClock
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names
+from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import (
     ActivityCanceled,
     CapabilitiesDeclared,
     LimitsSet,
     Record,
+    SettingsSnapshot,
     TaskQueueDeclared,
+    TaskQueueFair,
+    TaskQueuePaused,
     TaskQueueReclaimed,
+    TaskQueueResumed,
+    TrafficRuleSet,
 )
+from tq_broker.model.snapshot import pack
+from tq_broker.queues import topology
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.queues.topology import DeclareQueue, Plan
 
 NAMES = Names("n")
 SOON_S = 20.0
@@ -193,3 +202,66 @@ def test_a_follower_knows_what_is_required_and_what_workers_have(writer: Writer)
     assert follower.capabilities("a") == {"gpu"}
     assert follower.unknown("a", ("gpu", "ssd")) == ["ssd"]
     assert follower.unknown("b", ("gpu",)) == ["gpu"]
+
+
+def test_who_was_cut_takes_all_tables_from_a_snapshot(writer: Writer) -> None:
+    # Given one who knows all, and a log of which only the end is left
+    arguments = {"x-queue-type": "stream", "x-max-length-bytes": 1_000}
+    plan = Plan((DeclareQueue(str(NAMES.queue(Kind.SETTINGS)), arguments),))
+    writer.broker.apply(topology.namespace(NAMES) + plan, soon())
+    whole = writer.follower()
+    whole.follow()
+    rule = TrafficRule(id="r", to_task_queue="there", at_ms=1)
+    writer.append(TaskQueueFair("f", 1), TrafficRuleSet(rule), TaskQueuePaused("p", 1))
+    assert whole.wait_read(3, soon())
+    writer.append(ActivityCanceled("x", 1, reason="x" * 1_000))
+    seen: Queue[Record] = Queue()
+    cut = writer.follower(seen.put)
+    cut.follow()
+    assert isinstance(seen.get(timeout=SOON_S), ActivityCanceled)
+    assert "its beginning was dropped" in cut.fault
+    assert (cut.rules.rules, cut.fair, cut.pauses()) == ((), frozenset(), {})
+    # When a snapshot comes
+    assert whole.wait_read(4, soon())
+    upto, state, _ = whole.snapshot()
+    snapshot = SettingsSnapshot(upto=upto, state=pack(state), at_ms=1)
+    writer.append(snapshot)
+    # Then all is known, and who follows is told
+    assert seen.get(timeout=SOON_S) == snapshot
+    writer.append(ActivityCanceled("y", 1))
+    assert isinstance(seen.get(timeout=SOON_S), ActivityCanceled)
+    assert cut.rules.rules == (rule,)
+    assert cut.fair == cut.prioritized == {("activity", "f")}
+    assert set(cut.pauses()) == {("activity", "p"), ("workflow", "p")}
+    assert cut.is_cancelled("x", 0)
+    assert not cut.fault
+
+
+def test_a_log_that_is_read_again_is_not_applied_again(writer: Writer) -> None:
+    seen: Queue[Record] = Queue()
+    log = writer.follower(seen.put)
+    log.follow()
+    records = [TaskQueuePaused("q", 1), TaskQueueResumed("q", 2)]
+    writer.put(Message(body=b"garbage", message_id="1", headers={"tq-protocol": 1}))
+    writer.append(*records)
+    assert [seen.get(timeout=SOON_S) for _ in records] == records
+    writer.broker.break_connection()
+    last = TaskQueueDeclared("a", 3)
+    writer.append(last)
+    assert log.wait_read(4, soon())
+    assert log.catch_up(soon())
+    assert seen.get(timeout=SOON_S) == last
+    assert seen.empty()
+    assert log.skipped == 1
+
+
+def test_what_is_in_a_snapshot_that_cannot_be_read_is_said(writer: Writer) -> None:
+    arguments = {"x-queue-type": "stream", "x-max-length-bytes": 300}
+    plan = Plan((DeclareQueue(str(NAMES.queue(Kind.SETTINGS)), arguments),))
+    writer.broker.apply(topology.namespace(NAMES) + plan, soon())
+    records = [ActivityCanceled("x", 1, reason="x" * 300), TaskQueueDeclared("a", 1)]
+    writer.append(*records, SettingsSnapshot(upto=1, state=b"torn", at_ms=1))
+    log = writer.follower()
+    log.follow()
+    assert log.wait_read(1, soon())
+    assert "1 record skipped, the last one because of: body: zlib" in log.fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -21,9 +22,14 @@ from tq_broker.exceptions import (
 )
 from tq_broker.model.capabilities import Niche
 from tq_broker.model.limits import Limits
-from tq_broker.model.names import QueueName
+from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.parts import Part, PartKind
 from tq_broker.model.rules import TrafficRule
+from tq_broker.model.settings import ActivityCanceled, Record, SettingsSnapshot
+from tq_broker.model.snapshot import pack
+from tq_broker.queues import topology
+from tq_broker.queues.settings_log import SettingsLog
+from tq_broker.queues.topology import DeclareQueue, Plan
 from tq_broker.worker import Worker, niches
 
 GPU = NAMES.capable("q", ["gpu"])
@@ -58,6 +64,36 @@ def test_a_task_goes_only_where_all_is_present(world: World) -> None:
     assert {world.run(render) for _ in range(20)} <= {"gpu", "both"}
     # What the call says wins over the decorator, also when it is nothing.
     assert {world.run(render, requires=()) for _ in range(30)} >= {"plain"}
+
+
+def test_a_set_that_only_a_snapshot_tells_of_is_served(world: World) -> None:
+    # Given a log whose beginning is dropped, and with it that tasks require a GPU
+    connection = world.client.connection
+    broker = connection.broker
+    arguments = {"x-queue-type": "stream", "x-max-length-bytes": 1_000}
+    plan = Plan((DeclareQueue(str(NAMES.queue(Kind.SETTINGS)), arguments),))
+    broker.apply(topology.namespace(NAMES) + plan, world.soon())
+    log = SettingsLog(broker, NAMES, world.clock)
+    broker.wait_subscribed([log.follow()], world.soon())
+    worker(world, "gone", "gpu").stop()
+    handle = world.start(render)
+    world.eventually(lambda: bool(log.capable("q")))
+    append(world, ActivityCanceled("x", 1, reason="x" * 1_000))
+    world.eventually(lambda: log.cancellation("x") is not None)
+    gpu = worker(world, "gpu", "gpu")
+    assert not gpu._settings.capable("q")
+    # When a snapshot comes
+    upto, state, _ = log.snapshot()
+    append(world, SettingsSnapshot(upto=upto, state=pack(state), at_ms=1))
+    # Then a worker serves them
+    assert handle.result(SOON_S) == "gpu"
+    log.stop()
+
+
+def append(world: World, record: Record) -> None:
+    told: Future[object] = Future()
+    world.client.connection.sender.append(record, world.soon(), told.set_result)
+    assert told.result(SOON_S) is None
 
 
 def test_who_comes_later_finds_what_waits(world: World) -> None:
