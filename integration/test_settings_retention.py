@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,11 +20,13 @@ from tq_broker.model.limits import Limits, Side
 from tq_broker.model.names import Kind, Names
 from tq_broker.model.rules import TrafficRule
 from tq_broker.model.settings import ActivityCanceled, LimitsSet
+from tq_broker.queues.settings_keeper import EMPTY_S, JITTER_S
 from tq_broker.queues.settings_log import SettingsLog
 from tq_broker.queues.topology import DeclareQueue, DeleteQueue, Plan
+from tq_broker.testing.local_rabbitmq import LocalRabbitMQ
 
-LOG_BYTES = 25_000_000
-"""Half of what it usually is."""
+LOG_BYTES = 16_000_000
+"""A third of what it usually is."""
 PADDING = "x" * 20_000
 BATCH = 25
 SNAPSHOT_SOON_S = 30.0
@@ -204,3 +207,20 @@ def test_settings_outlive_their_log(site: Site, *, is_idle: bool) -> None:
     (info,) = core.ping(1.0).result(30)
     assert (info.paused, info.settings_fault) == (["p"], "")
     assert "it was deleted" in worker.said()
+
+
+def test_a_restart_of_rabbitmq_is_not_taken_for_a_deleted_log(
+    rabbitmq_each: LocalRabbitMQ, namespace: str, tmp_path: Path
+) -> None:
+    with site_at(rabbitmq_each.url, namespace, tmp_path) as site:
+        worker = site.worker("q", "p").ready()
+        set_all(site)
+        rabbitmq_each.stop()
+        rabbitmq_each.start()
+        wait_until(lambda: site.client.core.ping(1.0).result(60), "the worker is back")
+        # So long that it would have noticed that the log is empty
+        time.sleep(EMPTY_S + JITTER_S + 1)
+        append(site.client.core, ActivityCanceled("nobody", 1))
+        check_all(wait_known(site))
+        assert "it was deleted" not in worker.said()
+        assert "snapshot" not in worker.said()

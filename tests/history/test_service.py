@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.history.worlds import (
 )
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.history.service import HistoryService
-from tq_broker.model import envelope, failure, requests
+from tq_broker.model import envelope, failure, playback, requests
 from tq_broker.model.commands import CompleteWorkflow, ScheduleActivity, StartTimer
 from tq_broker.model.events import TimerFired, WorkflowExecutionSignaled
 from tq_broker.model.message import Message
@@ -38,8 +38,11 @@ from tq_broker.model.requests import (
     Status,
     shard_of,
 )
+from tq_broker.model.settings import TaskQueuePaused
 from tq_broker.model.tasks import Status as Outcome
 from tq_broker.model.workflow_tasks import EventsPage, FetchEvents, RunKey
+from tq_broker.queues import settings_keeper
+from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.stores.store import Batch
 from tq_broker.testing.manual_clock import ManualClock
 
@@ -471,3 +474,24 @@ def test_as_a_context_manager(world: World) -> None:
         assert service.identity == "me"
         assert isinstance(world.start(), Started)
     assert service.shards == ()
+
+
+def test_a_service_keeps_the_settings_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playback, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(settings_keeper, "JITTER_S", 0.0)
+    world.service()
+    for number in range(3):
+        record = TaskQueuePaused(f"q{number}", 1)
+        world.connection.sender.append(record, world.soon(), lambda _: None)
+    read: list[bytes] = []
+
+    def on_deliveries(deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            read.append(delivery.message.body)
+            delivery.ack()
+
+    arguments = {"x-stream-offset": "first"}
+    options = SubscribeOptions(prefetch=10, arguments=arguments)
+    broker = world.connection.broker
+    broker.subscribe(str(NAMES.queue(Kind.SETTINGS)), on_deliveries, options)
+    world.eventually(lambda: any(b"settings-snapshot" in body for body in read))

@@ -28,7 +28,8 @@ from tq_broker.model.settings import (
     TrafficRuleSet,
 )
 from tq_broker.model.snapshot import pack
-from tq_broker.queues import topology
+from tq_broker.queues import settings_log, topology
+from tq_broker.queues.broker import QueueStats
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.sender import Sender
 from tq_broker.queues.settings_log import SettingsLog
@@ -265,3 +266,20 @@ def test_what_is_in_a_snapshot_that_cannot_be_read_is_said(writer: Writer) -> No
     log.follow()
     assert log.wait_read(1, soon())
     assert "1 record skipped, the last one because of: body: zlib" in log.fault
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_log_whose_beginning_is_being_dropped_ends_where_it_is_silent(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, *, is_cut: bool
+) -> None:
+    monkeypatch.setattr(settings_log, "LONG_SILENCE_S", 0.05)
+    arguments = {"x-queue-type": "stream", "x-max-length-bytes": 200}
+    plan = Plan((DeclareQueue(str(NAMES.queue(Kind.SETTINGS)), arguments),))
+    writer.broker.apply(topology.namespace(NAMES) + plan, soon())
+    writer.append(*[TaskQueueDeclared("a", 1)] * (9 if is_cut else 1))
+    # RabbitMQ counts what is gone
+    monkeypatch.setattr(writer.broker, "stats", lambda *_: QueueStats(ready=99, consumers=0))
+    log = writer.follower()
+    log.follow()
+    assert log.wait_read(1, soon())
+    assert log.catch_up(clock.monotonic() + (SOON_S if is_cut else 0.2)) is is_cut

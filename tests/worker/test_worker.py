@@ -29,8 +29,11 @@ from tq_broker.exceptions import (
     TimeoutType,
     Unavailable,
 )
+from tq_broker.model import playback
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind
+from tq_broker.queues import settings_keeper
+from tq_broker.queues.broker import Delivery, SubscribeOptions
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker import (
     CustomSlotSupplier,
@@ -1145,3 +1148,23 @@ def test_a_worker_answers_a_ping(world: World) -> None:
     assert (info.worker_id, info.identity, info.slots, info.running) == ("w", "me", 7, 0)
     assert (info.task_queues, info.activities) == (["q"], ["in_a_thread"])
     assert worker.running == 0
+
+
+def test_a_worker_keeps_the_settings_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playback, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(settings_keeper, "JITTER_S", 0.0)
+    worker = world.worker(in_a_thread)
+    for _ in range(3):
+        world.client.pause_task_queue("q")
+    read: list[bytes] = []
+
+    def on_deliveries(deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            read.append(delivery.message.body)
+            delivery.ack()
+
+    arguments = {"x-stream-offset": "first"}
+    options = SubscribeOptions(prefetch=10, arguments=arguments)
+    world.broker.subscribe(str(NAMES.queue(Kind.SETTINGS)), on_deliveries, options)
+    world.eventually(lambda: any(b"settings-snapshot" in body for body in read))
+    assert not worker._settings.fault

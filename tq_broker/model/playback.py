@@ -108,6 +108,11 @@ class Playback:
         return self._at + 1 - (first - 1 if first else 0)
 
     @property
+    def begins_late(self) -> bool:
+        """Whether the reading has begun, and not with the first record that there ever was."""
+        return not self._begins and self._head is not None and self._head[0] > 0
+
+    @property
     def is_due(self) -> bool:
         """Whether a snapshot is to be written, and can be by this reader."""
         if self._is_cut or self._head is None:

@@ -116,8 +116,9 @@ class SubscribeOptions:
             the broker is told when the end has come.
         on_over: Called when a subscription with ``once`` has ended, after its last delivery was
             handed over. On the thread of the deliveries.
-        on_lost: Called when the broker has taken back all that was delivered and not settled,
-            before anything is delivered anew. On the thread of the deliveries.
+        on_lost: Called when the broker has taken back all that was delivered and not settled, as
+            when the connection breaks or the queue is deleted, before anything is delivered anew.
+            On the thread of the deliveries.
         on_accepted: Called whenever the broker has accepted the subscription: first, and each
             time that it has come back. On the thread of the deliveries.
     """

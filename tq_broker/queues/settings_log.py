@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 500
 SILENCE_S = 0.3
+LONG_SILENCE_S = 2.0
 REASON_MAX = 200
 
 
@@ -124,7 +125,8 @@ class SettingsLog:
         """Wait until what is in the log now has been read; False if the deadline came first.
 
         RabbitMQ's count of a stream lags behind by up to a second, so its end is where it has
-        been silent for a while.
+        been silent for a while. It may also count what was dropped meanwhile: then the log has to
+        be silent for longer.
         """
         self.is_behind = not self._caught_up(deadline)
         if not self._playback.is_whole:
@@ -182,12 +184,18 @@ class SettingsLog:
 
     def _caught_up(self, deadline: float) -> bool:
         stats = self._broker.stats(str(self._names.queue(Kind.SETTINGS)), deadline)
-        if stats is not None and not self.wait_read(stats.ready, deadline):
-            return False
+        count = 0 if stats is None else stats.ready
         with self._changed:
-            while remaining(self._clock, deadline):
+            while left_s := remaining(self._clock, deadline):
                 read = self._read_count
-                if not self._changed.wait_for(lambda: self._read_count > read, SILENCE_S):  # noqa: B023
+                if read >= count:
+                    wait_s = SILENCE_S
+                elif self._playback.begins_late:
+                    wait_s = LONG_SILENCE_S
+                else:
+                    wait_s = left_s
+                is_silent = not self._changed.wait_for(lambda: self._read_count > read, wait_s)  # noqa: B023
+                if is_silent and wait_s < left_s:
                     return True
         return False
 
