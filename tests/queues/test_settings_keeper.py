@@ -23,7 +23,7 @@ from tq_broker.model.settings import (
 )
 from tq_broker.model.snapshot import State
 from tq_broker.queues import settings_keeper
-from tq_broker.queues.broker import Delivery, SubscribeOptions
+from tq_broker.queues.broker import Delivery, QueueStats, SubscribeOptions
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
 from tq_broker.queues.sender import Done, Sender
 from tq_broker.queues.settings_keeper import EMPTY_S, GIVE_UP_S, JITTER_S, RETRY_S, SettingsKeeper
@@ -104,6 +104,12 @@ class World:
         assert log.wait_read(stats.ready, self.soon())
         return log
 
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and what is done then be done."""
+        self.clock.advance(seconds)
+        for broker in self.brokers:
+            broker.wait_quiet(self.soon())
+
     def close(self) -> None:
         for sender in self.senders:
             sender.close()
@@ -112,7 +118,9 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    # Whoever lets time pass waits for what is done then.
+    monkeypatch.setattr(Sender, "in_background", lambda _, work: work())
     world = World()
     yield world
     world.close()
@@ -141,11 +149,11 @@ def test_one_that_is_due_is_written_by_one(world: World) -> None:
     world.append(paused("a"))
     world.fill()
     wait_until(lambda: early.is_snapshot_due and late.is_snapshot_due)
-    world.clock.advance(JITTER_S * 0.25 - 0.01)
+    world.advance(JITTER_S * 0.25 - 0.01)
     assert not world.snapshots
-    world.clock.advance(0.02)
+    world.advance(0.02)
     wait_until(lambda: not early.is_snapshot_due and not late.is_snapshot_due)
-    world.clock.advance(100.0)
+    world.advance(100.0)
     assert [one.by for one in world.snapshots] == ["early"]
     assert world.snapshots[0].at_ms > 1
     assert not early.fault
@@ -160,7 +168,7 @@ def test_who_comes_after_the_beginning_was_dropped_knows_what_was_in_it(world: W
     for _ in range(3):
         world.fill()
         wait_until(lambda: log.is_snapshot_due)
-        world.clock.advance(JITTER_S + RETRY_S)
+        world.advance(JITTER_S + RETRY_S)
         wait_until(lambda: not log.is_snapshot_due)
     newcomer = world.newcomer()
     assert pauses(newcomer) == ["a"]
@@ -177,9 +185,9 @@ def test_who_could_not_read_all_lets_others_go_first(world: World) -> None:
         wait_until(lambda: log.skipped)
     world.fill()
     wait_until(lambda: log.is_snapshot_due)
-    world.clock.advance(settings_keeper.UNSURE_S - 0.01)
+    world.advance(settings_keeper.UNSURE_S - 0.01)
     assert log.is_snapshot_due
-    world.clock.advance(0.02)
+    world.advance(0.02)
     wait_until(lambda: world.snapshots)
 
 
@@ -200,13 +208,13 @@ def test_one_that_could_not_be_written_is_tried_again(
     world.fill()
     wait_until(lambda: log.is_snapshot_due)
     monkeypatch.setattr(Sender, "append", refuse)
-    world.clock.advance(0.01)
+    world.advance(0.01)
     assert refused.wait(SOON_S)
     monkeypatch.setattr(Sender, "append", append)
     assert "the snapshot was not written, trying again: no room" in caplog.text
 
     def is_written() -> bool:
-        world.clock.advance(RETRY_S)
+        world.advance(RETRY_S)
         return not log.is_snapshot_due
 
     wait_until(is_written)
@@ -226,17 +234,17 @@ def test_one_that_is_too_large_is_said_to_be(
     wait_until(lambda: log.is_snapshot_due)
     with monkeypatch.context() as patched:
         patched.setattr(settings_keeper, "pack", refuse)
-        world.clock.advance(0.01)
+        world.advance(0.01)
         wait_until(lambda: log.keeping_fault)
         assert log.fault == "it is so large; old settings will be forgotten"
         assert "settings log: it is so large" in caplog.text
         world.append(paused("a"))
         wait_until(lambda: pauses(log))
-        world.clock.advance(RETRY_S * 2)
+        world.advance(RETRY_S * 2)
         assert len(tries) == 1, "it is not tried with each record"
 
     def is_written() -> bool:
-        world.clock.advance(settings_keeper.TOO_LARGE_S)
+        world.advance(settings_keeper.TOO_LARGE_S)
         return not log.is_snapshot_due
 
     wait_until(is_written)
@@ -252,7 +260,7 @@ def test_who_is_stopped_writes_nothing(world: World) -> None:
     keeper.stop()
     world.append(paused("a"))
     wait_until(lambda: pauses(log))
-    world.clock.advance(100.0)
+    world.advance(100.0)
     assert not world.snapshots
 
 
@@ -265,12 +273,12 @@ def test_settings_outlive_a_log_that_is_deleted_and_stays_empty(
     world.sender.broker.apply(Plan((DeleteQueue(QUEUE),)), world.soon())
     wait_until(lambda: log.is_silent_again)
     world.watch()
-    world.clock.advance(EMPTY_S + JITTER_S)
+    world.advance(EMPTY_S + JITTER_S)
     wait_until(lambda: log.is_snapshot_due or world.snapshots)
     assert pauses(log) == ["a"]
 
     def is_written() -> object:
-        world.clock.advance(RETRY_S)
+        world.advance(RETRY_S)
         return world.snapshots
 
     wait_until(is_written)
@@ -287,9 +295,25 @@ def test_a_lost_connection_is_no_deleted_log(world: World) -> None:
     world.brokers[-1].break_connection()
     world.append(paused("b"))
     wait_until(lambda: pauses(log) == ["a", "b"])
-    world.clock.advance(100.0)
+    world.advance(100.0)
     assert not world.snapshots
     assert not log.fault
+
+
+def test_a_log_that_rabbitmq_counts_records_of_is_not_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, _ = world.follow()
+    world.append(paused("a"))
+    wait_until(lambda: pauses(log))
+    world.sender.broker.apply(Plan((DeleteQueue(QUEUE),)), world.soon())
+    wait_until(lambda: log.is_silent_again)
+    world.watch()
+    stats = QueueStats(ready=1, consumers=0)
+    monkeypatch.setattr(MemoryBroker, "stats", lambda *_: stats)
+    for _ in range(5):
+        world.advance(EMPTY_S + JITTER_S)
+    assert not world.snapshots
 
 
 def test_what_nobody_knows_is_given_up_after_a_while(
@@ -304,11 +328,11 @@ def test_what_nobody_knows_is_given_up_after_a_while(
     log, _ = world.follow(jitter=0.0)
     wait_until(lambda: "d" in pauses(log))
     assert not log.is_whole
-    world.clock.advance(GIVE_UP_S - 0.1)
+    world.advance(GIVE_UP_S - 0.1)
     assert not world.snapshots
 
     def is_written() -> object:
-        world.clock.advance(RETRY_S)
+        world.advance(RETRY_S)
         return world.snapshots
 
     wait_until(is_written)

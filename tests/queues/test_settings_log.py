@@ -283,3 +283,13 @@ def test_a_log_whose_beginning_is_being_dropped_ends_where_it_is_silent(
     log.follow()
     assert log.wait_read(1, soon())
     assert log.catch_up(clock.monotonic() + (SOON_S if is_cut else 0.2)) is is_cut
+
+
+def test_a_log_that_cannot_be_read_is_not_silent(writer: Writer) -> None:
+    log = writer.follower()
+    log.follow()
+    writer.append(TaskQueueDeclared("a", 1))
+    assert log.wait_read(1, soon())
+    writer.broker.break_connection(away_s=SOON_S)
+    writer.broker.wait_quiet(soon())
+    assert not log.is_silent_again
