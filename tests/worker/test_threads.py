@@ -39,10 +39,10 @@ class Hands:
         """Until so many threads wait for something to do."""
         give_up = threading.Event()
         for _ in range(2000):
-            if self.threads._spare == count:
+            if self.threads._asleep == count:
                 return
             give_up.wait(0.01)
-        raise AssertionError(f"{self.threads._spare} threads are idle, not {count}")
+        raise AssertionError(f"{self.threads._asleep} threads are idle, not {count}")
 
 
 @pytest.fixture

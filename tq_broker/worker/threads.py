@@ -3,6 +3,10 @@
 What a pool of the standard library makes for each call (a future with its condition and lock) would
 cost more than the rest of a short activity, and nobody asks for it here: a batch is handed over at
 once, and who runs it tells how it ended.
+
+Nor is a thread called for each item of a batch. One is, and whoever takes an item and leaves others
+calls the next, one at a time. If what they run waits for something, the next one is there in
+microseconds; if it is short, a few threads run all of it, and the others stay asleep.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -29,50 +34,65 @@ class Threads(Generic[T]):
     def __init__(self, most: int, run: Callable[[T], None]) -> None:
         self._most = most
         self._run = run
-        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._items: deque[T] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Rung once for each thread that is called."""
         self._count = 0
-        self._spare = 0
-        """Threads that nothing runs in or waits for; below zero: so many items wait for one."""
+        self._asleep = 0
+        self._is_one_coming = False
         self._closed = False
 
     def put(self, items: Sequence[T]) -> None:
         """Run ``items``, each as soon as a thread is free; after `close` they are dropped."""
         with self._lock:
-            if self._closed:
-                return
-            self._spare -= len(items)
-            more = min(-self._spare, self._most - self._count)
-            for _ in range(more):
-                self._begin()
-        for item in items:
-            self._items.put(item)
-
-    def _begin(self) -> None:
-        name = f"tq-activity_{self._count}"
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
-        self._count += 1
-        self._spare += 1
-
-    def _serve(self) -> None:
-        while (item := self._items.get()) is not None:
-            try:
-                self._run(item)
-            except BaseException:  # a defect of ours costs one item, not the thread
-                log.exception("a thread for activities goes on")
-            del item  # a thread that waits holds nothing
-            with self._lock:
-                self._spare += 1
+            if not self._closed:
+                self._items.extend(items)
+                self._call_one()
 
     def close(self) -> None:
         """Begin nothing more; each thread ends with what it runs. Does not wait for them."""
         with self._lock:
             self._closed = True
-            count = self._count
-        try:
-            while True:
-                self._items.get_nowait()
-        except queue.Empty:
-            pass
-        for _ in range(count):
-            self._items.put(None)
+            self._items.clear()
+            for _ in range(self._asleep):
+                self._bell.put(None)
+            self._asleep = 0
+
+    def _call_one(self) -> None:
+        """Have one more thread come, if something waits and none is on its way."""
+        if self._is_one_coming or not self._items:
+            return
+        if self._asleep:
+            self._asleep -= 1
+            self._bell.put(None)
+        elif self._count < self._most:
+            name = f"tq-activity_{self._count}"
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+            self._count += 1
+        else:
+            return
+        self._is_one_coming = True
+
+    def _serve(self) -> None:
+        while self._work():
+            self._bell.get()
+
+    def _work(self) -> bool:
+        """Run what there is, having been called; False if there will be nothing more."""
+        with self._lock:
+            self._is_one_coming = False
+        while True:
+            with self._lock:
+                if self._closed:
+                    return False
+                if not self._items:
+                    self._asleep += 1
+                    return True
+                item = self._items.popleft()
+                self._call_one()
+            try:
+                self._run(item)
+            except BaseException:  # a defect of ours costs one item, not the thread
+                log.exception("a thread for activities goes on")
+            del item  # a thread that sleeps holds nothing
