@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,10 +88,35 @@ def test_start_has_every_option(invoke: Invoke, history: FakeHistory) -> None:
     assert (answer.exit_code, "such as 'shop.1.4'" in answer.stderr) == (2, True)
 
 
+def test_the_application_gives_defaults(
+    invoke: Invoke, history: FakeHistory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "orders_app.py").write_text(
+        "from tq_broker import workflow\n"
+        "@workflow.defn(name='Order', task_queue='shop', priority=2, affinity='host')\n"
+        "class Order:\n"
+        "    @workflow.run\n"
+        "    async def run(self, number: int) -> int:\n"
+        "        return number\n"
+    )
+    history.script[requests.StartWorkflow] = lambda _: STARTED
+    start = ("-A", "orders_app", "workflow", "start")
+    assert invoke(*start, "Order", "-i", "1").exit_code == 0
+    first = history.seen[-1]
+    assert (first.task_queue, first.priority, first.input) == ("shop", 2, b"[1]")
+    assert first.affinity == '{"kind":"host"}'
+    assert invoke(*start, "Order", "-i", "1", "-t", "q", "--priority", "1").exit_code == 0
+    assert (history.seen[-1].task_queue, history.seen[-1].priority) == ("q", 1)
+    assert "--task-queue NAME" in invoke(*start, "Unknown").stderr
+    sys.modules.pop("orders_app", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("workflow", "start", "Order"), "'-t' / '--task-queue'"),
+        (("workflow", "start", "Order"), "name the task queue: --task-queue NAME"),
         ((*START, "--input", "two"), "is not JSON"),
         ((*START, "--memo", "a"), "write NAME=JSON"),
         ((*START, "--id", "a\nb"), "id has the control"),

@@ -54,6 +54,13 @@ class Application:
                 return activity
         return None
 
+    def find_workflow(self, workflow_type: str) -> type | None:
+        """The workflow of that type, if there is one."""
+        for workflow in self.workflows:
+            if workflow_definition_of(workflow).name == workflow_type:
+                return workflow
+        return None
+
     @property
     def types(self) -> tuple[str, ...]:
         """Its activity types; ``*`` for a dynamic one."""

@@ -89,7 +89,10 @@ _id = click.argument("id", metavar="ID")
 _start_options = shared(
     click.argument("type", metavar="TYPE"),
     click.option(
-        "-t", "--task-queue", metavar="NAME", required=True, help="Where its workers are."
+        "-t",
+        "--task-queue",
+        metavar="NAME",
+        help="Where its workers are. Required, unless -A knows it.",
     ),
     click.option("--id", metavar="ID", help="Names the workflow.  [made up]"),
     _inputs,
@@ -159,10 +162,13 @@ _start_options = shared(
 @_start_options
 @click.pass_context
 def start(ctx: click.Context, /, **keywords: Any) -> None:
-    """Start a workflow of TYPE and print its id."""
+    """Start a workflow of TYPE and print its id.
+
+    With -A the options at its decorator are the defaults.
+    """
     options = _options(keywords)
     with _client(ctx) as (session, client):
-        handle = client.start_workflow(keywords["type"], args=keywords["inputs"], **options)
+        handle = _started(session, client, keywords, options)
         session.output.done(
             handle.id, data={"id": handle.id, "run_id": handle.first_execution_run_id}
         )
@@ -175,11 +181,12 @@ def start(ctx: click.Context, /, **keywords: Any) -> None:
 def execute(ctx: click.Context, /, timeout: timedelta | None, **keywords: Any) -> int:
     """Start a workflow of TYPE, wait for it, and print its result as JSON.
 
-    Exit code 1 if it ended badly, 3 if it has not ended within --timeout; it goes on then.
+    With -A the options at its decorator are the defaults. Exit code 1 if it ended badly, 3 if it
+    has not ended within --timeout; it goes on then.
     """
     options = _options(keywords)
     with _client(ctx) as (session, client):
-        handle = client.start_workflow(keywords["type"], args=keywords["inputs"], **options)
+        handle = _started(session, client, keywords, options)
         return _wait(session, handle, timeout, follow_runs=True)
 
 
@@ -394,6 +401,20 @@ def _client(ctx: click.Context) -> Iterator[tuple[Session, BlockingClient]]:
     application = session.application() if session.app else None
     with session.client(application) as client:
         yield session, client
+
+
+def _started(
+    session: Session, client: BlockingClient, keywords: Mapping[str, Any], options: dict[str, Any]
+) -> BlockingWorkflowHandle[Any]:
+    """Start what the options say; with ``-A`` the decorator's options are the defaults."""
+    application = session.application() if session.app else None
+    known = application.find_workflow(keywords["type"]) if application else None
+    if known is None and "task_queue" not in options:
+        raise InvalidArgument("name the task queue: --task-queue NAME")
+    handle = client.start_workflow(known or keywords["type"], args=keywords["inputs"], **options)
+    # Its result is printed as it comes, not as what the code makes of it.
+    run_id = handle.first_execution_run_id
+    return client.get_workflow_handle(handle.id, first_execution_run_id=run_id)
 
 
 def _options(keywords: Mapping[str, Any]) -> dict[str, Any]:
