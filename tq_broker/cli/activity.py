@@ -102,7 +102,7 @@ _start_options = shared(
 def start(ctx: click.Context, /, **keywords: Any) -> None:
     """Start an activity of TYPE and print its id. Nobody gets its outcome."""
     session = session_of(ctx)
-    with session.client(_application(session)) as client:
+    with session.operator() as client:
         handle = _start(session, client, {**keywords, "wait_result": False})
         session.output.done(handle.id, data={"id": handle.id})
 
@@ -117,7 +117,7 @@ def execute(ctx: click.Context, /, timeout: timedelta | None, **keywords: Any) -
     Exit code 1 if it failed, 3 if it has not ended within --timeout; it goes on then.
     """
     session = session_of(ctx)
-    with session.client(_application(session)) as client:
+    with session.operator() as client:
         handle = _start(session, client, keywords)
         try:
             result = handle.result(timeout)
@@ -142,7 +142,7 @@ def cancel(ctx: click.Context, id: str, reason: str) -> None:
     activity is not known here.
     """
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         client.cancel_activity(id, reason)
     session.output.done(f"cancellation of {id} requested", data={"id": id, "requested": True})
 
@@ -167,7 +167,7 @@ def describe(ctx: click.Context, id: str, task_queue: str, search: int, wait: ti
     unknown, and the exit code 5. Activities of workflows are in: tq-broker workflow describe
     """
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         told = describe_activity(
             client.core,
             id,

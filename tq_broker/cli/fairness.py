@@ -39,7 +39,7 @@ def weights(
     """
     session = session_of(ctx)
     wanted = dict(map(_weight, weights))
-    with session.client() as client:
+    with session.operator() as client:
         operations = FairnessOperations(client.core)
         if wanted:
             one_side = "" if side == BOTH else side

@@ -88,12 +88,18 @@ class Session:
                 client.close()
 
     @contextlib.contextmanager
-    def operations(self) -> Iterator[Operations]:
-        """An operator's connection, signed by a person unless the profile says otherwise. With
-        ``-A``, arguments are read by the app's converter."""
+    def operator(self) -> Iterator[BlockingClient]:
+        """A client that is signed by a person, unless the profile says otherwise. With ``-A``,
+        arguments are read by the app's converter."""
         application = self.application() if self.app else None
         identity = None if "identity" in self.config else _operator()
         with self.client(application, identity=identity) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def operations(self) -> Iterator[Operations]:
+        """What an operator may do; see `operator`."""
+        with self.operator() as client:
             yield Operations(client.core)
 
 

@@ -40,7 +40,7 @@ def pause(ctx: click.Context, name: str, reason: str, side: str) -> None:
     Within a second no worker does. Tasks may still be added, and wait; what runs goes on.
     """
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         record = client.verbs.pause(name, reason, side="" if side == BOTH else side)
     data = {**msgspec.to_builtins(record), "side": side}
     session.output.done(f"{name} paused {pause_line(record)}", data=data)
@@ -54,7 +54,7 @@ def pause(ctx: click.Context, name: str, reason: str, side: str) -> None:
 def resume(ctx: click.Context, name: str, reason: str, side: str) -> None:
     """Let workers take tasks of the task queue NAME again."""
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         record = client.verbs.resume(name, reason, side="" if side == BOTH else side)
     data = {**msgspec.to_builtins(record), "side": side}
     session.output.done(f"{name} resumed by {record.by}", data=data)
@@ -89,7 +89,7 @@ def move(ctx: click.Context, /, source: str, target: str, yes: bool, **options: 
     and do it again for the rest. With --type what stays goes to the back of its queue.
     """
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         _ask(f"Move tasks from task queue {source!r} to {target!r}?", yes, options)
         with _progress(session, "moved") as progress:
             told = client.verbs.move(source, target, on_progress=progress, **options)
@@ -106,7 +106,7 @@ def copy(ctx: click.Context, /, source: str, target: str, yes: bool, **options: 
     A copy has a new id, and nobody gets its outcome. The originals go to the back of SOURCE.
     """
     session = session_of(ctx)
-    with session.client() as client:
+    with session.operator() as client:
         _ask(f"Copy tasks from task queue {source!r} to {target!r}?", yes, options)
         if not options["job"] and not options["dry_run"]:
             options["job"] = client.core.new_id()

@@ -398,8 +398,7 @@ def count(ctx: click.Context, query: str | None) -> None:
 @contextmanager
 def _client(ctx: click.Context) -> Iterator[tuple[Session, BlockingClient]]:
     session = session_of(ctx)
-    application = session.application() if session.app else None
-    with session.client(application) as client:
+    with session.operator() as client:
         yield session, client
 
 
