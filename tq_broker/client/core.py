@@ -186,32 +186,14 @@ class ClientCore:
         if start.delay_ms or self.dispatcher.moves(start.activity_type, start.task_queue):
             return self._start_each(start, calls, deadline)
         first = self._task(start, "", b"", epoch_ms(self.clock))
-        headers = envelope.task_headers(first)
-        message = envelope.task_message(first, headers)
+        message = envelope.task_message(first)
         queue, is_meant = None, first.route is not None or first.requires is not None
         if not is_meant:
             place = self.dispatcher.in_order(self.names.activity(start.task_queue), message)
             if place is None:
                 return self._start_each(start, calls, deadline)
             queue, message = place
-        pendings, messages = [], []
-        for args in calls:
-            pending = Pending(self._ids.next(), start)
-            pendings.append(pending)
-            # Not msgspec.structs.replace: this loop is the hot path of a bulk start.
-            one = Message(
-                body=self._body(start, args),
-                message_id=pending.activity_id,
-                kind=message.kind,
-                headers=headers,
-                correlation_id=pending.activity_id,
-                reply_to=message.reply_to,
-                content_type=message.content_type,
-                content_encoding=message.content_encoding,
-                priority=message.priority,
-                timestamp=message.timestamp,
-            )
-            messages.append(one)
+        pendings, messages = self._alike(start, calls, message)
         if not messages:
             accepted.set_result([])
             return accepted
@@ -233,6 +215,30 @@ class ClientCore:
         else:
             self.sender.in_background(lambda: self._with_replies(deadline, send, tally.fail))
         return accepted
+
+    def _alike(
+        self, start: Start, calls: Sequence[Sequence[Any]], first: Message
+    ) -> tuple[list[Pending], list[Message]]:
+        """Messages like ``first``, one for each of ``calls``."""
+        pendings, messages = [], []
+        for args in calls:
+            pending = Pending(self._ids.next(), start)
+            pendings.append(pending)
+            # Not msgspec.structs.replace: this loop is the hot path of a bulk start.
+            one = Message(
+                body=self._body(start, args),
+                message_id=pending.activity_id,
+                kind=first.kind,
+                headers=first.headers,
+                correlation_id=pending.activity_id,
+                reply_to=first.reply_to,
+                content_type=first.content_type,
+                content_encoding=first.content_encoding,
+                priority=first.priority,
+                timestamp=first.timestamp,
+            )
+            messages.append(one)
+        return pendings, messages
 
     def _start_each(
         self, start: Start, calls: Sequence[Sequence[Any]], deadline: float
