@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +21,7 @@ from typing import Any
 
 from integration.ledger import Ledger
 from tq_broker import activity
+from tq_broker.cli.signals import Events
 from tq_broker.client import BlockingClient
 from tq_broker.client.core import ClientCore
 from tq_broker.clock import SystemClock
@@ -259,8 +259,8 @@ def main() -> None:
         name: timedelta(seconds=value) if isinstance(value, float) else value
         for name, value in program.options.items()
     }
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    events = Events()
+    events.listen([signal.SIGTERM])
     with client_with(program.url, program.namespace, program.heartbeat_s) as client:
         names = program.activities
         served = [one for one in ALL if not names or getattr(one, "__name__", "") in names]
@@ -268,7 +268,7 @@ def main() -> None:
             client, task_queues=program.task_queues, activities=served, **options
         ) as worker:
             print("ready", worker.worker_id, flush=True)
-            ended.wait()
+            events.next()
 
 
 if __name__ == "__main__":

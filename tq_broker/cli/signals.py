@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
@@ -9,6 +10,15 @@ from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+LOOK_S = 0.5
+"""A wait is never longer than this in one piece.
+
+Handlers run on the main thread, between two steps of its Python code. A signal that comes while
+it is on its way into a wait, or that the kernel gives to another thread, does not end that wait:
+in a wait without end, one worker in a hundred did not hear its SIGTERM on a busy machine.
+``signal.set_wakeup_fd`` would hear it too, but also what is meant for forked children.
+"""
 
 
 class Events:
@@ -40,8 +50,13 @@ class Events:
         self._queue.put(event)
 
     def next(self, timeout_s: float | None = None) -> Any:
-        """The next event; ``None`` if none came within ``timeout_s``."""
-        try:
-            return self._queue.get(timeout=timeout_s)
-        except Empty:
-            return None
+        """The next event; ``None`` if none came within ``timeout_s``, where that is given."""
+        left_s = math.inf if timeout_s is None else timeout_s
+        while True:
+            piece_s = min(left_s, LOOK_S)
+            try:
+                return self._queue.get(timeout=piece_s)
+            except Empty:
+                left_s -= piece_s
+                if left_s <= 0:
+                    return None
