@@ -3,9 +3,7 @@ does not delay another, and nothing is lost with the dealer."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,6 +14,7 @@ import pytest
 
 from integration.journey import Site, measured, site_at, wait_until
 from integration.journey_activities import work_on_loop
+from integration.line import FORGOTTEN, MANY, SLOTS, Line, Lined
 from tq_broker import activity, workflow
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
@@ -24,29 +23,8 @@ from tq_broker.model.names import Names
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
 
-SLOTS = 10
-MANY = 10_000
 ERROR_MAX = 0.05
 SOON = RetryPolicy(initial_interval=timedelta(seconds=0.1), backoff_coefficient=1)
-FORGOTTEN = {
-    "task_queue": "q",
-    "start_to_close_timeout": timedelta(minutes=5),
-    "wait_result": False,
-}
-
-
-class Line:
-    """Activities that say in which order they begin, and wait until the line is free."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.free = threading.Event()
-
-    @activity.defn(name="note")
-    async def note(self, key: str) -> None:
-        self.begun.append(key)
-        while not self.free.is_set():
-            await asyncio.sleep(0.01)
 
 
 def put(client: BlockingClient, key: str, count: int, weight: float | None = None) -> None:
@@ -70,21 +48,8 @@ def backlog(client: BlockingClient) -> int:
     return 0 if any(one is None or one.ready for one in before) else told.backlog
 
 
-class Fair:
+class Fair(Lined):
     """What holds wherever tasks wait."""
-
-    @pytest.fixture
-    def client(self, url: str, namespace: str) -> Iterator[BlockingClient]:
-        with BlockingClient.connect(url, namespace=namespace, timeout=60) as client:
-            yield client
-
-    @pytest.fixture
-    def line(self, client: BlockingClient) -> Iterator[Line]:
-        line = Line()
-        options = {"activities": [line.note], "max_concurrent_activities": SLOTS}
-        with Worker(client, task_queue="q", **options):
-            yield line
-            line.free.set()
 
     def test_ten_tasks_are_not_delayed_by_ten_thousand_of_another_key(
         self, client: BlockingClient, line: Line

@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import random
 import secrets
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +16,8 @@ import pytest
 
 from integration.journey import Site, backlog, measured, site_at, wait_until
 from integration.journey_activities import work_on_loop
-from tq_broker import activity, workflow
+from integration.line import FORGOTTEN, MANY, SLOTS, Line, Lined
+from tq_broker import workflow
 from tq_broker.client import BlockingClient
 from tq_broker.clock import SystemClock
 from tq_broker.common import RetryPolicy
@@ -26,49 +26,15 @@ from tq_broker.model.rules import TaskKind, TrafficRule
 from tq_broker.testing.embedded import EmbeddedSystem
 from tq_broker.worker import Worker
 
-SLOTS = 10
 SOON = RetryPolicy(initial_interval=timedelta(seconds=0.1), backoff_coefficient=1)
-MANY = 10_000
-FORGOTTEN = {
-    "task_queue": "q",
-    "start_to_close_timeout": timedelta(minutes=5),
-    "wait_result": False,
-}
-
-
-class Line:
-    """Activities that say in which order they begin, and wait until the line is free."""
-
-    def __init__(self) -> None:
-        self.begun: list[int] = []
-        self.free = threading.Event()
-
-    @activity.defn(name="note")
-    async def note(self, key: int) -> None:
-        self.begun.append(key)
-        while not self.free.is_set():
-            await asyncio.sleep(0.01)
 
 
 def put(client: BlockingClient, priority: int, count: int) -> None:
     client.start_activities("note", [(priority,)] * count, priority=priority, **FORGOTTEN)
 
 
-class Order:
+class Order(Lined):
     """What holds wherever tasks wait."""
-
-    @pytest.fixture
-    def client(self, url: str, namespace: str) -> Iterator[BlockingClient]:
-        with BlockingClient.connect(url, namespace=namespace, timeout=60) as client:
-            yield client
-
-    @pytest.fixture
-    def line(self, client: BlockingClient) -> Iterator[Line]:
-        line = Line()
-        options = {"activities": [line.note], "max_concurrent_activities": SLOTS}
-        with Worker(client, task_queue="q", **options):
-            yield line
-            line.free.set()
 
     def test_one_of_priority_1_passes_all_that_wait(
         self, client: BlockingClient, line: Line
