@@ -393,6 +393,22 @@ def test_an_interruption_never_reaches_the_threads_next_function() -> None:
     stage.executor.close(CLOCK.monotonic())
 
 
+def test_functions_fail_where_the_system_has_no_thread_for_them(
+    threads: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        attempt = threads.start(double, 1)
+    end = threads.owner.next()
+    assert end.attempt is attempt
+    assert "can't start new thread" in end.failure.message
+    threads.start(double, 2)
+    assert threads.owner.next().value == b"4"
+
+
 def test_the_users_own_pool_is_used_and_left_open() -> None:
     with concurrent.futures.ThreadPoolExecutor(1, "theirs") as pool:
 

@@ -90,6 +90,37 @@ def test_what_an_item_raises_costs_no_thread(hands: Any, caplog: pytest.LogCaptu
     assert "a thread for activities goes on" in caplog.text
 
 
+def no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_system_without_more_threads_costs_no_item(
+    hands: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    three = hands(3)
+    three.threads.put(["a"])
+    three.next()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        three.threads.put(["b", "c"])
+        three.threads.put(["d"])
+        three.let_go(3)
+        assert [three.next() for _ in "bcd"] == [(item, "tq-activity_0") for item in "bcd"]
+    assert caplog.text.count("1 threads for activities, not 3: can't start new thread") == 1
+    three.threads.put(["e"])
+    assert three.next() == ("e", "tq-activity_1")
+
+
+def test_without_any_thread_items_are_refused(hands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = hands(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError, match="can't start"):
+            three.threads.put(["a", "b"])
+    three.threads.put(["c"])
+    assert three.next() == ("c", "tq-activity_0")
+
+
 def test_what_waits_when_they_are_closed_is_dropped_and_what_runs_ends(hands: Any) -> None:
     one = hands(1)
     one.threads.put(["runs", "waits"])

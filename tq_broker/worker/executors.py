@@ -151,10 +151,14 @@ class ThreadExecutor:
         for attempt in attempts:
             attempt.handle = interrupter = Interrupter()
             attempt.shielding = interrupter.shield
-        if self._pool is None:
-            self._threads.put(attempts)
-        else:
+        if self._pool is not None:
             self._submit(self._pool, attempts)
+            return
+        try:
+            self._threads.put(attempts)
+        except RuntimeError as error:  # the system has no thread for us
+            for attempt in attempts:
+                self._owner.raised(attempt, error)
 
     def _submit(self, pool: concurrent.futures.Executor, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:

@@ -41,14 +41,24 @@ class Threads(Generic[T]):
         self._count = 0
         self._asleep = 0
         self._is_one_coming = False
+        self._is_short = False
         self._closed = False
 
     def put(self, items: Sequence[T]) -> None:
-        """Run ``items``, each as soon as a thread is free; after `close` they are dropped."""
+        """Run ``items``, each as soon as a thread is free; after `close` they are dropped.
+
+        Raises:
+            RuntimeError: there is no thread yet, and none can be had; ``items`` will not be run.
+        """
         with self._lock:
-            if not self._closed:
-                self._items.extend(items)
+            if self._closed:
+                return
+            self._items.extend(items)
+            try:
                 self._call_one()
+            except RuntimeError:
+                self._items.clear()
+                raise
 
     def close(self) -> None:
         """Begin nothing more; each thread ends with what it runs. Does not wait for them."""
@@ -66,13 +76,25 @@ class Threads(Generic[T]):
         if self._asleep:
             self._asleep -= 1
             self._bell.put(None)
-        elif self._count < self._most:
-            name = f"tq-activity_{self._count}"
-            threading.Thread(target=self._serve, name=name, daemon=True).start()
-            self._count += 1
-        else:
+        elif self._count == self._most or not self._start_one():
             return
         self._is_one_coming = True
+
+    def _start_one(self) -> bool:
+        """Start one more, if the system has one (``ulimit -u``, ``pids.max``): otherwise those
+        that there are run everything."""
+        name = f"tq-activity_{self._count}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError as error:
+            if not self._count:
+                raise
+            if not self._is_short:
+                log.warning("%d threads for activities, not %d: %s", self._count, self._most, error)
+            self._is_short = True
+            return False
+        self._count += 1
+        return True
 
     def _serve(self) -> None:
         while self._work():
