@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from queue import Queue
 
-from tq_broker.clock import SystemClock, epoch_ms, remaining
+import pytest
+
+from tq_broker.clock import SWEEP_FROM, SystemClock, epoch_ms, remaining
 from tq_broker.testing.manual_clock import ManualClock
 
 SOON_S = 20.0
@@ -79,3 +83,50 @@ def test_what_remains_is_never_negative() -> None:
 
 def test_epoch_is_told_in_whole_milliseconds() -> None:
     assert epoch_ms(ManualClock(wall=1_700_000_000.125)) == 1_700_000_000_125
+
+
+class Ballast:
+    """What a booking holds."""
+
+    def take(self) -> None: ...
+
+
+def test_a_cancelled_booking_holds_nothing() -> None:
+    clock, ballast = SystemClock(), Ballast()
+    held = weakref.ref(ballast)
+    timer = clock.call_at(clock.monotonic() + 3600, ballast.take)
+    del ballast
+    assert held() is not None
+    timer.cancel()
+    assert held() is None
+
+
+def test_cancelled_bookings_of_far_times_do_not_add_up() -> None:
+    clock, called = SystemClock(), Queue[str]()
+    far = clock.monotonic() + 3600
+    kept = [clock.call_at(far, lambda: None) for _ in range(600)]
+    for _ in range(5 * SWEEP_FROM):
+        clock.call_at(far, lambda: None).cancel()
+    assert len(clock._heap) <= 2 * SWEEP_FROM
+    assert {booking for _, _, booking in clock._heap} >= set(kept)
+    clock.call_at(clock.monotonic(), lambda: called.put("near"))
+    assert called.get(timeout=SOON_S) == "near"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_begins_without_the_bookings_of_its_parent() -> None:
+    clock, called = SystemClock(), Queue[str]()
+    clock.call_at(clock.monotonic() + 3600, lambda: None)
+    reading, writing = os.pipe()
+    with clock._changed:  # as if the clock's thread were at work in the instant of the fork
+        child = os.fork()
+        if not child:
+            try:
+                clock.call_at(clock.monotonic() + 0.01, lambda: called.put("called"))
+                os.write(writing, f"{called.get(timeout=SOON_S)}, {len(clock._heap)} left".encode())
+            finally:
+                os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        assert told.read() == "called, 0 left"
+    os.waitpid(child, 0)

@@ -83,3 +83,12 @@ def test_one_that_was_fetched_knows_its_queue() -> None:
     got = GotDelivery(desk.feed, "other", content)
     assert (got.queue, got.routing_key, got.redelivered) == ("other", "rk", True)
     assert got.message == SENT
+
+
+def test_properties_that_cannot_be_read_make_a_message_of_no_kind() -> None:
+    header = struct.pack(">HHQH", 60, 0, 4, 0x2000) + struct.pack(">I", 1000) + b"\x01a?"
+    delivery = AmqpDelivery(Desk().feed, 1, False, "key", header, b"body")
+    message = delivery.message
+    assert (message.body, message.kind, message.message_id) == (b"body", "", "")
+    assert message.headers["tq-unreadable"].startswith("the properties cannot be read")
+    assert delivery.message is message

@@ -314,6 +314,29 @@ def test_returned_and_nacked_ones_are_told_apart(
     assert answers.wait()[0].reason == "NO_ROUTE (312)"
 
 
+def test_what_a_replaced_channel_answers_late_counts_for_nothing(
+    server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
+) -> None:
+    def answer(session: Session, channel: int, method: Any) -> bool:
+        if not first:
+            first.append(channel)
+            publisher._loop.add_callback_threadsafe(publisher._replace_channel)
+            return True
+        # By now RabbitMQ comes to what the first channel was sent, which were other messages.
+        session.send(first[0], spec.Basic.Ack(9, multiple=True))
+        returned = spec.Basic.Return(312, "NO_ROUTE", "e", "k")
+        session.send_content(channel, returned, b"body", message_id="0")
+        session.send(channel, spec.Basic.Ack(method.tag))
+        return True
+
+    first: list[int] = []
+    server.rules[spec.Basic.Publish] = answer
+    server.rules[spec.Channel.Close] = lambda *_: True
+    answers = Answers()
+    publisher.publish(publication("0"), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.RETURNED]
+
+
 def test_answers_are_understood_however_they_are_cut(
     server: AmqpServer, publisher: Publisher, soon: Callable[[], float]
 ) -> None:

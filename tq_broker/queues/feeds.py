@@ -14,9 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from tq_broker.exceptions import Malformed
 from tq_broker.model.message import Message
 from tq_broker.queues.acks import PENDING_MAX, AckLedger
 from tq_broker.queues.frames import decode_message, decode_routing_key
+
+UNREADABLE = "tq-unreadable"
+"""Header of what had properties that cannot be read, in their place."""
+UNREADABLE_CHARS = 200
 
 
 class Feed:
@@ -145,8 +150,17 @@ class AmqpDelivery:
     def message(self) -> Message:
         message = self._message
         if message is None:
-            message = self._message = decode_message(self._header, self._body)
+            message = self._message = self._decode()
         return message
+
+    def _decode(self) -> Message:
+        """What cannot be read is a message of no kind, so that whoever consumes here parks it: who
+        parks has to look at it as well, so it must not raise."""
+        try:
+            return decode_message(self._header, self._body)
+        except Malformed as error:
+            why = error.reason[:UNREADABLE_CHARS]
+            return Message(body=self._body, message_id="", headers={UNREADABLE: why})
 
     @property
     def queue(self) -> str:

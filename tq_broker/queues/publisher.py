@@ -292,7 +292,8 @@ class Publisher:
         self._channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_returned)
-        channel.confirm_delivery(self._on_answer, callback=self._on_ready)
+        on_answer = functools.partial(self._on_answer, channel)
+        channel.confirm_delivery(on_answer, callback=self._on_ready)
 
     def _on_ready(self, _frame: Any) -> None:
         if not self._was_open:
@@ -450,7 +451,9 @@ class Publisher:
             self._pumping = True
             self._loop.add_callback(self._pump)
 
-    def _on_answer(self, frame: Any) -> None:
+    def _on_answer(self, channel: Any, frame: Any) -> None:
+        if channel is not self._channel:
+            return  # Late, on a channel that was replaced: its tags are not those of ours.
         method = frame.method
         if isinstance(method, pika.spec.Basic.Ack):
             self._on_ack(method.delivery_tag, method.multiple)
@@ -475,7 +478,9 @@ class Publisher:
         elif self._closing and not self._pending():
             self._begin_close()
 
-    def _on_returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+    def _on_returned(self, channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        if channel is not self._channel:
+            return
         self._confirms.returned(
             method.exchange,
             method.routing_key,
