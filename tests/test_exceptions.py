@@ -99,6 +99,17 @@ def test_a_back_off_has_bounds(wait: Any) -> None:
         DownstreamBusy("slow down", retry_after=wait)
 
 
+@pytest.mark.parametrize("delay", [5, 1.5, timedelta(seconds=-1), "5s"])
+def test_a_delay_that_is_none_is_refused_where_the_error_is_made(delay: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"next_retry_delay is .*timedelta of at least 0"):
+        ApplicationError("x", next_retry_delay=delay)
+
+
+def test_a_category_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="category is None; it must be"):
+        ApplicationError("x", category=None)  # type: ignore[arg-type]
+
+
 def test_a_back_off_is_for_a_task_queue_or_a_key() -> None:
     wait = timedelta(seconds=1)
     assert DownstreamBusy("no", retry_after=wait, scope="key").scope is BackOffScope.KEY  # type: ignore[arg-type]
@@ -109,5 +120,5 @@ def test_a_back_off_is_for_a_task_queue_or_a_key() -> None:
 def test_a_back_off_is_an_application_error_with_a_later_attempt() -> None:
     error = DownstreamBusy("slow down", 429, retry_after=timedelta(seconds=30))
     assert isinstance(error, ApplicationError)
-    assert (error.next_retry_delay_s, error.details) == (30.0, (429,))
+    assert (error.next_retry_delay, error.details) == (timedelta(seconds=30), (429,))
     assert error.scope is BackOffScope.TASK_QUEUE

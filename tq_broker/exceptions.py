@@ -83,9 +83,12 @@ class ApplicationError(FailureError):
         details: JSON-able values for programs.
         type: The name retry policies match on; ``None`` means the class name.
         non_retryable: ``True`` ends the activity whatever its policy says.
-        next_retry_delay_s: Seconds before the next attempt instead of the policy's own
+        next_retry_delay: Before the next attempt, at least 0, instead of the policy's own
             interval; ``None`` leaves it to the policy.
         category: ``BENIGN`` is logged at debug level only.
+
+    Raises:
+        InvalidArgument: ``next_retry_delay`` or ``category`` is something else.
     """
 
     def __init__(
@@ -94,14 +97,24 @@ class ApplicationError(FailureError):
         *details: Any,
         type: str | None = None,
         non_retryable: bool = False,
-        next_retry_delay_s: float | None = None,
+        next_retry_delay: timedelta | None = None,
         category: ApplicationErrorCategory = ApplicationErrorCategory.UNSPECIFIED,
     ) -> None:
         super().__init__(message)
         self.details: Sequence[Any] = details
         self.type = type
         self.non_retryable = non_retryable
-        self.next_retry_delay_s = next_retry_delay_s
+        if next_retry_delay is not None and not (
+            isinstance(next_retry_delay, timedelta) and next_retry_delay >= timedelta(0)
+        ):
+            raise InvalidArgument(
+                f"next_retry_delay is {next_retry_delay!r}; it must be a timedelta of at least 0,"
+                " or None"
+            )
+        if category not in set(ApplicationErrorCategory):
+            names = " or ".join(map(str, ApplicationErrorCategory))
+            raise InvalidArgument(f"category is {category!r}; it must be {names}")
+        self.next_retry_delay = next_retry_delay
         self.category = category
 
 
@@ -152,9 +165,7 @@ class DownstreamBusy(ApplicationError):
         except ValueError:
             names = " or ".join(map(str, BackOffScope))
             raise InvalidArgument(f"scope is {scope!r}; it must be {names}") from None
-        super().__init__(
-            message, *details, type=type, next_retry_delay_s=retry_after.total_seconds()
-        )
+        super().__init__(message, *details, type=type, next_retry_delay=retry_after)
         self.retry_after = retry_after
 
 

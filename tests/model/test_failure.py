@@ -40,14 +40,14 @@ def test_an_application_error_comes_back_as_it_was() -> None:
         [1],
         type="Sad",
         non_retryable=True,
-        next_retry_delay_s=1.5,
+        next_retry_delay=timedelta(seconds=1.5),
         category=ApplicationErrorCategory.BENIGN,
     )
     back = to_exception(travel(from_exception(error)))
     assert isinstance(back, ApplicationError)
     assert (back.message, list(back.details), back.type) == ("alas", [{"at": 3}, [1]], "Sad")
     assert back.non_retryable
-    assert back.next_retry_delay_s == 1.5
+    assert back.next_retry_delay == timedelta(seconds=1.5)
     assert back.category is ApplicationErrorCategory.BENIGN
 
 
@@ -178,6 +178,18 @@ class Unprintable:
         return "<unprintable>"
 
 
+class Unreadable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def changed(error: ApplicationError, **attributes: Any) -> ApplicationError:
+    """As a class of a user may leave it."""
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -189,9 +201,12 @@ class Unprintable:
         ApplicationError("x", "\ud800", Unprintable(), type="\udfff"),
         ApplicationError("x", type=ValueError),  # type: ignore[arg-type]
         ApplicationError(3),  # type: ignore[arg-type]
-        ApplicationError("x", next_retry_delay_s=float("inf")),
-        ApplicationError("x", next_retry_delay_s=float("nan")),
-        ApplicationError("x", next_retry_delay_s=-1),
+        ApplicationError("x", next_retry_delay=timedelta.max),
+        ApplicationError("x", next_retry_delay=timedelta(0)),
+        ApplicationError("x", Unreadable()),
+        changed(ApplicationError("x"), next_retry_delay=5),
+        changed(ApplicationError("x"), category=None),
+        changed(ApplicationError("x"), details=7),
         ValueError("x" * 1_000_000),
         SystemExit(3),
         KeyboardInterrupt(),
@@ -208,6 +223,12 @@ def test_whatever_was_raised_travels_and_can_be_decided_upon(error: BaseExceptio
     assert len(failure.stack_trace) <= failures.TEXT_MAX
     decide(RetryPolicy(), failure.attempt(1))
     to_exception(failure)
+
+
+def test_what_cannot_be_read_of_an_error_is_told_and_costs_nothing_else() -> None:
+    failure = from_exception(changed(ApplicationError("busy", type="Busy"), details=7))
+    assert failure.message.startswith("busy (its fields cannot be read: TypeError: ")
+    assert failure.type == "ApplicationError"
 
 
 def test_a_detail_that_cannot_be_sent_is_described() -> None:

@@ -38,7 +38,7 @@ def test_a_key_is_backed_off_only_if_there_is_one() -> None:
 
 
 def test_other_failures_ask_nothing_of_others() -> None:
-    error = ApplicationError("x", next_retry_delay_s=30.0)
+    error = ApplicationError("x", next_retry_delay=timedelta(seconds=30))
     assert back_off.asked(PLAIN, failures.from_exception(error), 0, "me") is None
 
 

@@ -195,3 +195,9 @@ def test_the_copies_of_one_start_know_each_others_claims() -> None:
         others = {claim_token(other) for other in copies if other is not copy}
         assert others <= set(twin_tokens(copy))
         assert claim_token(copy) not in twin_tokens(copy)
+
+
+def test_a_number_of_copies_that_cannot_be_is_not_counted_up_to() -> None:
+    task = ActivityTask(activity_id="a", activity_type="t", task_queue="q", body=b"",
+                        start_token="x", resent=2**53)  # fmt: skip
+    assert len(twin_tokens(task)) < 20

@@ -393,6 +393,15 @@ def test_an_interruption_never_reaches_the_threads_next_function() -> None:
     stage.executor.close(CLOCK.monotonic())
 
 
+def test_what_was_not_started_yet_can_be_cancelled_and_never_runs(threads: Stage) -> None:
+    attempt = threads.attempt(spins)
+    threads.cancel(attempt)
+    threads.executor.abandon(attempt)
+    threads.executor.start([attempt])
+    assert threads.owner.next().failure.kind is FailureKind.CANCELED
+    assert threads.beats.empty()
+
+
 def test_functions_fail_where_the_system_has_no_thread_for_them(
     threads: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

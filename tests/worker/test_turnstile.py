@@ -194,6 +194,27 @@ def test_what_a_dead_worker_may_have_used_is_taken_as_used(world: World) -> None
     assert [message.kind for message in bench.in_bank()] == ["permit"]
 
 
+def test_a_permit_for_what_runs_already_never_goes_to_what_was_given_back(world: World) -> None:
+    # Given three tasks in hand when a limit is set, of which one gets the only permit
+    bench = Bench(world, Limits(rate=100.0))
+    bench.tasks(3)
+    bench.permits(3)
+    bench.step()
+    bench.turnstile.limit(Limits(concurrency=1))
+    bench.permits(1, SLOTS)
+    bench.step()
+    first, second, third = bench.passages()
+    first.begun()
+    third.begun()
+    # When the next in line does not begin after all, and the first one ends
+    second.unused()
+    first.ended()
+    # Then the permit is the third one's, and goes back with it
+    assert world.count(SLOTS.bank) == 0
+    third.ended()
+    assert world.count(SLOTS.bank) == 1
+
+
 def test_what_came_elsewhere_waits_for_its_permit(world: World) -> None:
     bench = Bench(world, Limits(rate=1.0, burst=1))
     got = threading.Event()

@@ -80,18 +80,23 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sealed: bytes | None = None
     """The whole failure as a payload, when codecs hide it; the rest is what may be known."""
 
+    @property
+    def next_retry_delay(self) -> timedelta | None:
+        """``next_retry_delay_ms``, within bounds: its author may have said anything."""
+        delay_ms = self.next_retry_delay_ms
+        if delay_ms is None:
+            return None
+        return timedelta(milliseconds=min(max(0, delay_ms), _DELAY_MS_MAX))
+
     def attempt(self, number: int) -> FailedAttempt:
         """What the retry policy needs to know of attempt ``number`` that ended so."""
-        delay_ms = self.next_retry_delay_ms
         return FailedAttempt(
             attempt=number,
             error_type=self.type,
             timeout=_TIMEOUTS.get(self.timeout_type or 0),
             non_retryable=self.non_retryable,
             cancelled=self.kind in (FailureKind.CANCELED, FailureKind.TERMINATED),
-            next_delay=None
-            if delay_ms is None
-            else timedelta(milliseconds=min(max(0, delay_ms), _DELAY_MS_MAX)),
+            next_delay=self.next_retry_delay,
         )
 
 
@@ -126,10 +131,18 @@ def from_exception(error: BaseException, depth: int = 0) -> Failure:
         "stack_trace": _text("".join(traceback.format_exception(error, chain=False))),
         "cause": from_exception(cause, depth + 1) if cause and depth < CAUSES_MAX else None,
     }
-    for known, fields in _FIELDS.items():
-        if isinstance(error, known):
-            return Failure(**(common | fields(error)))
-    return Failure(kind=FailureKind.APPLICATION, type=_text(type(error).__name__), **common)
+    fields = next((made for known, made in _FIELDS.items() if isinstance(error, known)), _plain)
+    try:
+        told = fields(error)
+    except Exception as broken:  # a user's values may be, and do, anything
+        told = _plain(error)
+        broken_by = f"{type(broken).__name__}: {_message(broken)}"
+        common["message"] = _text(f"{common['message']} (its fields cannot be read: {broken_by})")
+    return Failure(**(common | told))
+
+
+def _plain(error: BaseException) -> dict[str, Any]:
+    return {"kind": FailureKind.APPLICATION, "type": _text(type(error).__name__)}
 
 
 def _message(error: BaseException) -> str:
@@ -151,16 +164,14 @@ def _application_fields(error: ApplicationError) -> dict[str, Any]:
         "type": _text(error.type or type(error).__name__),
         "details": _sendable(error.details),
         "non_retryable": bool(error.non_retryable),
-        "next_retry_delay_ms": _delay_ms(error.next_retry_delay_s),
+        "next_retry_delay_ms": _delay_ms(error.next_retry_delay),
         "category": int(error.category),
         "back_off": error.scope.value if isinstance(error, DownstreamBusy) else "",
     }
 
 
-def _delay_ms(delay_s: float | None) -> int | None:
-    if delay_s is None or delay_s != delay_s:  # not a number
-        return None
-    return int(min(max(0.0, delay_s * 1000), _DELAY_MS_MAX))
+def _delay_ms(delay: timedelta | None) -> int | None:
+    return None if delay is None else min(delay // timedelta(milliseconds=1), _DELAY_MS_MAX)
 
 
 def _sendable(details: Any) -> list[Any]:
@@ -238,13 +249,12 @@ def _application_error(failure: Failure) -> FailureError:
     own = _OWN.get(failure.type or "")
     if own is not None and failure.non_retryable:
         return own(failure.message)
-    delay_ms = failure.next_retry_delay_ms
     return ApplicationError(
         failure.message,
         *failure.details,
         type=failure.type,
         non_retryable=failure.non_retryable,
-        next_retry_delay_s=None if delay_ms is None else delay_ms / 1000,
+        next_retry_delay=failure.next_retry_delay,
         category=ApplicationErrorCategory(failure.category)
         if failure.category in set(ApplicationErrorCategory)
         else ApplicationErrorCategory.UNSPECIFIED,

@@ -36,6 +36,9 @@ class Final:
 
 WORKER_SHUTDOWN = "WorkerShutdown"
 
+RESENT_MAX = 10
+"""No publisher sends a start again more often."""
+
 
 def shut_down() -> Failure:
     """The retryable failure of an attempt that a worker had to leave behind."""
@@ -120,8 +123,9 @@ def claim_token(task: ActivityTask) -> str:
 def twin_tokens(task: ActivityTask) -> list[str]:
     """What the other copies of the same start claim its id with, as far as they are likely.
 
-    A publisher sends again after a broken connection; more than two further times is rare.
+    A publisher sends again after a broken connection; more than two further times is rare, and a
+    number that only somebody else can have written is not counted up to.
     """
-    copies = range(task.resent + 3)
+    copies = range(min(task.resent, RESENT_MAX) + 3)
     tokens = [claim_token(msgspec.structs.replace(task, resent=number)) for number in copies]
     return [token for token in tokens if token != claim_token(task)]

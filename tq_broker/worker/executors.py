@@ -151,6 +151,9 @@ class ThreadExecutor:
         for attempt in attempts:
             attempt.handle = interrupter = Interrupter()
             attempt.shielding = interrupter.shield
+            # Whoever asked for it before had nothing to interrupt.
+            if attempt.cancel_requested:
+                self.cancel(attempt)
         if self._pool is not None:
             self._submit(self._pool, attempts)
             return
@@ -190,8 +193,9 @@ class ThreadExecutor:
             current.reset(token)
 
     def cancel(self, attempt: Attempt) -> None:
-        if not attempt.registered.definition.no_thread_cancel_exception:
-            attempt.handle.interrupt()
+        interrupter: Interrupter | None = attempt.handle  # none before it was started
+        if interrupter is not None and not attempt.registered.definition.no_thread_cancel_exception:
+            interrupter.interrupt()
 
     abandon = cancel
 

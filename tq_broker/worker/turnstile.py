@@ -338,6 +338,8 @@ class Turnstile:
         """No task has begun with ``passage``: the permits can be used for another."""
         with self._lock:
             self._busy.discard(passage)
+            if passage in self._uncovered:
+                self._uncovered.remove(passage)
             if self._pace is not None:
                 self._pace.give_back()
             rate, passage.rate = passage.rate, None
