@@ -7,6 +7,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from tq_broker.exceptions import (
     ActivityError,
     ApplicationError,
     CancelledError,
+    DeadlineExceeded,
     InvalidArgument,
     NotFound,
     RetryState,
@@ -996,6 +998,89 @@ def test_a_worker_that_cannot_consume_says_so_and_leaves_nothing_behind(world: W
     assert worker.is_shutdown
     assert worker._supervisor is not None
     assert not worker._supervisor.is_alive()
+    world.start(gate.activity)
+    assert world.count() == 1
+
+
+class SlowStart:
+    """A worker whose start waits, in the middle, until it is let go on."""
+
+    def __init__(self, world: World) -> None:
+        client = world.make_client("w")
+        broker = client.connection.broker
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.gate = Gate()
+        self.worker = Worker(
+            client, task_queue="q", activities=[self.gate.activity], reclaim_after=None
+        )
+        wait = broker.wait_subscribed
+
+        def wait_subscribed(subscriptions: Any, deadline: float) -> None:
+            self.reached.set()
+            assert self.go.wait(SOON_S)
+            wait(subscriptions, deadline)
+
+        broker.wait_subscribed = wait_subscribed  # type: ignore[method-assign]
+
+
+def test_a_worker_that_is_stopped_while_it_starts_takes_nothing(world: World) -> None:
+    slow = SlowStart(world)
+    with ThreadPoolExecutor(2) as pool:
+        starting = pool.submit(slow.worker.start)
+        assert slow.reached.wait(SOON_S)
+        stopping = pool.submit(slow.worker.stop)
+        world.eventually(slow.worker._stopping.is_set)
+        slow.go.set()
+        with pytest.raises(Unavailable, match="stopped while it started"):
+            starting.result(SOON_S)
+        stopping.result(SOON_S)
+    assert slow.worker.is_shutdown
+    world.start(slow.gate.activity)
+    assert world.count() == 1
+
+
+def test_a_worker_whose_start_is_cancelled_is_stopped(world: World) -> None:
+    slow = SlowStart(world)
+
+    async def cancel() -> None:
+        running = asyncio.ensure_future(slow.worker.run())
+        await asyncio.to_thread(slow.reached.wait, SOON_S)
+        running.cancel()
+        asyncio.get_running_loop().call_later(0.01, slow.go.set)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(cancel())
+    assert slow.worker.is_shutdown
+    world.start(slow.gate.activity)
+    assert world.count() == 1
+
+
+def test_workers_that_run_take_no_threads_of_the_loops(world: World) -> None:
+    async def serve() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        workers = [
+            Worker(world.make_client(f"w{n}"), task_queue="q", activities=[in_a_thread])
+            for n in range(3)
+        ]
+        running = [asyncio.ensure_future(worker.run()) for worker in workers]
+        await asyncio.to_thread(world.run, in_a_thread, 1)
+        for worker in workers:
+            await worker.shutdown()
+        await asyncio.gather(*running)
+
+    asyncio.run(asyncio.wait_for(serve(), SOON_S))
+
+
+def test_what_rabbitmq_does_not_answer_leaves_no_other_consumer_open(world: World) -> None:
+    gate = Gate()
+    worker = world.worker(gate.activity)
+
+    def silent(deadline: float) -> None:
+        raise DeadlineExceeded("no answer")
+
+    worker._gates.close_intake = silent  # type: ignore[method-assign]
+    worker.stop()
     world.start(gate.activity)
     assert world.count() == 1
 

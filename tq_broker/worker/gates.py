@@ -317,7 +317,11 @@ class Gates:
     # --- end --------------------------------------------------------------------------------------
 
     def close_intake(self, deadline: float) -> None:
-        """Take nothing more, and leave the banks to others; what runs keeps its permits."""
+        """Take nothing more, and leave the banks to others; what runs keeps its permits.
+
+        Raises:
+            DeadlineExceeded: the broker did not confirm in time.
+        """
         with self._ticking:
             self._closed = True
         with self._lock:
@@ -325,10 +329,16 @@ class Gates:
         for turnstile in turnstiles:
             turnstile.close()
         self._gates_turn.stop()
-        for turnstile in turnstiles:
-            subscription = turnstile.open_batch()
-            if subscription is not None:
-                subscription.cancel(deadline)
+        try:
+            for turnstile in turnstiles:
+                subscription = turnstile.open_batch()
+                if subscription is not None:
+                    subscription.cancel(deadline)
+        finally:
+            self._close_keepers()
+
+    def _close_keepers(self) -> None:
+        """Leave the banks and the ushers to others."""
         with self._lock:
             self._closed_banks += self._banks.values()
             self._banks.clear()

@@ -7,6 +7,7 @@ to history in milliseconds; its lease is renewed before RabbitMQ's acknowledgeme
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,11 +149,10 @@ class SessionSide:
 
     def close_intake(self, deadline: float) -> None:
         """Take no more sessions; blocks."""
-        try:
-            self._poller.stop(deadline)
-            self._sorter.close_intake(deadline)
-        finally:
-            self._handler.close_intake()
+        with contextlib.ExitStack() as steps:  # from the last one up, each of them
+            steps.callback(self._handler.close_intake)
+            steps.callback(self._sorter.close_intake, deadline)
+            steps.callback(self._poller.stop, deadline)
 
     def leave_behind(self) -> None:
         """End those that are open: the worker does."""

@@ -137,6 +137,8 @@ class Sorter:
             subscriptions = list(self._subscriptions.values())
             self._subscriptions.clear()
         for subscription in subscriptions:
+            subscription.cancel_nowait()  # also those behind one that is not answered
+        for subscription in subscriptions:
             subscription.cancel(deadline)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tq_broker.activity import Signal
 from tq_broker.clock import epoch_ms, remaining
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TICK_S = 0.05
 START_WITHIN_S = 60.0
@@ -151,7 +155,9 @@ class Worker:
         self._keep_at = 0.0
         self._is_serving = False
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        """Held while consumers are opened: `stop` closes them all or none."""
+        self._stopping = Signal()
         self._hurried = threading.Event()
         self._halted = threading.Event()
         self._stopped = threading.Event()
@@ -438,11 +444,22 @@ class Worker:
 
         Raises:
             AccessRefused, BrokerUnavailable, DeadlineExceeded: what stands in the way.
+            Unavailable: it was stopped meanwhile.
         """
         if self._supervisor is not None or self._stopping.is_set():
             raise InvalidArgument("a worker can be started once")
-        deadline = self._clock.monotonic() + START_WITHIN_S
+        try:
+            with self._starting:
+                self._open(self._clock.monotonic() + START_WITHIN_S)
+        except BaseException:
+            if self.is_running or self._stopping.is_set():
+                self.stop(cold=True)  # some queues may be consumed already
+            raise
+        self._announce()
+
+    def _open(self, deadline: float) -> None:
         self._start_support(deadline)
+        self._check_wanted()
         if self._runs_activities:
             self._allegiance.stand(self._poller, ACTIVITY_SIDE, self.task_queues)
             # Before anything is consumed: not one task is to slip through.
@@ -452,17 +469,17 @@ class Worker:
         self._is_serving = True
         self._niches.tick(self._clock.monotonic())
         self._adjust()
-        try:
-            subscriptions = [
-                *self._poller.subscriptions(),
-                *self._start_sessions(),
-                *self._start_workflows(),
-            ]
-            self._connection.broker.wait_subscribed(subscriptions, deadline)
-        except TqBrokerError:
-            self.stop(cold=True)  # some queues may be consumed already
-            raise
-        self._announce()
+        subscriptions = [
+            *self._poller.subscriptions(),
+            *self._start_sessions(),
+            *self._start_workflows(),
+        ]
+        self._connection.broker.wait_subscribed(subscriptions, deadline)
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        if self._stopping.is_set():
+            raise Unavailable("the worker was stopped while it started")
 
     def get_consumers(self, consumer_class: Any, channel: Any) -> list[Any]:
         """The worker's consumers, for a Kombu program to run: call it from
@@ -487,10 +504,12 @@ class Worker:
                 " version; start it by itself, or leave deployment and build_id out"
             )
         if self._supervisor is None:
-            self._start_support(self._clock.monotonic() + START_WITHIN_S)
-            self._start_sessions()
-            self._start_workflows()
-            self._is_serving = True
+            with self._starting:
+                self._start_support(self._clock.monotonic() + START_WITHIN_S)
+                self._check_wanted()
+                self._start_sessions()
+                self._start_workflows()
+                self._is_serving = True
             self._announce()
         if not self._runs_activities:
             return []
@@ -599,7 +618,8 @@ class Worker:
         In order: consuming stops; activities are told (``is_worker_shutdown``); they have
         ``graceful_shutdown_timeout`` to end; then they are cancelled, with ``cancel_grace`` to
         heed it; what still runs is reported as failed by ``WorkerShutdown``, to be retried
-        elsewhere. Idempotent; a further call waits for the first.
+        elsewhere. Idempotent; a further call waits for the first. One that comes while `start` is
+        under way waits for the end of that, which fails.
 
         Args:
             cold: Cancel at once. A cold call hurries a warm one that is under way.
@@ -610,10 +630,11 @@ class Worker:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
-            try:
-                self._drain(cold)
-            finally:
-                self._finish()
+            with self._starting:
+                try:
+                    self._drain(cold)
+                finally:
+                    self._finish()
         else:
             if cold:
                 self._hurried.set()
@@ -623,16 +644,8 @@ class Worker:
         handler, options = self._handler, self.options
         if self._supervisor is None:
             return
-        deadline = self._clock.monotonic() + REPORT_WITHIN_S
         try:
-            if self._side is not None:
-                self._side.close_intake(deadline)
-            self._dealing.close()
-            self._gates.close_intake(deadline)
-            if self._sessions is not None:
-                self._sessions.close_intake(deadline)
-            self._poller.stop(deadline)
-            self._sorter.close_intake(deadline)
+            self._close_intake(self._clock.monotonic() + REPORT_WITHIN_S)
         except Unavailable as error:
             log.warning("consumers not closed properly: %s", error)
         handler.close_intake()
@@ -660,6 +673,18 @@ class Worker:
             log.warning("%d ends not reported; RabbitMQ hands those on", handler.unreported)
         # A lease that nobody takes would count as a lost attempt, also of what has ended well.
         self._until(lambda: not self._keeper.under_way, LEASES_WITHIN_S)
+
+    def _close_intake(self, deadline: float) -> None:
+        """Take nothing more. Each step is made, also if RabbitMQ did not answer one before."""
+        with contextlib.ExitStack() as steps:  # from the last one up
+            steps.callback(self._sorter.close_intake, deadline)
+            steps.callback(self._poller.stop, deadline)
+            if self._sessions is not None:
+                steps.callback(self._sessions.close_intake, deadline)
+            steps.callback(self._gates.close_intake, deadline)
+            steps.callback(self._dealing.close)
+            if self._side is not None:
+                steps.callback(self._side.close_intake, deadline)
 
     @property
     def _session_ends(self) -> int:
@@ -709,11 +734,11 @@ class Worker:
     async def run(self) -> None:
         """Start, and serve until `shutdown` or `stop` is called, or this task is cancelled."""
         async with self:
-            await asyncio.to_thread(self._stopping.wait)
+            await self._stopping.wait()
 
     async def shutdown(self) -> None:
         """Shut down as `stop` does, without blocking the event loop."""
-        await asyncio.to_thread(self.stop)
+        await _beside(self.stop)
 
     def __enter__(self) -> Self:
         self.start()
@@ -723,7 +748,11 @@ class Worker:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        try:
+            await _beside(self.start)
+        except asyncio.CancelledError:
+            await self.shutdown()  # what was begun goes on, and nobody else would end it
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -959,6 +988,15 @@ class Worker:
         # In use without a window that counts them, or not to be used.
         occupied = self._table.occupied() + self._gates.in_hand + self._handler.withheld
         self._poller.adjust(occupied, self._supply.activity.capacity)
+
+
+async def _beside(call: Callable[[], T]) -> T:
+    """Run a call that blocks on a thread of its own: asyncio has few of them for everybody, and
+    what they do may wait for this."""
+    with contextlib.ExitStack() as after:
+        thread = ThreadPoolExecutor(1, "tq-life")
+        after.callback(thread.shutdown, wait=False)
+        return await asyncio.get_running_loop().run_in_executor(thread, call)
 
 
 def _options(keywords: dict[str, Any]) -> WorkerOptions:

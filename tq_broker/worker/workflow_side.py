@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -232,13 +233,12 @@ class WorkflowSide:
 
     def close_intake(self, deadline: float) -> None:
         """Take nothing more; tasks that have not begun go to others; blocks."""
-        try:
-            self._dealing.close()
-            self._gates.close_intake(deadline)
-            self._poller.stop(deadline)
-            self._sorter.close_intake(deadline)
-        finally:
-            self._handler.close_intake()
+        with contextlib.ExitStack() as steps:  # from the last one up, each of them
+            steps.callback(self._handler.close_intake)
+            steps.callback(self._sorter.close_intake, deadline)
+            steps.callback(self._poller.stop, deadline)
+            steps.callback(self._gates.close_intake, deadline)
+            steps.callback(self._dealing.close)
 
     def bequeath(self, wills: Wills) -> None:
         """Let history know that cached runs have no home here any more; blocks."""
