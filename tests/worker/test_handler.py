@@ -316,6 +316,15 @@ def bench() -> Bench:
 WITH_ID = {"id_retention_ms": 60_000, "start_token": "s"}
 
 
+class Barred(Window):
+    """A source whose limit lets nothing through for now."""
+
+    waits = True
+
+    def admit(self, resume: Any = None) -> Passage | None:
+        return None
+
+
 # --- taking -------------------------------------------------------------------------------------
 
 
@@ -434,6 +443,22 @@ def test_a_type_that_is_full_waits_a_moment_and_goes_back_while_others_begin() -
     bench.clock.advance(HOLD_S)
     bench.handler.give_back_waiting()
     assert bench.reporter.how == ["give back"]
+
+
+def test_what_waits_for_a_limit_goes_back_before_rabbitmq_takes_it_for_lost(bench: Bench) -> None:
+    window = Barred()
+    bench.take(bench.delivery("old"), window=window)
+    bench.clock.advance(60.0)
+    bench.take(bench.delivery("new"), window=window)
+    bench.clock.advance(540.0)
+    bench.handler.give_back_limited(600.0)
+    bench.handler.give_back_limited(600.0)
+    bench.confirm_all()
+    assert bench.reporter.how == ["give back"]
+    assert window.in_hand == 1
+    bench.handler.close_intake()
+    assert bench.reporter.how == ["give back", "give back"]
+    assert not bench.started
 
 
 def test_the_next_of_a_type_begins_when_one_has_ended() -> None:

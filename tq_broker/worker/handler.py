@@ -7,6 +7,7 @@ it, the `reporter` tells how it ended, and only then is it acknowledged.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 from collections import deque
@@ -162,10 +163,7 @@ class Handler:
         self._closing = True
         self.give_back_waiting(all_of_them=True)
         while self._limited:
-            with self._turn:
-                for early in list(self._limited):
-                    del self._limited[early]
-                    self._give_back(early)
+            self.give_back_limited()
 
     def cover(self, task_queue: str, make: Callable[[], Passage]) -> None:
         """A limit comes into force: what runs already counts as well."""
@@ -692,6 +690,17 @@ class Handler:
                     return
                 early = self._waiting.popleft()
             self._give_back(early)
+
+    def give_back_limited(self, held_s: float = 0.0) -> None:
+        """Put tasks that wait for a limit, and were held for so long, back on their queue, from
+        where they come again at once: RabbitMQ bears with what is held for half an hour only."""
+        if not self._limited:
+            return
+        latest = self._clock.monotonic() - held_s
+        with self._turn:
+            for early in list(itertools.takewhile(lambda one: one.since <= latest, self._limited)):
+                del self._limited[early]
+                self._give_back(early)
 
     # --- ends of code: `tq_broker.worker.executors.Owner` -----------------------------------------
 

@@ -961,6 +961,7 @@ class Worker:
         for attempt, timeout in watch.overdue(attempts, now):
             self._handler.time_out(attempt, timeout)
         self._handler.give_back_waiting()
+        self._handler.give_back_limited(self.options.lease_after.total_seconds())
         self._keeper.tick(attempts, now)
         self._notices.tick(attempts, now)
         if self._runs_activities and not self._stopping.is_set():
