@@ -160,7 +160,7 @@ def test_connections_that_are_closed_again_and_again_lose_nothing(
 def test_a_task_queue_that_is_deleted_under_its_worker_is_there_again_at_once(
     site: Site, node: LocalRabbitMQ
 ) -> None:
-    site.worker("q", "calm", max_concurrent_activities=1).ready()
+    worker = site.worker("q", "calm", max_concurrent_activities=1).ready()
     connection = pika.BlockingConnection(pika_parameters(node.url))
     running = site.load(linger_once, ["running"], 3.0, task_queue="q")["running"]
     site.wait_begun("running")
@@ -171,7 +171,8 @@ def test_a_task_queue_that_is_deleted_under_its_worker_is_there_again_at_once(
     connection.close()
     new = site.client.start_activity(tell, task_queue="q")
     assert running.result(10) == 1, "what was running is told"
-    assert new.result(10)["attempt"] == 1, "a new one finds its queue"
+    # Perhaps not its first attempt: the worker is full, and cancels the consumer that takes it.
+    assert new.result(30)["worker"] == worker.worker_id, "a new one finds its queue"
     assert site.client.execute_activity(tell, task_queue="calm")["attempt"] == 1
     assert not site.begun("gone"), "what was in the queue went with it, by the operator's hand"
     assert gone.id
