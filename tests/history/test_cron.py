@@ -43,6 +43,12 @@ def test_the_next_time(schedule: str, now: str, following: str) -> None:
     assert cron.backoff_ms(schedule, 0, ms(now)) == ms(following) - ms(now)
 
 
+@pytest.mark.parametrize("stepped_back_s", [0, 1, 59, 3600])
+def test_a_minute_comes_once_though_the_clock_steps_back(stepped_back_s: int) -> None:
+    began, stepped = ms("2026-01-01 03:07"), stepped_back_s * 1000
+    assert cron.backoff_ms("7 3 * * *", began, began - stepped) == 24 * 3_600_000 + stepped
+
+
 @pytest.mark.parametrize(
     ("schedule", "since_ms", "pause_ms"),
     [

@@ -129,7 +129,8 @@ def backoff_ms(text: str, started_ms: int, now_ms: int) -> int:
     """How long from ``now_ms`` to the next time, more than 0.
 
     Args:
-        started_ms: When the run before began; intervals are counted from there.
+        started_ms: When the run before began. Intervals are counted from there, and the time that
+            it began at does not come again if the clock was set back since.
 
     Raises:
         InvalidArgument: see `read`.
@@ -137,7 +138,7 @@ def backoff_ms(text: str, started_ms: int, now_ms: int) -> int:
     schedule = read(text)
     if schedule.every_ms:
         return schedule.every_ms - max(0, now_ms - started_ms) % schedule.every_ms
-    following = _following(schedule, now_ms)
+    following = _following(schedule, max(now_ms, started_ms))
     assert following is not None, "a schedule that was read has a next time"
     return following - now_ms
 
