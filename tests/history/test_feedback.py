@@ -8,8 +8,7 @@ import pytest
 from tests.history.test_records import TASK, TO
 from tq_broker.exceptions import DeadlineExceeded, Rejected, TargetGone, TqBrokerError
 from tq_broker.history.feedback import feedback
-from tq_broker.history.outbox import Parked
-from tq_broker.history.records import ActivityRecord, ReplyRecord, TaskRecord
+from tq_broker.history.records import ActivityRecord, Parked, ReplyRecord, TaskRecord
 from tq_broker.history.transaction import Sending
 from tq_broker.model.message import Message
 from tq_broker.model.requests import Done, Outcome
@@ -74,6 +73,10 @@ def test_a_task_that_the_broker_refuses_fails() -> None:
 
 def test_an_answer_that_the_broker_refuses_is_dropped() -> None:
     assert told(ReplyRecord(TO, Done()), Rejected("too large")) == []
+
+
+def test_a_letter_to_be_parked_is_kept_until_the_broker_takes_it() -> None:
+    assert told(Parked(Message(body=b"", message_id="m")), Rejected("no right to")) is None
 
 
 def test_a_run_is_told_that_nobody_lives_who_may_have_its_task() -> None:

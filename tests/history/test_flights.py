@@ -72,6 +72,24 @@ def test_what_is_to_be_sent_again() -> None:
     assert flights.due_at == 2.0
 
 
+def test_what_is_stored_can_be_waited_for_by_nobody() -> None:
+    flights = Flights()
+    stored, direct = Sending("a", 1, 1), Sending("b", 1)
+    first, for_stored = group(1)
+    second, for_direct = group(1)
+    flights.begin(stored, for_stored)
+    flights.begin(direct, for_direct)
+    for _ in range(2):
+        flights.unburden(stored)
+        flights.unburden(direct)
+    assert first.settled == ["ack"]
+    assert not second.settled
+    assert flights.is_flying(stored)
+    flights.end(stored, 1.0)
+    flights.end(direct, 1.0)
+    assert (first.settled, second.settled) == (["ack"], ["ack"])
+
+
 def test_a_shard_that_is_lost() -> None:
     flights = Flights()
     stored, direct, other = Sending("a", 1, 1), Sending("b", 1), Sending("c", 2, 1)

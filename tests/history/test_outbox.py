@@ -15,11 +15,12 @@ from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import Malformed, TargetGone, TqBrokerError
 from tq_broker.history.cache import Cache, Held
 from tq_broker.history.effects import DispatchWorkflowTask, ReplyTo
-from tq_broker.history.outbox import Outbox, Parked
+from tq_broker.history.outbox import Outbox
 from tq_broker.history.records import (
     ActivityRecord,
     CancelRecord,
     EventReplyRecord,
+    Parked,
     ReplyRecord,
     ShardRecord,
     TaskRecord,

@@ -2,22 +2,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.history.runs import NOW_MS
+from tests.history.test_flights import FakeDelivery
 from tests.history.worlds import NAMES, World
-from tq_broker.exceptions import DeadlineExceeded
+from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
 from tq_broker.history import owner as owner_module
 from tq_broker.history import records
 from tq_broker.history.effects import ReplyTo
+from tq_broker.history.flights import Group
 from tq_broker.history.options import HistoryOptions
 from tq_broker.history.owner import Owner
 from tq_broker.history.patience import Patience
 from tq_broker.history.records import ReplyRecord
 from tq_broker.history.transaction import Sending
 from tq_broker.model.requests import Done
+from tq_broker.queues.sender import Nacked
 from tq_broker.stores.store import Batch, Fenced, InboxRow, OutboxRow, RunRow
 from tq_broker.testing.manual_clock import ManualClock
 
@@ -203,6 +206,27 @@ def test_what_cannot_be_sent_is_sent_later(desk: Desk) -> None:
     desk.settle()
     assert desk.world.replies.get(timeout=20)[0] == "7"
     assert desk.owner.ended(sending, None) == [], "it has ended already"
+
+
+@pytest.mark.parametrize(
+    ("seq", "error", "settled"),
+    [
+        (1, Nacked("full"), ["ack"]),
+        (0, Nacked("full"), []),
+        (1, DeadlineExceeded("late"), []),
+    ],
+    ids=["full", "full-and-not-stored", "late"],
+)
+def test_a_queue_that_is_full_holds_up_its_own_messages_only(
+    desk: Desk, seq: int, error: TqBrokerError, settled: list[str]
+) -> None:
+    desk.owner.acquire({3})
+    sending, delivery = Sending(desk.reply, 3, seq), FakeDelivery()
+    desk.owner.flights.begin(sending, Group([cast("Any", delivery)], 1))
+    for _ in range(2):
+        assert desk.owner.ended(sending, error) == []
+    assert delivery.settled == settled
+    assert desk.owner.flights.is_flying(sending)
 
 
 def test_who_is_to_be_woken_is_read_in_portions(

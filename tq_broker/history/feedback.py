@@ -8,7 +8,13 @@ from __future__ import annotations
 from tq_broker.exceptions import TargetGone, TqBrokerError, Unavailable
 from tq_broker.history.letters import Letter
 from tq_broker.history.machine import Message as Content
-from tq_broker.history.records import ActivityRecord, EventReplyRecord, ReplyRecord, TaskRecord
+from tq_broker.history.records import (
+    ActivityRecord,
+    EventReplyRecord,
+    Parked,
+    ReplyRecord,
+    TaskRecord,
+)
 from tq_broker.history.transaction import Sending
 from tq_broker.model import failure
 from tq_broker.model.payload import NULL
@@ -45,6 +51,8 @@ def feedback(sending: Sending, error: TqBrokerError, *, is_gone: bool) -> list[L
             return [_letter(sending, failed, task.run.workflow_id, task.run.run_id)]
         case ActivityRecord() as record:
             return [_letter(sending, _refused(record, error), "", record.run_id)]
+        case Parked():
+            return None  # otherwise the letter in it would be gone
         case _:
             return []
 

@@ -70,6 +70,14 @@ class Flights:
         """It is to be sent again; times are given in their order."""
         self._again.append((until, sending))
 
+    def unburden(self, sending: Sending) -> None:
+        """Its group waits for it no more if it is stored; another would send it again."""
+        flying = self._flying[sending.shard]
+        group = flying[sending]
+        if sending.seq and group is not None:
+            flying[sending] = None
+            group.ended()
+
     def take_due(self, now: float) -> list[Sending]:
         """Those that are to be sent again now."""
         found = []

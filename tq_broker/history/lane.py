@@ -29,11 +29,10 @@ from tq_broker.history import letters
 from tq_broker.history.letters import Letter
 from tq_broker.history.membership import Wishes
 from tq_broker.history.options import HistoryOptions
-from tq_broker.history.outbox import Parked
 from tq_broker.history.owner import Consumer, Owner
 from tq_broker.history.patience import LOOK_S, Halted, Patience
 from tq_broker.history.reading import Reader
-from tq_broker.history.records import ReplyRecord
+from tq_broker.history.records import Parked, ReplyRecord
 from tq_broker.history.transaction import Sending, Transaction
 from tq_broker.model import envelope
 from tq_broker.model.requests import Reply, ShardInfo

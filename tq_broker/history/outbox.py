@@ -24,6 +24,7 @@ from tq_broker.history.records import (
     ActivityRecord,
     CancelRecord,
     EventReplyRecord,
+    Parked,
     ReplyRecord,
     ShardRecord,
     TaskRecord,
@@ -32,7 +33,7 @@ from tq_broker.history.state import Execution
 from tq_broker.history.transaction import Sending
 from tq_broker.model import envelope
 from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecutionUpdateCompleted
-from tq_broker.model.message import Message, Publication
+from tq_broker.model.message import Publication
 from tq_broker.model.names import PLAIN, UNFAIR, Exchange, Kind, QueueName
 from tq_broker.model.settings import ActivityCanceled
 from tq_broker.model.workflow_tasks import WorkflowTask
@@ -60,12 +61,6 @@ class NoMail(enum.Enum):
 
     OVER = "nobody waits for it any more"
     UNDER_WAY = "it is sent by somebody else, who tells how that ends"
-
-
-class Parked(msgspec.Struct, frozen=True):
-    """Not a record of the outbox: a message that goes to the parked ones."""
-
-    message: Message
 
 
 class Outbox:

@@ -31,7 +31,7 @@ from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
 from tq_broker.queues.connection import Connection
 from tq_broker.queues.dispatcher import TargetAwaited
-from tq_broker.queues.sender import NoRoute
+from tq_broker.queues.sender import Nacked, NoRoute
 from tq_broker.stores.store import Batch, EventRow, Fenced, OutboxRow, OutcomeUnknown, Store
 
 log = logging.getLogger(__name__)
@@ -398,6 +398,9 @@ class Owner:
         if letters is None:
             level = logging.DEBUG if isinstance(error, TargetAwaited) else logging.WARNING
             log.log(level, "history: not sent, trying again: %s", error)
+            if isinstance(error, Nacked):
+                # Its queue is full, perhaps for long; what came with it is for other queues too.
+                self.flights.unburden(sending)
             self.flights.postpone(sending, now + AGAIN_AFTER_S)
             return []
         if error is not None:

@@ -23,6 +23,7 @@ from tq_broker.history.effects import (
     ToShard,
 )
 from tq_broker.model.events import ActivityTaskScheduled
+from tq_broker.model.message import Message
 from tq_broker.model.payload import Payload
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.requests import Request
@@ -74,6 +75,12 @@ class ShardRecord(msgspec.Struct, frozen=True, array_like=True, tag="shard"):
 
     workflow_id: str
     request: Request
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """No record, as it is never stored: a message that goes to the parked ones."""
+
+    message: Message
 
 
 Record = Union[  # noqa: UP007 - msgspec takes the union apart once
