@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
 
 from tests.history.test_service import ACTIVITY, DONE, events_of, names_of, result_of
-from tests.history.worlds import Faulty, World, conflict, lost_after, lost_before, unavailable
+from tests.history.worlds import (
+    NAMES,
+    Faulty,
+    World,
+    conflict,
+    lost_after,
+    lost_before,
+    unavailable,
+)
 from tq_broker.history import machine
+from tq_broker.history.lane import READERS
 from tq_broker.model import requests
 from tq_broker.model.commands import StartTimer
 from tq_broker.model.events import WorkflowExecutionSignaled
@@ -19,11 +29,14 @@ from tq_broker.model.requests import (
     CountWorkflows,
     Describe,
     Description,
+    Listing,
     ListWorkflows,
     SignalWorkflow,
     Started,
     Status,
+    shard_of,
 )
+from tq_broker.stores.store import Batch, Fenced
 from tq_broker.testing.manual_clock import ManualClock
 
 
@@ -156,6 +169,78 @@ def test_a_defect_of_the_lane_itself_does_not_end_it(
         service = world.service(store)
         world.eventually(lambda: len(service.shards) == 16)
     assert isinstance(world.start(), Started)
+
+
+def test_what_came_before_a_defect_comes_again(
+    timed: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = shard_of("w")
+
+    class Broken(Faulty):
+        def commit(self, batch: Batch) -> None:
+            if batch.inbox and fenced:
+                raise fenced.pop()
+            super().commit(batch)
+
+        def acquire(self, shards: Collection[int], *others: Any) -> Any:
+            if broken and set(shards) == {shard}:
+                raise broken.pop()
+            return self._store.acquire(shards, *others)
+
+    fenced, broken = [Fenced([shard])], [ZeroDivisionError("broken")]
+    with caplog.at_level(logging.CRITICAL):
+        timed.service(Broken(timed.store()))
+        assert isinstance(timed.start(), Started)
+    assert not broken
+
+
+def test_who_has_no_thread_to_read_with_reads_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+    refused = [RuntimeError("can't start new thread")]
+    reads: list[None] = []
+
+    class Counting(Faulty):
+        def list(self, *arguments: Any) -> Any:
+            reads.append(None)
+            return self._store.list(*arguments)
+
+    def start_later(thread: threading.Thread) -> None:
+        if refused and thread.name.startswith("tq-history-read"):
+            raise refused.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    world.service(Counting(world.store()))
+    assert isinstance(world.ask(ListWorkflows()), Listing)
+    assert "can't start new thread" in caplog.text
+    assert isinstance(world.ask(ListWorkflows()), Listing)
+    # The first thread has found the first question too, which was answered before.
+    world.eventually(lambda: len(reads) == 3)
+    assert isinstance(world.ask(ListWorkflows()), Listing)
+    assert world.replies.empty()
+
+
+def test_questions_that_are_not_answered_at_a_stop_are_another_s(world: World) -> None:
+    asked, answering = threading.Semaphore(0), threading.Event()
+
+    class Slow(Faulty):
+        def list(self, *arguments: Any) -> Any:
+            asked.release()
+            answering.wait(20)
+            return self._store.list(*arguments)
+
+    service = world.service(Slow(world.store()))
+    for _ in range(READERS + 1):
+        world.request(ListWorkflows())
+    for _ in range(READERS):
+        assert asked.acquire(timeout=20)
+    world.eventually(lambda: not world.count(NAMES.history(0)))
+    service.stop()
+    answering.set()
+    world.service()
+    world.eventually(lambda: world.replies.qsize() == READERS + 1)
 
 
 # --- the store -----------------------------------------------------------------------------------

@@ -77,6 +77,8 @@ class Lane:
         self._reader = Reader(store, self._about, self._owner.now_ms)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tq-history-read")
         self._transaction: Transaction | None = None
+        self._taken: list[tuple[Consumer, Sequence[Delivery]]] = []
+        self._reading: set[Parcel] = set()
         self._in_hand: list[Parcel] = []
         self._told: list[Letter] = []
         self._lag_s = 0.0
@@ -119,7 +121,6 @@ class Lane:
         self._woken.set()
         if self._thread.is_alive():
             self._thread.join(within_s)
-        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def subscriptions(self, deadline: float) -> list[Subscription]:
         """Those that the first `wish` has led to; waits for that."""
@@ -163,6 +164,7 @@ class Lane:
                 self._book(self._clock.monotonic() + AGAIN_AFTER_S)
         owner.lose(owner.owned.keys() | owner.consumers.keys())
         self._give_back()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _go_on(self) -> bool:
         """Do what there is to do; tells whether there may be more."""
@@ -172,6 +174,7 @@ class Lane:
             self._told += owner.ended(*self._receipts.popleft())
         owner.send_again()
         parcels = self._in_hand = self._collect()
+        self._taken = []
         wakes = owner.take_due(LETTERS_MAX)
         if parcels or wakes:
             self._process(parcels, wakes)
@@ -222,7 +225,7 @@ class Lane:
         """What is to be dealt with now."""
         told, self._told = self._told, []
         parcels = [Parcel(letter, None) for letter in told]
-        arrived = self._take_arrived()
+        arrived = self._taken = self._take_arrived()
         # Who gets messages is the active consumer: the owner before is gone, or will be fenced.
         active = {consumer.shard for consumer, _ in arrived if consumer.open}
         self._owner.acquire(active - self._owner.owned.keys())
@@ -249,10 +252,14 @@ class Lane:
 
     def _give_back(self) -> None:
         """Nothing is ours any more: somebody else gets what was not dealt with."""
-        deliveries = [parcel.delivery for parcel in self._in_hand]
-        deliveries += [parcel.delivery for parcel, _ in self._answers]
+        deliveries = [parcel.delivery for parcel in (*self._in_hand, *self._reading)]
         self._in_hand = []
-        self._answers.clear()
+        self._reading.clear()
+        self._told = []
+        # Of these some may have been dealt with, or stand above: to give back twice does no harm.
+        for _, taken in self._taken:
+            deliveries += taken
+        self._taken = []
         while self._arrived:
             deliveries += self._arrived.popleft()[1]
         for delivery in deliveries:
@@ -268,24 +275,34 @@ class Lane:
             return None
         parcel = Parcel(letter, delivery)
         if isinstance(letter.content, letters.OUTSIDE):
-            self._readers.submit(self._answer, parcel)
+            self._ask(parcel)
             return None
         return parcel
 
-    def _answer(self, parcel: Parcel) -> None:  # on a thread of the readers
+    def _ask(self, parcel: Parcel) -> None:
+        """Have the readers answer it; here and now where the system has no thread for them."""
+        self._reading.add(parcel)
+        try:
+            self._readers.submit(self._answer, parcel)
+        except RuntimeError as error:
+            log.warning("history: no thread to read with: %s", error)
+            self._answer(parcel)
+
+    def _answer(self, parcel: Parcel) -> None:  # on a thread of the readers, mostly
         answer: Reply | Exception
         try:
             answer = self._patience.insist(lambda: self._reader.answer(parcel.letter))
         except Halted:
-            assert parcel.delivery is not None, "only what comes from outside is answered here"
-            parcel.delivery.reject(requeue=True)
-            return
+            return  # the lane gives it back
         except Exception as error:  # supervisor of the readers: it is parked with its letter
             answer = error
         self._answers.append((parcel, answer))
         self._woken.set()
 
     def _tell(self, parcel: Parcel, answer: Reply | Exception) -> None:
+        if parcel not in self._reading:
+            return  # it was answered already, or given back
+        self._reading.remove(parcel)
         letter, delivery = parcel.letter, parcel.delivery
         assert delivery is not None, "only what comes from outside is answered from the store"
         if isinstance(answer, Exception):
