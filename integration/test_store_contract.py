@@ -102,6 +102,17 @@ class TestPostgresqlStore(SqlStoreContract):
             assert time.monotonic() < deadline
         stopped.close()
 
+    def test_who_only_reads_for_long_is_left_alone(
+        self, world: PostgresqlWorld, store: Store, owner: Owner
+    ) -> None:
+        """As pg_dump does."""
+        url = world.url.set(drivername="postgresql").render_as_string()
+        with psycopg.connect(url) as reader:
+            reader.execute("SELECT * FROM tq_shards")
+            time.sleep(6)  # longer than an owner that lives
+            Owner(store, 1)
+            assert reader.execute("SELECT 1").fetchone() == (1,)
+
     def test_commits_are_durable_whatever_the_server_is_set_to(
         self, world: PostgresqlWorld
     ) -> None:

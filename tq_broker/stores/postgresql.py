@@ -59,10 +59,12 @@ _BE_DURABLE = (
 )
 # Of an owner that was stopped while it wrote, the server waits for the rest of what it has to say:
 # it is not "idle in transaction", and holds its shards for as long as the process exists. No
-# transaction of an owner that lives takes so long.
+# transaction of an owner that lives takes so long. It has locked rows, or wants to: others, as
+# pg_dump, only read, and keep nobody from a shard.
 _END_STOPPED = (
     "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
     " WHERE relation = 'tq_shards'::regclass AND granted AND pid <> pg_backend_pid()"
+    " AND mode IN ('RowShareLock', 'RowExclusiveLock')"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND xact_start < clock_timestamp() - interval '5 s'"
 )
