@@ -12,14 +12,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tq_broker.clock import epoch_ms
-from tq_broker.common import to_ms
 from tq_broker.exceptions import InvalidArgument, TqBrokerError
 from tq_broker.history.lane import Lane
 from tq_broker.history.membership import BEAT_S, Membership
 from tq_broker.history.options import HistoryOptions
 from tq_broker.history.patience import Halted, Patience
+from tq_broker.history.retention import Retention
 from tq_broker.model.names import Kind
-from tq_broker.model.requests import SHARDS
 from tq_broker.queues.connection import Connected, Connection
 from tq_broker.queues.sender import NAMESPACE
 from tq_broker.queues.settings_keeper import SettingsKeeper
@@ -34,10 +33,6 @@ log = logging.getLogger(__name__)
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
 SETTINGS_WITHIN_S = 5.0
-INBOX_KEPT_MS = 24 * 3600 * 1000
-"""So long a message may come a second time and is known."""
-PRUNE_ROWS = 500
-"""Rows that are deleted in one step: it must not hold up what is being written."""
 
 
 class HistoryService:
@@ -74,7 +69,7 @@ class HistoryService:
         self._stopping = threading.Event()
         self._patience = Patience(connection.clock, self._stopping)
         self._beats: threading.Thread | None = None
-        self._prune_next = 0
+        self._retention = Retention(store, self.options.retention, connection.clock, self._wait)
 
     @property
     def identity(self) -> str:
@@ -166,12 +161,14 @@ class HistoryService:
                 log.exception("history: internal error (please report this)")
             self._wait(BEAT_S)
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> bool:
+        """Let so much time pass; tells whether to go on."""
         passed = threading.Event()
         timer = self._clock.call_at(self._clock.monotonic() + seconds, passed.set)
         while not passed.wait(0.05) and not self._stopping.is_set():
             continue
         timer.cancel()
+        return not self._stopping.is_set()
 
     def _beat(self) -> None:
         """Say that we live, hear who else does, and act on it."""
@@ -185,14 +182,4 @@ class HistoryService:
             self._store.leave(member_id)
 
     def _prune(self) -> None:
-        """One small step of retention, for one shard."""
-        held = self._lane.held
-        if not held:
-            return
-        now_ms = epoch_ms(self._clock)
-        shard = held[self._prune_next % len(held)]
-        deleted = self._store.prune(
-            shard, now_ms - to_ms(self.options.retention), now_ms - INBOX_KEPT_MS, PRUNE_ROWS
-        )
-        if deleted < PRUNE_ROWS:
-            self._prune_next = (self._prune_next + 1) % SHARDS
+        self._retention.prune(self._lane.held)
