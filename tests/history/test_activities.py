@@ -146,6 +146,29 @@ def test_an_attempt_that_timed_out_at_its_worker_ends_as_timed_out() -> None:
     assert stage.the(e.ActivityTaskTimedOut).failure == late
 
 
+LARGE = 10**20
+"""JSON holds it, MessagePack does not."""
+
+
+def test_details_that_cannot_be_kept_lose_no_outcome() -> None:
+    stage = with_one(retry_policy=WireRetryPolicy(attempts=2))
+    failure = Failure(kind=FailureKind.APPLICATION, message="too poor", details=[{"wei": LARGE}])
+    stage.outcome(FIRST, Status.FAILED, failure=failure)
+    stage.wake()
+    stage.outcome(FIRST, Status.FAILED, attempt=2, failure=failure)
+    ended, started = stage.the(e.ActivityTaskFailed), stage.the(e.ActivityTaskStarted)
+    assert ended.failure.details == ["{'wei': 100000000000000000000}"]
+    assert started.last_failure == ended.failure
+
+
+def test_heartbeats_that_cannot_be_kept_let_an_attempt_time_out() -> None:
+    stage = with_one(retry_policy=WireRetryPolicy(attempts=1), heartbeat_ms=1_000)
+    stage.tell(a_claim())
+    stage.outcome(FIRST, Status.HEARTBEAT, heartbeat=b"[%d]" % LARGE)
+    stage.wake()
+    assert stage.the(e.ActivityTaskTimedOut).failure.details == [str(LARGE)]
+
+
 # --- notices -------------------------------------------------------------------------------------
 
 

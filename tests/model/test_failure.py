@@ -25,7 +25,7 @@ from tq_broker.exceptions import (
     TimeoutType,
 )
 from tq_broker.model import failure as failures
-from tq_broker.model.failure import Failure, FailureKind, from_exception, to_exception
+from tq_broker.model.failure import Failure, FailureKind, from_exception, storable, to_exception
 from tq_broker.retry import decide
 
 
@@ -232,8 +232,53 @@ def test_what_cannot_be_read_of_an_error_is_told_and_costs_nothing_else() -> Non
 
 
 def test_a_detail_that_cannot_be_sent_is_described() -> None:
-    failure = from_exception(ApplicationError("x", 1, Unprintable()))
-    assert failure.details == [1, "<unprintable>"]
+    failure = from_exception(ApplicationError("x", 1, Unprintable(), Unreadable()))
+    assert failure.details == [1, "<unprintable>", "<repr() of Unreadable raised RuntimeError>"]
+
+
+def test_what_a_history_cannot_keep_is_described() -> None:
+    wei, deep = 10**20, [0]
+    for _ in range(5_000):
+        deep = [deep]  # type: ignore[list-item]
+    cause = Failure(
+        kind=FailureKind.ACTIVITY, message="low", about={"attempt": wei, "identity": "me"}
+    )
+    failure = Failure(
+        kind=FailureKind.APPLICATION, message="high", details=[1, {"wei": wei}, deep], cause=cause
+    )
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(storable(failure)), type=Failure)
+    assert kept.details[:2] == [1, "{'wei': 100000000000000000000}"]
+    assert isinstance(kept.details[2], str)
+    assert kept.cause is not None
+    assert kept.cause.about == {"attempt": "100000000000000000000", "identity": "me"}
+    to_exception(kept)
+
+
+def test_what_a_history_can_keep_is_left_as_it_is() -> None:
+    failure = from_exception(ApplicationError("x", 2**63, {"at": 3}))
+    assert storable(failure) is failure
+
+
+_NUMBERS = st.none() | st.integers()
+
+
+@given(_NUMBERS, _NUMBERS, st.integers(), st.integers(0, 50))
+def test_a_history_can_keep_any_numbers_and_causes(
+    delay_ms: int | None, timeout: int | None, category: int, depth: int
+) -> None:
+    failure = failures.application("x", "T")
+    for _ in range(depth):
+        failure = Failure(
+            kind=FailureKind.APPLICATION,
+            message="x",
+            next_retry_delay_ms=delay_ms,
+            category=category,
+            timeout_type=timeout,
+            cause=failure,
+        )
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(storable(failure)), type=Failure)
+    assert kept.attempt(1) == failure.attempt(1)
+    assert kept.category == category or kept.category == 0
 
 
 @given(

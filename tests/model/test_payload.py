@@ -79,6 +79,13 @@ def test_without_codecs_a_failure_is_left_as_it_is() -> None:
     assert payload.unseal_failure(FAILURE, DEFAULT) is FAILURE
 
 
+def test_a_failure_rests_as_a_history_can_keep_it() -> None:
+    large = msgspec.structs.replace(FAILURE, details=[2**64])
+    assert payload.seal_failure(large, DEFAULT).details == ["18446744073709551616"]
+    sealed = payload.seal_failure(large, CODED)
+    assert payload.unseal_failure(sealed, CODED) == large, "nobody looks at what codecs hide"
+
+
 def test_a_sealed_failure_that_is_none_is_malformed() -> None:
     broken = failures.Failure(
         kind=failures.FailureKind.APPLICATION, message="", sealed=payload.seal(b"[]", CODED)

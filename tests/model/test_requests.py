@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.samples import sample
-from tq_broker.exceptions import Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed
 from tq_broker.model import requests
+from tq_broker.model.failure import Failure, FailureKind
 from tq_broker.model.requests import Reply, Request
 
 
@@ -63,3 +64,17 @@ def test_ids_are_spread_evenly() -> None:
     counts = Counter(requests.shard_of(f"order-{number}") for number in range(16_000))
     assert len(counts) == requests.SHARDS
     assert max(counts.values()) < 1.15 * min(counts.values())
+
+
+def deep() -> list[object]:
+    value: list[object] = []
+    for _ in range(5_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("detail", ["\ud800", 2**64, object(), deep()], ids=type)
+def test_what_cannot_be_sent_is_an_argument_of_the_callers(detail: object) -> None:
+    why = Failure(kind=FailureKind.APPLICATION, message="x", details=[detail])
+    with pytest.raises(InvalidArgument):
+        requests.reply_message(requests.UpdateState("u", "r", 3, failure=why), "m1", "c")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.worker.attempts import place
 from tests.worker.worlds import NAMES, World
+from tq_broker.exceptions import Malformed
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
 from tq_broker.model.requests import Reply, read_request, reply_message
@@ -27,7 +28,7 @@ class Bench:
         self.world = World(self.clock)
         self.client = self.world.make_client("worker")
         self.inquiries = Inquiries(self.client.connection.sender, place(self.clock))
-        self.replies: list[Reply] = []
+        self.replies: list[Reply | Malformed] = []
 
     def ask(self) -> Message:
         self.inquiries.ask(7, QUESTION, self.replies.append)
@@ -93,6 +94,14 @@ def test_a_second_answer_and_garbage_harm_nobody(bench: Bench) -> None:
     other = bench.ask()
     bench.answer_to(other, EventsPage(events=[], last_event_id=9))
     bench.world.eventually(lambda: len(bench.replies) == 2)
+
+
+def test_an_answer_that_cannot_be_read_is_one_too(bench: Bench) -> None:
+    question = bench.ask()
+    message = reply_message(EventsPage(events=[]), "m", question.correlation_id)
+    bench.answer(msgspec.structs.replace(message, body=b"?", reply_to=question.reply_to))
+    bench.world.eventually(lambda: len(bench.replies) == 1)
+    assert isinstance(bench.replies[0], Malformed)
 
 
 def test_nothing_is_waited_for_after_the_end(bench: Bench) -> None:

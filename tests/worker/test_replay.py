@@ -19,6 +19,7 @@ from tq_broker.converter import DEFAULT, DataConverter, ZlibCodec
 from tq_broker.exceptions import ApplicationError
 from tq_broker.model import commands as cmd
 from tq_broker.model import events as ev
+from tq_broker.model.failure import FailureKind
 from tq_broker.model.workflow_tasks import TaskFailedCause
 from tq_broker.worker.chronicle import OutOfStep
 from tq_broker.worker.replay import Replay
@@ -495,6 +496,30 @@ def test_the_metadata_query_has_the_shape_that_tools_know() -> None:
     answer = run.cached.query(_query("__temporal_workflow_metadata"))
     assert b'"type":"Waiting"' in answer.result
     assert b'"signalDefinitions":[{"name":"give"}]' in answer.result
+
+
+@workflow.defn
+class Cancelled:
+    def __init__(self) -> None:
+        self.task = asyncio.ensure_future(asyncio.sleep(100))
+
+    @workflow.run
+    async def run(self) -> None:
+        await asyncio.sleep(0)
+        self.task.cancel()
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.query
+    def state(self) -> Any:
+        return self.task.result()
+
+
+def test_a_query_that_asks_a_cancelled_task_fails() -> None:
+    run = Run(Cancelled)
+    run.task()
+    answer = run.query("state")
+    assert answer.failure is not None
+    assert (answer.error, answer.failure.kind) == ("failed", FailureKind.CANCELED)
 
 
 def _query(name: str) -> Any:

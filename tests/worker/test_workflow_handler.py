@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from tq_broker import workflow
 from tq_broker.clock import epoch_ms
 from tq_broker.common import RetryPolicy, VersioningBehavior
 from tq_broker.converter import DataConverter
+from tq_broker.exceptions import ApplicationError, Malformed
 from tq_broker.model import failure as failures
 from tq_broker.model.commands import CompleteWorkflow, StartTimer
 from tq_broker.model.events import Event, WorkflowExecutionStarted, WorkflowTaskScheduled
 from tq_broker.model.limits import Side
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, Names, QueueName
+from tq_broker.model.requests import read_request, request_message
 from tq_broker.model.workflow_tasks import (
     EventsPage,
     QueryAnswer,
@@ -91,7 +94,7 @@ class Replay:
         turn = Replay.script.popleft() if Replay.script else turn_of()
         if callable(turn):
             turn = turn()
-        if isinstance(turn, Exception):
+        if isinstance(turn, BaseException):
             raise turn
         assert isinstance(turn, Turn)
         return turn
@@ -463,6 +466,17 @@ def test_a_run_that_is_not_in_the_cache_is_fetched(bench: Bench) -> None:
     assert bench.handler.cache.misses == 1
 
 
+def test_events_that_cannot_be_read_fail_the_task(bench: Bench) -> None:
+    delivery = bench.take(last=6, events=events_of(1, 3), queries=[QUERY])
+    bench.reply(Malformed("an event of a later release"))
+    ((_, answer),) = bench.reporter.answers
+    assert (type(answer), answer.cause) == (WorkflowTaskFailed, TaskFailedCause.PAYLOAD.value)
+    assert "an event of a later release" in answer.failure.message
+    assert len(bench.reporter.queries) == 1
+    bench.confirm()
+    assert (delivery.acks, bench.handler.busy) == (1, False)
+
+
 def test_the_rest_of_a_long_history_is_fetched(bench: Bench) -> None:
     bench.take(last=6, events=events_of(1, 3))
     assert bench.inquiries.asked[0][1].first_event_id == 4
@@ -528,10 +542,31 @@ def test_a_task_that_failed_leaves_no_replay_behind(bench: Bench, cause: TaskFai
     assert (bench.replay.closed, len(bench.handler.cache)) == (1, 0)
 
 
-def test_a_defect_fails_the_task_and_nothing_else(bench: Bench) -> None:
-    Replay.script.append(ZeroDivisionError())
+@pytest.mark.parametrize("defect", [ZeroDivisionError(), asyncio.CancelledError(), SystemExit()])
+def test_a_defect_fails_the_task_and_nothing_else(bench: Bench, defect: BaseException) -> None:
+    Replay.script.append(defect)
     assert isinstance(bench.run("a"), WorkflowTaskFailed)
     assert isinstance(bench.run("b"), WorkflowTaskCompleted)
+
+
+def test_a_defect_before_the_first_turn_does_so_too(bench: Bench) -> None:
+    def lost(queue: QueueName, workflow_id: str) -> QueueName | None:
+        raise ZeroDivisionError
+
+    bench.handler.home_of = lost  # type: ignore[assignment]
+    bench.take()
+    waiting = bench.take(first=3, last=4)
+    bench.confirm()
+    bench.confirm()
+    assert waiting.acks == 1
+    assert [type(answer) for _, answer in bench.reporter.answers] == [WorkflowTaskFailed] * 2
+    assert not bench.handler.busy
+
+
+def test_a_defect_can_be_told_whatever_it_carries(bench: Bench) -> None:
+    Replay.script.append(ApplicationError("x", 2**64))
+    answer = bench.run()
+    assert read_request(request_message(answer, "m")) == answer
 
 
 def test_an_unknown_workflow_fails_its_task_loudly(

@@ -14,7 +14,14 @@ from tests.worker.test_workflow_handler import Delivery
 from tests.worker.worlds import NAMES, World
 from tq_broker.converter import DataConverter
 from tq_broker.model import payload
-from tq_broker.model.commands import CompleteWorkflow
+from tq_broker.model.commands import (
+    Command,
+    CompleteWorkflow,
+    FailWorkflow,
+    ModifyProperties,
+    StartTimer,
+)
+from tq_broker.model.failure import application
 from tq_broker.model.message import Message
 from tq_broker.model.names import Kind, QueueName
 from tq_broker.model.requests import read_reply, read_request
@@ -116,6 +123,27 @@ def test_texts_that_are_not_unicode_fail_the_task(bench: Bench) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [ModifyProperties(upserted_memo={1: b"x"})],  # type: ignore[dict-item]
+        [StartTimer(timer_id="1", start_to_fire_ms=2**64)],
+        [StartTimer(timer_id="1", start_to_fire_ms=1, summary=5)],  # type: ignore[arg-type]
+        [StartTimer(timer_id="1", start_to_fire_ms=1, summary=object())],  # type: ignore[arg-type]
+        [FailWorkflow(failure=application("x", "T", non_retryable=None))],  # type: ignore[arg-type]
+    ],
+    ids=["key", "number", "type", "object", "failure"],
+)
+def test_what_history_could_not_read_fails_the_task(bench: Bench, commands: list[Command]) -> None:
+    """Types of what workflow code gives are hopes."""
+    wrong = msgspec.structs.replace(COMPLETED, commands=commands)
+    bench.reporter.answer(3, wrong, bench.done.release)
+    assert bench.is_done()
+    told = read_request(bench.told(NAMES.history(3)))
+    assert isinstance(told, WorkflowTaskFailed)
+    assert told.cause == TaskFailedCause.PAYLOAD.value
+
+
 def test_a_failure_that_cannot_be_told_does_not_hold_up_the_worker() -> None:
     bench = Bench(bytes_max=10)
     failed = WorkflowTaskFailed(run=RunKey("w", "r"), scheduled_event_id=7, cause="deadlock")
@@ -139,6 +167,20 @@ def test_who_asks_is_answered(bench: Bench) -> None:
     bench.reporter.answer_query(query(), QueryAnswer(result=b"1"), bench.done.release)
     message = bench.told(REPLY)
     assert (read_reply(message), message.correlation_id) == (QueryAnswer(result=b"1"), "77")
+    assert bench.is_done()
+
+
+def test_an_answer_that_cannot_be_sent_is_a_failed_query(bench: Bench) -> None:
+    plan = topology.namespace(NAMES) + topology.reply_queue(NAMES, REPLY)
+    bench.world.broker.apply(plan, bench.world.soon())
+    why = msgspec.structs.replace(application("x", "T"), details=[2**64])
+    bench.reporter.answer_query(
+        query(), QueryAnswer(error="failed", failure=why), bench.done.release
+    )
+    told = read_reply(bench.told(REPLY))
+    assert isinstance(told, QueryAnswer)
+    assert told.failure is not None
+    assert (told.error, told.failure.type) == ("failed", "InvalidArgument")
     assert bench.is_done()
 
 

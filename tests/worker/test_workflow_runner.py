@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import queue
 import sys
@@ -174,14 +175,17 @@ def test_who_was_given_up_learns_it_when_it_comes_back() -> None:
         too_slow()
 
 
-def test_a_defect_ends_no_thread(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("defect", [ZeroDivisionError, asyncio.CancelledError, SystemExit])
+def test_a_defect_ends_no_thread(
+    bench: Bench, caplog: pytest.LogCaptureFixture, defect: type[BaseException]
+) -> None:
     def broken(seat: Seat) -> None:
-        raise ZeroDivisionError
+        raise defect
 
     bench.runner.submit(broken)
     bench.do("a")
     assert bench.next() == ("a", 1)
-    assert "ZeroDivisionError" in caplog.text
+    assert defect.__name__ in caplog.text
 
 
 def test_what_was_submitted_before_the_end_is_done(bench: Bench) -> None:

@@ -47,6 +47,7 @@ from tq_broker.model.failure import (
     Failure,
     FailureKind,
     application,
+    storable,
     timed_out,
 )
 from tq_broker.model.payload import Payload
@@ -365,6 +366,7 @@ def after_failure(
     outcome: ActivityOutcome | None = None,
 ) -> None:
     """An attempt has failed: try again, or end."""
+    failure = storable(failure)
     if not activity.cancel_event_id and _never_began(activity, failure):
         is_gone = failure.type == TARGET_GONE
         if not activity.target or bonds.lost(turn.run, activity, is_gone=is_gone):

@@ -175,15 +175,47 @@ def _delay_ms(delay: timedelta | None) -> int | None:
 
 
 def _sendable(details: Any) -> list[Any]:
-    return [detail if _is_jsonable(detail) else repr(detail)[:TEXT_MAX] for detail in details]
+    return [_fit(detail, msgspec.json.encode) for detail in details]
 
 
-def _is_jsonable(value: Any) -> bool:
+def _fit(value: Any, encode: Callable[[Any], object]) -> Any:
+    """``value``, or a text about it if ``encode`` does not take it."""
+    return value if _takes(encode, value) else _described(value)
+
+
+def _takes(encode: Callable[[Any], object], value: Any) -> bool:
     try:
-        msgspec.json.encode(value)
+        encode(value)
     except Exception:  # whatever a user's object does when it is looked at
         return False
     return True
+
+
+def _described(value: Any) -> str:
+    try:
+        return _text(repr(value)[:TEXT_MAX])
+    except Exception as broken:
+        return f"<repr() of {type(value).__name__} raised {type(broken).__name__}>"
+
+
+def storable(failure: Failure, depth: int = 0) -> Failure:
+    """``failure`` as a history can keep it: what JSON can say and MessagePack cannot, as integers
+    of more than 64 bits in its details, is described in a text."""
+    if _takes(_pack, failure):
+        return failure
+    cause = failure.cause if depth < CAUSES_MAX else None
+    return msgspec.structs.replace(
+        failure,
+        details=[_fit(detail, _pack) for detail in failure.details],
+        about={name: _fit(fact, _pack) for name, fact in failure.about.items()},
+        next_retry_delay_ms=_delay_ms(failure.next_retry_delay),
+        category=failure.category if failure.category in set(ApplicationErrorCategory) else 0,
+        timeout_type=failure.timeout_type if failure.timeout_type in _TIMEOUTS else None,
+        cause=None if cause is None else storable(cause, depth + 1),
+    )
+
+
+_pack = msgspec.msgpack.encode
 
 
 def _canceled_fields(error: BaseException) -> dict[str, Any]:

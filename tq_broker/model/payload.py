@@ -15,7 +15,7 @@ import msgspec
 
 from tq_broker.converter import DataConverter
 from tq_broker.exceptions import Malformed, PayloadTooLarge
-from tq_broker.model.failure import Failure
+from tq_broker.model.failure import Failure, storable
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ _decode_failure = msgspec.json.Decoder(Failure).decode
 
 def seal_failure(failure: Failure, converter: DataConverter) -> Failure:
     """``failure`` as it may rest in a history: with codecs, only what a retry policy needs to know
-    stays readable. Raises `PayloadTooLarge`."""
+    stays readable, and without them it is as `storable` makes it. Raises `PayloadTooLarge`."""
     if not converter.codecs or failure.sealed is not None:
-        return failure
+        return storable(failure)
     return Failure(
         kind=failure.kind,
         message="encoded failure",

@@ -517,12 +517,13 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
 def request_message(request: Request, message_id: str, **properties: Any) -> Message:
-    """The message that carries ``request``. Raises `InvalidArgument`: a text is not Unicode."""
+    """The message that carries ``request``. Raises `InvalidArgument`: a value in it cannot be sent,
+    as a text that is not Unicode."""
     return _message(request, message_id, REQUEST, **properties)
 
 
 def reply_message(reply: Reply, message_id: str, correlation_id: str | None) -> Message:
-    """The message that carries ``reply``."""
+    """The message that carries ``reply``. Raises `InvalidArgument` as `request_message` does."""
     return _message(reply, message_id, REPLY, correlation_id=correlation_id)
 
 
@@ -531,6 +532,8 @@ def _message(value: Any, message_id: str, kind: str, **properties: Any) -> Messa
         body = encode(value)
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"{error.object!a:.80} is not Unicode") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgument(f"{type(value).__name__}: {error}") from error
     return Message(
         body=body,
         message_id=message_id,

@@ -26,7 +26,8 @@ SEND_WITHIN_S = 10.0
 AGAIN_AFTER_S = 5.0
 """How long an answer is waited for before the question is asked again."""
 
-OnReply = Callable[[Reply], None]
+OnReply = Callable[[Reply | Malformed], None]
+"""Gets the answer, or what is wrong with it: asked again, it would be the same."""
 
 
 class Inquiries:
@@ -98,13 +99,8 @@ class Inquiries:
     def _on_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             on_reply = self._open.pop(delivery.message.correlation_id or "", None)
-            try:
-                reply = read_reply(delivery.message) if on_reply is not None else None
-            except Malformed as error:
-                log.warning("answer of history dropped: %s", error)
-            else:
-                if on_reply is not None and reply is not None:
-                    on_reply(reply)
+            if on_reply is not None:
+                on_reply(_read(delivery.message))
             delivery.ack()
 
     def close(self) -> None:
@@ -115,6 +111,14 @@ class Inquiries:
             if self._subscription is not None:
                 self._subscription.cancel_nowait()
                 self._subscription = None
+
+
+def _read(message: Message) -> Reply | Malformed:
+    try:
+        return read_reply(message)
+    except Malformed as error:
+        log.warning("answer of history not understood: %s", error)
+        return error
 
 
 def _sent(error: TqBrokerError | None) -> None:

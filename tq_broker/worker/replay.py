@@ -174,7 +174,7 @@ class Replay:
             with self._situation.read_only("query"):
                 answer = self._within(self._query, request)
             return QueryAnswer(result=conversion.dump(answer))
-        except Exception as error:  # of whatever kind: it is an answer
+        except BaseException as error:  # also the cancellation of a task that it looks at
             return QueryAnswer(error="failed", failure=conversion.failure(error))
 
     def close(self) -> None:

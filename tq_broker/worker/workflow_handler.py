@@ -174,7 +174,7 @@ class WorkflowHandler:
                 waiting.append(held)
                 return
             self._runs[task.run.run_id] = deque()
-        self._begin(held, seat)
+        self._step(held, self._begin, seat)
 
     def _begin(self, held: InHand, seat: Seat) -> None:
         """No other task of its run is at work."""
@@ -261,11 +261,11 @@ class WorkflowHandler:
             step(held, seat)
         except Abandoned:
             raise
-        except Exception as error:
+        except BaseException as error:
             # Supervisor: whatever is wrong with one run must not harm the others.
             log.exception("workflow task of %s: a defect", held.run)
             cause = TaskFailedCause.UNHANDLED_FAILURE
-            self._fail(held, cause, failures.from_exception(error))
+            self._fail(held, cause, failures.storable(failures.from_exception(error)))
 
     # --- from a task to a replay ----------------------------------------------------------------
 
@@ -337,7 +337,10 @@ class WorkflowHandler:
             ),
         )
 
-    def _on_page(self, reply: Reply, held: InHand, seat: Seat) -> None:
+    def _on_page(self, reply: Reply | Malformed, held: InHand, seat: Seat) -> None:
+        if isinstance(reply, Malformed):
+            self._fail(held, TaskFailedCause.PAYLOAD, failures.from_exception(reply))
+            return
         following = held.next_event_id
         events = (
             [event for event in reply.events if event.event_id >= following]
@@ -640,7 +643,7 @@ class WorkflowHandler:
         held.delivery.ack()
         held.source.released()
         if following is not None:
-            self._runner.submit(partial(self._begin, following))
+            self._runner.submit(partial(self._step, following, self._begin))
         if homeless is not None:
             self._runner.submit(partial(self._step, homeless, self._activate))
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 
-from tq_broker.exceptions import PayloadTooLarge, Rejected, TqBrokerError
+from tq_broker.exceptions import Malformed, PayloadTooLarge, Rejected, TqBrokerError
 from tq_broker.model import envelope
 from tq_broker.model import failure as failures
 from tq_broker.model import workflow_tasks as answers
 from tq_broker.model.commands import check_payloads
+from tq_broker.model.failure import Failure
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind
-from tq_broker.model.requests import Request, reply_message, request_message
+from tq_broker.model.requests import Request, read_request, reply_message, request_message
 from tq_broker.model.workflow_tasks import QueryAnswer, QueryRequest, TaskFailedCause
 from tq_broker.queues.broker import Delivery
 from tq_broker.queues.sender import Done, Sender
@@ -57,7 +58,9 @@ class WorkflowReporter:
                     check_payloads(command, answer.run.workflow_id)
             message = self._message(answer)
             self._check_size(message)
-        except Rejected as error:
+            # Types of what workflow code gives are hopes, and history parks what it cannot read.
+            read_request(message)
+        except (Rejected, Malformed) as error:
             refused(error)
             return
         self._insistence.insist(
@@ -89,7 +92,11 @@ class WorkflowReporter:
             log.warning("query without a reply queue of this namespace not answered")
             done()
             return
-        message = reply_message(answer, self._sender.ids.next(), query.correlation_id)
+        try:
+            message = reply_message(answer, self._sender.ids.next(), query.correlation_id)
+        except Rejected as error:
+            self.answer_query(query, QueryAnswer(error="failed", failure=_why(error)), done)
+            return
         publication = Publication(self._names.exchange(Exchange.REPLIES), query.reply_to, message)
 
         def refused(error: TqBrokerError) -> None:
@@ -126,9 +133,13 @@ def _unsendable(
         identity=answer.identity,
         worker_id=answer.worker_id,
         cause=TaskFailedCause.PAYLOAD.value,
-        failure=failures.application(str(error), type(error).__name__),
+        failure=_why(error),
         started_ms=answer.started_ms,
     )
+
+
+def _why(error: TqBrokerError) -> Failure:
+    return failures.application(str(error), type(error).__name__)
 
 
 def _sent(error: TqBrokerError | None) -> None:

@@ -146,7 +146,7 @@ class WorkflowRunner:
                 work(seat)
             except Abandoned:
                 return
-            except Exception:  # supervisor: a defect must not end the thread
+            except BaseException:  # supervisor: a defect must not end the thread
                 log.exception("workflow task: a defect")
             seat.busy_since = None
         with self._lock:
