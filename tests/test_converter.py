@@ -220,3 +220,17 @@ def test_a_body_over_the_bound_is_refused_on_both_sides() -> None:
         converter.seal(bytes(11))
     with pytest.raises(Malformed, match="11 bytes; the bound is 10"):
         converter.unseal(bytes(11), "")
+
+
+def test_what_nobody_could_expand_is_not_compressed() -> None:
+    converter = DataConverter(codecs=[ZlibCodec()], bytes_max=1000)
+    assert converter.unseal(converter.seal(bytes(1000)), "zlib") == bytes(1000)
+    with pytest.raises(PayloadTooLarge, match="1001 bytes long; the bound is 1000"):
+        converter.seal(bytes(1001))
+
+
+@given(st.binary(max_size=40), st.integers(0, 40))
+def test_what_is_accepted_can_be_read(body: bytes, bytes_max: int) -> None:
+    converter = DataConverter(codecs=[Reversing(), ZlibCodec()], bytes_max=bytes_max)
+    with contextlib.suppress(PayloadTooLarge):
+        assert converter.unseal(converter.seal(body), converter.codec_names) == body

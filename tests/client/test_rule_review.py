@@ -13,6 +13,7 @@ from tq_broker.client import rule_review
 from tq_broker.client.rule_review import globs_meet, review
 from tq_broker.model.control import WorkerInfo
 from tq_broker.model.rules import TaskKind, TrafficRule
+from tq_broker.model.settings import RULES_MAX
 
 
 def worker(*task_queues: str, **fields: Any) -> WorkerInfo:
@@ -122,6 +123,36 @@ def test_a_way_back_is_a_loop(others: list[TrafficRule]) -> None:
     text = next(text for text in refused(rule(), *others) if "loop" in text)
     assert "back" in text
     assert all(repr(one.id) in text for one in others)
+
+
+def test_the_shortest_way_back_is_told() -> None:
+    others = [
+        rule("on", task_queue="there", to_task_queue="b"),
+        rule("back", task_queue="b", to_task_queue="q"),
+        rule("straight", task_queue="there", to_task_queue="q"),
+    ]
+    text = next(text for text in refused(rule(), *others) if "loop" in text)
+    assert "send them back: 'straight' to 'q';" in text
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_many_rules_of_any_task_queue_are_looked_through_at_once(lead: bool) -> None:
+    others = [
+        rule(f"r{k}", task_queue="", to_task_queue=f"orders-{k}", headers={f"h{k}": "x"})
+        for k in range(50)
+    ]
+    back = rule("back", task_queue="orders-49", to_task_queue="q", headers={"h": "x"})
+    told = [one for one in refused(rule(), *others, *[back] * lead) if "loop" in one]
+    assert [("'r49' to 'orders-49', 'back' to 'q'" in one) for one in told] == [True] * lead
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_the_longest_chain_is_followed(back: bool) -> None:
+    others = [
+        rule(f"r{k}", task_queue=f"q{k}", to_task_queue=f"q{k + 1}") for k in range(RULES_MAX - 1)
+    ]
+    new = rule(to_task_queue="q0", task_queue=f"q{RULES_MAX - 1}" if back else "q")
+    assert any("loop" in text for text in refused(new, *others)) is back
 
 
 def test_what_leads_elsewhere_or_is_about_other_tasks_is_no_loop() -> None:

@@ -6,6 +6,7 @@ known for sure (two globs that may meet) is taken for possible.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -133,8 +134,8 @@ def _loops(rule: TrafficRule, others: Sequence[TrafficRule]) -> list[Finding]:
     if not rule.to_task_queue:
         return []
     edges = [one for one in others if one.to_task_queue and _meet_beside_queue(rule, one)]
-    path = _path(rule.to_task_queue, rule.task_queue, edges, ())
-    if path is None or not path:
+    path = _path(rule.to_task_queue, rule.task_queue, edges)
+    if path is None:
         return []
     ways = ", ".join(f"{one.id!r} to {one.to_task_queue!r}" for one in path)
     return [
@@ -145,18 +146,23 @@ def _loops(rule: TrafficRule, others: Sequence[TrafficRule]) -> list[Finding]:
     ]
 
 
-def _path(
-    here: str, goal: str, edges: Sequence[TrafficRule], gone: tuple[TrafficRule, ...]
-) -> tuple[TrafficRule, ...] | None:
-    """Rules that lead from the task queue ``here`` to ``goal`` ("": to any other)."""
-    for edge in edges:
-        if edge in gone or edge.task_queue not in ("", here) or edge.to_task_queue == here:
-            continue
-        if edge.to_task_queue == goal or not goal:
-            return (*gone, edge)
-        further = _path(edge.to_task_queue, goal, edges, (*gone, edge))
-        if further is not None:
-            return further
+def _path(start: str, goal: str, edges: Sequence[TrafficRule]) -> tuple[TrafficRule, ...] | None:
+    """The fewest rules that lead from the task queue ``start`` to ``goal`` ("": to any other);
+    ``None`` if none do."""
+    ways: dict[str, tuple[TrafficRule, ...]] = {start: ()}
+    line = deque([start])
+    while line:
+        here = line.popleft()
+        for edge in edges:
+            there = edge.to_task_queue
+            if edge.task_queue not in ("", here) or there == here:
+                continue
+            way = (*ways[here], edge)
+            if there == goal or not goal:
+                return way
+            if there not in ways:  # each is gone on from once: the ways are too many to try
+                ways[there] = way
+                line.append(there)
     return None
 
 
