@@ -20,6 +20,9 @@ from tq_broker.exceptions import InvalidArgument
 DURATION_MAX = timedelta(days=3650)
 """The longest duration accepted anywhere: ten years, well inside every integer on the wire."""
 
+TIME_MS_MAX = 250_000_000_000_000
+"""The latest time (epoch ms), of the year 9892: a `datetime` has hardly more."""
+
 PRIORITY_FIRST, PRIORITY_LAST = 1, 5
 PRIORITY_DEFAULT = 3
 REQUIRES_MAX = 8

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tq_broker.client.parked import fresh, read_parked, renewed
+from tq_broker.common import TIME_MS_MAX
 from tq_broker.model.message import Message
 
 OURS = {
@@ -50,6 +51,20 @@ def test_rabbitmq_says_it_in_x_death() -> None:
     assert (one.task_queue, one.parked_by) == ("mail", "RabbitMQ")
     assert one.reason == "handed out too often without an end (x-delivery-limit)"
     assert one.parked_ms == 1_700_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "parked_ms"),
+    [
+        ({"tq-parked-ms": 1_780_000_000_000_000_000}, TIME_MS_MAX),
+        ({"x-death": [{"time": 2**63}]}, TIME_MS_MAX),
+        ({"tq-parked-ms": -1}, 0),
+    ],
+)
+def test_a_time_that_no_calendar_has_is_brought_into_one(
+    headers: dict[str, Any], parked_ms: int
+) -> None:
+    assert read_parked(message(headers), "shop", "parked").parked_ms == parked_ms
 
 
 @pytest.mark.parametrize(

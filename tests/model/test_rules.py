@@ -27,6 +27,7 @@ def rule(**fields: Any) -> TrafficRule:
         ({"order": -1}, "order is -1; it must be from 0"),
         ({"take_within_ms": 999}, "take_within_ms is 999; it must be from 1000 to 3600000"),
         ({"expires_ms": -1}, "expires_ms is -1"),
+        ({"expires_ms": 2**53}, "expires_ms is 9007199254740992; it must be from 0 to 2500000000"),
         ({"priority": 6}, "priority is 6; it must be from 1"),
         ({"fairness_key": "x" * 201}, "fairness_key is 201 bytes long"),
         ({"fairness_key": "a\nb"}, "fairness_key has the control"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
@@ -9,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tq_broker.common import TIME_MS_MAX
 from tq_broker.exceptions import Malformed
 from tq_broker.model import settings
+from tq_broker.model.deployments import VersionServes
 from tq_broker.model.limits import Limits, Side
 from tq_broker.model.message import Message
-from tq_broker.model.names import Kind, Names
+from tq_broker.model.names import TASK_QUEUE_BYTES_MAX, Kind, Names
 from tq_broker.model.parts import ALL, EACH_KEY, PARTS_MAX, Part, PartKind
 from tq_broker.model.rules import TrafficRule
+from tq_broker.model.sessions import session_task_queue
 from tq_broker.model.settings import (
     CAPABILITIES_MAX,
     SIDES,
@@ -446,3 +450,69 @@ def test_weights_that_nobody_can_have_are_not_read(key: str, weight: str) -> Non
     body = good.body.replace(b'"k"', f'"{key}"'.encode()).replace(b"1.0", weight.encode())
     with pytest.raises(Malformed):
         read_record(msgspec.structs.replace(good, body=body))
+
+
+# --- what nothing can be done with ----------------------------------------------------------------
+
+
+def foreign(kind: str, **fields: object) -> Message:
+    good = record_message(TaskQueueDeclared("q", 1), "1")
+    record = {"type": kind, "task_queue": "q", "at_ms": 1} | fields
+    return msgspec.structs.replace(good, body=msgspec.json.encode(record))
+
+
+ONE_SIDED = [f"task-queue-{word}" for word in ("declared", "reclaimed", "prioritized", "fair")]
+TWO_SIDED = ["task-queue-paused", "task-queue-resumed", "fairness-weight-set"]
+WEIGHT = {"key": "k", "weight": 1.0}
+
+
+@pytest.mark.parametrize("kind", [*ONE_SIDED, *TWO_SIDED])
+@pytest.mark.parametrize("side", ["both", "activities", "host", "Activity"])
+def test_a_side_that_there_is_not_is_refused(kind: str, side: str) -> None:
+    fields = WEIGHT if kind == "fairness-weight-set" else {}
+    for known in SIDES:
+        assert read_record(foreign(kind, side=known, **fields))
+    with pytest.raises(Malformed, match=f"setting: side is {side!r}; it must be .*activity"):
+        read_record(foreign(kind, side=side, **fields))
+
+
+def test_only_what_people_say_is_about_both_sides() -> None:
+    for kind in TWO_SIDED:
+        assert read_record(foreign(kind, side="", **WEIGHT))
+    for kind in ONE_SIDED:
+        with pytest.raises(Malformed, match="side is ''"):
+            read_record(foreign(kind, side=""))
+
+
+@pytest.mark.parametrize("kind", [*ONE_SIDED, *TWO_SIDED, "capabilities-declared", "limits-set"])
+@pytest.mark.parametrize("name", ["", "q\n", "\u202eq", "q" * 111, "%" * 37])
+def test_a_task_queue_that_no_queue_can_be_named_after_is_refused(kind: str, name: str) -> None:
+    more = {
+        "fairness-weight-set": WEIGHT,
+        "capabilities-declared": {"capabilities": ["gpu"]},
+        "limits-set": {"side": "activity", "limits": None, "change_id": "c"},
+    }.get(kind, {})
+    longest = session_task_queue("q" * TASK_QUEUE_BYTES_MAX)
+    assert read_record(foreign(kind, **more | {"task_queue": longest}))
+    with pytest.raises(Malformed, match="setting: task_queue "):
+        read_record(foreign(kind, **more | {"task_queue": name}))
+
+
+@pytest.mark.parametrize("at_ms", [-1, TIME_MS_MAX + 1, 1_780_000_000_000_000_000])
+def test_a_time_that_no_calendar_has_is_refused(at_ms: int) -> None:
+    for record in (
+        TaskQueuePaused("q", at_ms),
+        ActivityCanceled("a", at_ms),
+        TrafficRuleRemoved("r", at_ms),
+        limits_set(0, "one", at_ms=at_ms),
+        VersionServes("shop", "v1", "activity", "q", at_ms),
+        BackedOff("q", at_ms + 1, at_ms),
+    ):
+        with pytest.raises(Malformed, match=f"setting: at_ms is {at_ms}; it must be from 0 to"):
+            read_record(record_message(record, "1"))
+
+
+def test_the_last_time_of_all_can_be_told() -> None:
+    record = BackedOff("q", TIME_MS_MAX + settings.BACK_OFF_MAX_MS, TIME_MS_MAX)
+    assert read_record(record_message(record, "1")) == record
+    assert datetime.fromtimestamp(record.until_ms / 1000, timezone.utc).year == 9892

@@ -1,5 +1,6 @@
 """Idle task queues go, served and used ones stay."""
 
+import threading
 from datetime import timedelta
 
 from tq_broker import BlockingClient, activity
@@ -42,6 +43,27 @@ def test_an_idle_queue_is_removed_and_one_with_a_task_stays():
     stats = core.broker.stats(str(Names("default").activity("used")), core.deadline())
     assert stats is not None
     assert stats.ready == 1
+    client.close()
+
+
+def test_what_goes_wrong_in_a_look_does_not_end_the_looks(caplog):
+    client = BlockingClient.connect("memory://housekeeper-wrong")
+    core = client.core
+    looked = threading.Event()
+
+    class Failing(Housekeeper):
+        looks = 0
+
+        def look(self, idleness):
+            self.looks += 1
+            if self.looks == 1:
+                raise ValueError("strange")
+            self.stop()
+            looked.set()
+
+    Failing(client.connection, SettingsLog(core.broker, Names("default"), core.clock), 0.001).start()
+    assert looked.wait(10)
+    assert "strange" in caplog.text
     client.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tq_broker.common import TIME_MS_MAX
 from tq_broker.exceptions import InvalidArgument
 from tq_broker.model import envelope
 from tq_broker.model.message import Message
@@ -60,7 +61,8 @@ def read_parked(message: Message, namespace: str, routing_key: str) -> ParkedMes
     """What ``message``, found in the parked queue under ``routing_key``, is."""
     headers = message.headers
     death = _last_death(headers)
-    parked_ms = _int(headers.get(SINCE)) or _int(death.get("time")) * 1000
+    said_ms = _int(headers.get(SINCE)) or _int(death.get("time")) * 1000
+    parked_ms = min(max(0, said_ms), TIME_MS_MAX)
     origin = _str(headers.get(FROM)) or _str(death.get("queue"))
     reason = _str(headers.get(REASON))
     if not reason:

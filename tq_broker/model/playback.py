@@ -25,6 +25,7 @@ import enum
 from collections import deque
 from datetime import datetime, timezone
 
+from tq_broker.common import TIME_MS_MAX
 from tq_broker.exceptions import Malformed
 from tq_broker.model.settings import (
     BEFORE_ALL,
@@ -43,8 +44,6 @@ KEPT_MAX = 10_000
 """Records that are kept for the snapshot that comes after them; it is written within seconds."""
 LOST_TOLD_MS = 7 * 24 * 3600 * 1000
 """So long somebody may still want to set again what was lost."""
-TIME_MS_MAX = 250_000_000_000_000
-"""The year 9892; authors of records may say what they like."""
 
 
 class Taken(enum.Enum):

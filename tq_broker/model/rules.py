@@ -15,6 +15,7 @@ import msgspec
 from tq_broker.common import (
     PRIORITY_FIRST,
     PRIORITY_LAST,
+    TIME_MS_MAX,
     WorkerDeploymentVersion,
     check_headers,
 )
@@ -28,7 +29,6 @@ FAIRNESS_KEY_BYTES_MAX = 200
 ORDER_MAX = 1_000_000
 TAKE_WITHIN_MS = 10_000
 TAKE_WITHIN_MS_MIN, TAKE_WITHIN_MS_MAX = 1_000, 3_600_000
-TIME_MS_MAX = 2**53
 
 
 class TaskKind(str, enum.Enum):

@@ -19,7 +19,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_broker.common import Requires, check_fairness_key, check_fairness_weight, to_ms
+from tq_broker.common import (
+    TIME_MS_MAX,
+    Requires,
+    check_fairness_key,
+    check_fairness_weight,
+    to_ms,
+)
 from tq_broker.exceptions import BACK_OFF_MAX, InvalidArgument, Malformed
 from tq_broker.model import envelope
 from tq_broker.model.capabilities import check_capabilities, check_requires
@@ -32,9 +38,10 @@ from tq_broker.model.deployments import (
 )
 from tq_broker.model.limits import UNLIMITED, Limits, Side, check_limits
 from tq_broker.model.message import Message
-from tq_broker.model.names import Kind, QueueName
+from tq_broker.model.names import TASK_QUEUE_BYTES_MAX, Kind, QueueName, check_text
 from tq_broker.model.parts import ALL, PARTS_MAX, Part, PartTable, check_part
 from tq_broker.model.rules import TrafficRule
+from tq_broker.model.sessions import SUFFIX
 
 CANCELLED_MAX = 100_000
 """Cancelled ids remembered; the oldest is forgotten first, so memory has a bound."""
@@ -56,6 +63,10 @@ CAPABILITIES_MAX = 1_000
 ACTIVITY_SIDE, WORKFLOW_SIDE = Kind.ACTIVITY.value, Kind.WORKFLOW.value
 SIDES = (ACTIVITY_SIDE, WORKFLOW_SIDE)
 """A task queue has two sides, each with a shared queue of its own."""
+
+
+_TASK_QUEUE_BYTES_MAX = TASK_QUEUE_BYTES_MAX + len(SUFFIX)
+"""Sessions of a task queue have one of their own, with a longer name."""
 
 
 class TaskQueueDeclared(msgspec.Struct, frozen=True, omit_defaults=True, tag="task-queue-declared"):
@@ -333,6 +344,10 @@ def read_record(message: Message) -> Record:
 
 
 def _check(record: Record) -> None:
+    _check_place(record)
+    at_ms = record_ms(record)
+    if not 0 <= at_ms <= TIME_MS_MAX:
+        raise InvalidArgument(f"at_ms is {at_ms}; it must be from 0 to {TIME_MS_MAX}")
     match record:
         case LimitsSet(limits=Limits() as limits):
             check_limits(limits)
@@ -349,6 +364,25 @@ def _check(record: Record) -> None:
             check_capabilities("capabilities", record.capabilities)
         case SettingsSnapshot(upto=upto) if upto < BEFORE_ALL:
             raise InvalidArgument(f"upto is {upto}; it must be at least {BEFORE_ALL}")
+
+
+def _check_place(record: Record) -> None:
+    """Raise `InvalidArgument` if there can be no queues of what ``record`` is about."""
+    task_queue = getattr(record, "task_queue", None)
+    if task_queue is not None:
+        check_text("task_queue", task_queue, bytes_max=_TASK_QUEUE_BYTES_MAX)
+    match record:
+        case TaskQueuePaused() | TaskQueueResumed() | FairnessWeightSet():
+            known = ("", *SIDES)
+        case (
+            TaskQueueDeclared() | TaskQueueReclaimed() | TaskQueuePrioritized() | TaskQueueFair()
+        ):
+            known = SIDES
+        case _:
+            return
+    if record.side not in known:
+        words = ", ".join(map(repr, known))
+        raise InvalidArgument(f"side is {record.side!r}; it must be one of: {words}")
 
 
 class Settings:

@@ -73,6 +73,9 @@ class Housekeeper:
                 continue  # another worker is the one
             except TqBrokerError as error:
                 log.warning("idle task queues not looked for: %s", error)
+            except Exception:
+                # It would end this thread, and then that of each worker elected after this one.
+                log.exception("idle task queues not looked for")
 
     def _serve(self) -> None:
         idleness = Idleness(self._after_s)
