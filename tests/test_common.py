@@ -70,6 +70,8 @@ def test_a_number_is_no_duration(value: object) -> None:
         ({"maximum_attempts": 1.5}, "maximum_attempts is 1.5"),
         ({"non_retryable_error_types": "ValueError"}, "must be a sequence of strings"),
         ({"non_retryable_error_types": [ValueError]}, "must be a sequence of strings"),
+        ({"non_retryable_error_types": ["E" * 15_997]}, "16001 characters .* bound is 16000"),
+        ({"non_retryable_error_types": [""] * 5_000}, "20000 characters .* bound is 16000"),
     ],
 )
 def test_a_wrong_retry_policy_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -29,6 +29,8 @@ REQUIRES_MAX = 8
 """Capabilities that one task may require."""
 HEADERS_CHARS_MAX = 4_000
 """Bound of all headers of a task together, as JSON."""
+ERROR_TYPES_CHARS_MAX = 16_000
+"""Bound of all error types of a retry policy together, as JSON in ASCII."""
 
 
 def check_duration(
@@ -103,6 +105,7 @@ class RetryPolicy:
         maximum_attempts: Including the first; 0 means no bound.
         non_retryable_error_types: `ApplicationError.type` values that end the activity;
             ``TemporalTimeout:StartToClose`` and ``TemporalTimeout:Heartbeat`` name timeouts.
+            Together at most `ERROR_TYPES_CHARS_MAX`, as they travel in a header.
     """
 
     initial_interval: timedelta = timedelta(seconds=1)
@@ -131,11 +134,19 @@ class RetryPolicy:
             raise InvalidArgument(
                 f"retry_policy.maximum_attempts is {attempts!r}; it must be 0 (no bound) or more"
             )
-        if isinstance(self.non_retryable_error_types, str) or not all(
-            isinstance(name, str) for name in self.non_retryable_error_types
-        ):
+        self._check_error_types()
+
+    def _check_error_types(self) -> None:
+        names = self.non_retryable_error_types
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidArgument(
                 "retry_policy.non_retryable_error_types must be a sequence of strings"
+            )
+        size = len(json.dumps(list(names))) if names else 0
+        if size > ERROR_TYPES_CHARS_MAX:
+            raise InvalidArgument(
+                f"retry_policy.non_retryable_error_types are {size} characters long as JSON in"
+                f" ASCII; the bound is {ERROR_TYPES_CHARS_MAX}"
             )
 
 

@@ -15,7 +15,13 @@ from tq_broker.common import ActivityIDConflictPolicy, OnGone, Requires, RetryPo
 from tq_broker.converter import DataConverter, ZlibCodec
 from tq_broker.exceptions import Malformed, PayloadTooLarge
 from tq_broker.model import envelope, failure, payload
-from tq_broker.model.envelope import read_outcome, read_task, read_task_body, task_message
+from tq_broker.model.envelope import (
+    HEARTBEAT_BYTES_MAX,
+    read_outcome,
+    read_task,
+    read_task_body,
+    task_message,
+)
 from tq_broker.model.message import Message
 from tq_broker.model.tasks import ActivityOutcome, ActivityTask, Status, TaskBody
 
@@ -499,6 +505,30 @@ def test_details_of_heartbeats_go_beside_the_body_when_codecs_hide_them() -> Non
     assert msgspec.json.decode(plain.body) == {"heartbeat": ["half"]}
     zipped = envelope.report_message(outcome, details, ZIPPED)
     assert payload.load_args(zipped.headers["tq-heartbeat"], ZIPPED) == details
+
+
+def test_sealed_details_that_no_header_can_hold_are_refused() -> None:
+    outcome = ActivityOutcome(activity_id="a", activity_type="t", status=Status.HEARTBEAT)
+    sealed = DataConverter(codecs=[Same()])
+    overhead = len(payload.dump_args([""], sealed))
+    for size in (0, HEARTBEAT_BYTES_MAX - overhead):
+        message = envelope.report_message(outcome, [msgspec.Raw(b'"%s"' % (b"x" * size))], sealed)
+        assert len(message.headers["tq-heartbeat"]) == overhead + size
+    large = [msgspec.Raw(b'"%s"' % (b"x" * (size + 1)))]
+    with pytest.raises(PayloadTooLarge, match="65537 bytes long when encoded; the bound is 65536"):
+        envelope.report_message(outcome, large, sealed)
+    plain = envelope.report_message(outcome, large, PLAIN)
+    assert len(plain.body) > HEARTBEAT_BYTES_MAX, "a body is another matter"
+
+
+class Same:
+    name = "same"
+
+    def encode(self, data: bytes) -> bytes:
+        return data
+
+    def decode(self, data: bytes, bytes_max: int) -> bytes:
+        return data
 
 
 def test_each_heartbeat_is_a_message_of_its_own() -> None:

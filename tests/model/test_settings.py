@@ -183,12 +183,26 @@ def test_a_rule_is_in_force_until_it_is_removed() -> None:
     assert list(state.rule_changes) == [TrafficRuleSet(first), TrafficRuleSet(again), removed]
 
 
-def test_a_rule_that_ran_out_is_forgotten_when_another_is_set() -> None:
-    over = a_rule("over", expires_ms=10)
-    assert set(folded([TrafficRuleSet(over), TrafficRuleSet(a_rule(at_ms=9))]).rules) == {
-        "over", "r"
-    }  # fmt: skip
-    assert set(folded([TrafficRuleSet(over), TrafficRuleSet(a_rule(at_ms=10))]).rules) == {"r"}
+def test_a_rule_that_ran_out_is_forgotten_when_another_is_set_a_day_later() -> None:
+    day_ms = settings.RULES_KEPT_MS
+    over = TrafficRuleSet(a_rule("over", expires_ms=10))
+    assert set(folded([over, TrafficRuleSet(a_rule(at_ms=day_ms + 9))]).rules) == {"over", "r"}
+    assert set(folded([over, TrafficRuleSet(a_rule(at_ms=day_ms + 10))]).rules) == {"r"}
+
+
+def test_whose_clock_is_ahead_takes_no_rule_out_of_force() -> None:
+    now_ms = 1_780_000_000_000
+    hour_ms = 3_600_000
+    short = TrafficRuleSet(a_rule("short", at_ms=now_ms, expires_ms=now_ms + hour_ms))
+    ahead = TrafficRuleSet(a_rule(at_ms=now_ms + 2 * hour_ms))
+    assert set(folded([short, ahead]).rules) == {"short", "r"}
+
+
+def test_rules_that_ran_out_make_room_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "RULES_MAX", 2)
+    before: list[Record] = [TrafficRuleSet(a_rule(id, expires_ms=10)) for id in "ab"]
+    assert set(folded([*before, TrafficRuleSet(a_rule("c", at_ms=9))]).rules) == {"a", "b"}
+    assert set(folded([*before, TrafficRuleSet(a_rule("c", at_ms=10))]).rules) == {"c"}
 
 
 def test_rules_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

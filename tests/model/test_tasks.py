@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tq_broker.common import ActivityOptions, OnGone, RetryPolicy, Route, TargetKind
+from tq_broker.common import (
+    ERROR_TYPES_CHARS_MAX,
+    ActivityOptions,
+    OnGone,
+    RetryPolicy,
+    Route,
+    TargetKind,
+)
 from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.model import envelope
 from tq_broker.model.tasks import (
     ActivityTask,
     dump_retry_policy,
@@ -50,6 +59,20 @@ routes = st.builds(
 @given(policies)
 def test_a_retry_policy_comes_back_as_it_went(policy: RetryPolicy) -> None:
     assert load_retry_policy(dump_retry_policy(policy)) == policy
+
+
+@pytest.mark.parametrize("name", ["T" * 26, "\x01" * 26, "\U0001f40b" * 26])
+def test_as_many_error_types_as_a_policy_may_have_can_be_sent(name: str) -> None:
+    most = ERROR_TYPES_CHARS_MAX // (len(json.dumps(name)) + 2)
+    policy = RetryPolicy(non_retryable_error_types=(name,) * most)
+    task = ActivityTask(
+        activity_id="a", activity_type="t", task_queue="q", body=b"{}", retry_policy=policy
+    )
+    message = envelope.task_message(task)
+    assert len(message.headers["tq-retry-policy"].encode()) <= ERROR_TYPES_CHARS_MAX + 100
+    assert envelope.read_task(message, "q") == task
+    with pytest.raises(InvalidArgument, match="bound is 16000"):
+        RetryPolicy(non_retryable_error_types=(name,) * (most + 1))
 
 
 @given(routes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.worker.attempts import place
 from tq_broker.common import RetryPolicy
-from tq_broker.converter import DataConverter
+from tq_broker.converter import DataConverter, ZlibCodec
 from tq_broker.exceptions import (
     BrokerBlocked,
     DeadlineExceeded,
@@ -22,7 +23,7 @@ from tq_broker.exceptions import (
 from tq_broker.model import envelope, failure
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names
-from tq_broker.model.tasks import ActivityTask, Status, TaskBody
+from tq_broker.model.tasks import ActivityTask, Status, TaskBody, WorkflowOrigin
 from tq_broker.queues.sender import NoRoute
 from tq_broker.testing.manual_clock import ManualClock
 from tq_broker.worker.insistence import INSIST_EVERY_S
@@ -177,6 +178,36 @@ def test_a_refused_failure_is_given_up(bench: Bench, caplog: pytest.LogCaptureFi
     bench.reporter.completed(task(), b"1", 5, bench.done)
     assert (len(bench.sender.sent), bench.done_count) == (2, 1)
     assert "not taken" in caplog.text
+
+
+@pytest.mark.parametrize("status", [Status.STARTED, Status.HEARTBEAT])
+def test_a_refused_notice_is_no_end(
+    bench: Bench, status: Status, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.sender.answers = [Rejected("header too large")]
+    bench.reporter.notice(task(), status, bench.done)
+    assert [outcome.status for outcome in bench.outcomes()] == [status]
+    assert f"notice {status.value!r} of a not taken: header too large" in caplog.text
+    assert bench.done_count == 1
+
+
+def test_details_that_are_too_large_are_left_out_and_the_failure_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(DataConverter(codecs=[ZlibCodec()]))
+    noise = msgspec.Raw(b'"%s"' % random.Random(1).randbytes(100_000).hex().encode())
+    of_workflow = task(
+        workflow=WorkflowOrigin("w", "r", "W", "1", 5), reply_to=str(NAMES.history(3))
+    )
+    bench.reporter.notice(of_workflow, Status.HEARTBEAT, bench.done, heartbeat=[noise])
+    bench.fail(of_workflow, heartbeat=[noise])
+    told = [envelope.read_report(one.message) for one in bench.sender.sent]
+    assert [outcome.status for outcome, _, _ in told] == [Status.HEARTBEAT, Status.FAILED]
+    assert told[1][0].failure is not None
+    assert (told[1][0].failure.type, told[1][0].failure.non_retryable) == ("Bad", False)
+    assert [heartbeat for _, _, heartbeat in told] == [None, None]
+    assert caplog.text.count("heartbeat details of a not told") == 2
+    assert bench.done_count == 2
 
 
 def test_a_result_that_is_too_large_becomes_a_failure() -> None:

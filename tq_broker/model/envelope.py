@@ -23,7 +23,7 @@ from tq_broker.common import (
     check_key,
 )
 from tq_broker.converter import ENCODED, JSON, DataConverter
-from tq_broker.exceptions import InvalidArgument, Malformed
+from tq_broker.exceptions import InvalidArgument, Malformed, PayloadTooLarge
 from tq_broker.model import payload, tasks
 from tq_broker.model.message import Message
 from tq_broker.model.names import check_task_queue
@@ -54,6 +54,8 @@ MOVED = "tq-moved"
 """Which move of a dealer has made this copy."""
 NUMBER_MAX = 2**53
 TEXT_MAX = 4096
+HEARTBEAT_BYTES_MAX = 64 * 1024
+"""Of sealed details: all headers of a message have to fit into one frame, of 128 KiB."""
 
 _NOT_SENT_ON = (
     "x-death",
@@ -156,7 +158,7 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-schedule-to-start-ms": ("schedule_to_start_ms", _number),
     "tq-schedule-to-close-ms": ("schedule_to_close_ms", _number),
     "tq-heartbeat-ms": ("heartbeat_ms", _number),
-    "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_text(name, v))),
+    "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_long_text(name, v)),),
     "tq-route": ("route", lambda name, v: tasks.load_route(_text(name, v))),
     REQUIRES: ("requires", lambda name, v: tasks.load_requires(_long_text(name, v))),
     "tq-id-retention-ms": ("id_retention_ms", _number),
@@ -436,7 +438,8 @@ def report_message(
     """The message that tells a history service ``outcome``. Raises `PayloadTooLarge`.
 
     History has no codecs, and must read why an attempt failed: then the body is plain, and what
-    codecs should hide is sealed inside it; the last details go beside it in ``tq-heartbeat``.
+    codecs should hide is sealed inside it; the last details go beside it in ``tq-heartbeat``,
+    `HEARTBEAT_BYTES_MAX` at most.
     """
     if outcome.failure is None and heartbeat is None:
         return outcome_message(outcome, converter)
@@ -446,6 +449,10 @@ def report_message(
         body = OutcomeBody(failure=failed, heartbeat=details)
         return _outcome_message(outcome, converter.check(msgspec.json.encode(body)), "")
     sealed = payload.seal(msgspec.json.encode(details), converter)
+    if len(sealed) > HEARTBEAT_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"they are {len(sealed)} bytes long when encoded; the bound is {HEARTBEAT_BYTES_MAX}"
+        )
     message = _outcome_message(outcome, msgspec.json.encode(OutcomeBody(failure=failed)), "")
     return forwarded(message, headers={HEARTBEAT: sealed})
 

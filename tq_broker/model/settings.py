@@ -52,6 +52,8 @@ BACK_OFF_MAX_MS = to_ms(BACK_OFF_MAX)
 BACK_OFFS_MAX = 10_000
 """Back-offs in force at a time; the one that ends first is forgotten first."""
 RULES_MAX = 1_000
+RULES_KEPT_MS = 24 * 3600 * 1000
+"""So long a rule that is over stays, if there is room: the clocks of authors may be ahead."""
 RULE_CHANGES_MAX = 1_000
 """Changes of rules remembered, for those who ask who did what."""
 
@@ -461,7 +463,7 @@ class Settings:
                 if len(self.cancelled) > CANCELLED_MAX:
                     self.cancelled.popitem(last=False)
             case TrafficRuleSet(rule):
-                self._drop_rules_over(rule.at_ms)
+                self._make_room_for(rule)
                 if rule.id in self.rules or len(self.rules) < RULES_MAX:
                     self.rules[rule.id] = rule
                     self.rule_changes.append(record)
@@ -559,6 +561,13 @@ class Settings:
         if pause is None and side == ACTIVITY_SIDE and self.back_offs:
             return self.back_off(name, "", now_ms)
         return pause
+
+    def _make_room_for(self, rule: TrafficRule) -> None:
+        """Forget rules that were over long before ``rule`` was set by its author's clock; if that
+        is not enough, all that were over then."""
+        self._drop_rules_over(rule.at_ms - RULES_KEPT_MS)
+        if len(self.rules) >= RULES_MAX:
+            self._drop_rules_over(rule.at_ms)
 
     def _drop_rules_over(self, now_ms: int) -> None:
         self.rules = {key: rule for key, rule in self.rules.items() if not rule.is_over(now_ms)}

@@ -37,6 +37,10 @@ from tq_broker.worker.roster import Roster
 log = logging.getLogger(__name__)
 
 
+_IN_PASSING = (Status.STARTED, Status.HEARTBEAT)
+"""Notices about an attempt that goes on without them."""
+
+
 class Reporter:
     """See the module. Thread-safe."""
 
@@ -225,6 +229,13 @@ class Reporter:
         publication = Publication(self._names.exchange(Exchange.REPLIES), listener, message)
 
         def refused(error: TqBrokerError) -> None:
+            if outcome.status in _IN_PASSING:
+                log.warning(
+                    "notice %r of %s not taken: %s",
+                    outcome.status.value, outcome.activity_id, error,
+                )  # fmt: skip
+                done()
+                return
             if outcome.failure is not None and outcome.failure.type == "ResultRefused":
                 log.error("outcome of %s not taken: %s", outcome.activity_id, error)
                 done()
