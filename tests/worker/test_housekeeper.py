@@ -61,7 +61,9 @@ def test_what_goes_wrong_in_a_look_does_not_end_the_looks(caplog):
             self.stop()
             looked.set()
 
-    Failing(client.connection, SettingsLog(core.broker, Names("default"), core.clock), 0.001).start()
+    Failing(
+        client.connection, SettingsLog(core.broker, Names("default"), core.clock), 0.001
+    ).start()
     assert looked.wait(10)
     assert "strange" in caplog.text
     client.close()

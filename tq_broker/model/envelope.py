@@ -158,7 +158,10 @@ _TASK_HEADERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "tq-schedule-to-start-ms": ("schedule_to_start_ms", _number),
     "tq-schedule-to-close-ms": ("schedule_to_close_ms", _number),
     "tq-heartbeat-ms": ("heartbeat_ms", _number),
-    "tq-retry-policy": ("retry_policy", lambda name, v: tasks.load_retry_policy(_long_text(name, v)),),
+    "tq-retry-policy": (
+        "retry_policy",
+        lambda name, v: tasks.load_retry_policy(_long_text(name, v)),
+    ),
     "tq-route": ("route", lambda name, v: tasks.load_route(_text(name, v))),
     REQUIRES: ("requires", lambda name, v: tasks.load_requires(_long_text(name, v))),
     "tq-id-retention-ms": ("id_retention_ms", _number),

@@ -375,10 +375,8 @@ def _check_place(record: Record) -> None:
         check_text("task_queue", task_queue, bytes_max=_TASK_QUEUE_BYTES_MAX)
     match record:
         case TaskQueuePaused() | TaskQueueResumed() | FairnessWeightSet():
-            known = ("", *SIDES)
-        case (
-            TaskQueueDeclared() | TaskQueueReclaimed() | TaskQueuePrioritized() | TaskQueueFair()
-        ):
+            known: tuple[str, ...] = ("", *SIDES)
+        case TaskQueueDeclared() | TaskQueueReclaimed() | TaskQueuePrioritized() | TaskQueueFair():
             known = SIDES
         case _:
             return
