@@ -75,6 +75,36 @@ def test_a_default_file_that_is_not_there_is_no_mistake(
         load(profile="x")
 
 
+@pytest.mark.parametrize("error", [NotADirectoryError, PermissionError])
+def test_a_home_that_is_none_has_no_file(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    """Found: no command worked for service users, whose home is /dev/null or that of root."""
+
+    def stat(*_: object, **__: object) -> None:
+        raise error("no way there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.stat", stat)
+        assert load() == {}
+        with pytest.raises(InvalidArgument, match=r"x\.toml cannot be read: no way there"):
+            load(Path("x.toml"))
+
+
+def test_a_default_file_that_may_not_be_read_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_bytes(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    default_config_file().parent.mkdir()
+    default_config_file().write_text(FILE)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(InvalidArgument, match="cannot be read: "):
+        load()
+
+
 def test_the_default_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     default_config_file().parent.mkdir()

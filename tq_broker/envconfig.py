@@ -191,7 +191,7 @@ class ClientConfig:
         disable_env: bool = False,
         override_env_vars: Mapping[str, str] | None = None,
     ) -> ClientConfig:
-        """Read the file. One that nobody named need not exist.
+        """Read the file. One that nobody named need not exist, nor be within reach.
 
         Raises:
             InvalidArgument: it is missing, no TOML, or something in it is wrong.
@@ -199,14 +199,15 @@ class ClientConfig:
         env = _environment(disable_env, override_env_vars)
         named = config_file or env.get(_CONFIG_FILE)
         path = Path(named).expanduser() if named else default_config_file()
+        # The home of a service user may be /dev/null, or root's: nobody has meant a file there.
+        if not named and not os.path.exists(path):
+            return cls()
         try:
             if path.stat().st_size > FILE_BYTES_MAX:
                 raise InvalidArgument(f"{path} is over the bound of {FILE_BYTES_MAX} bytes")
             text = path.read_bytes().decode()
         except FileNotFoundError:
-            if named:
-                raise InvalidArgument(f"there is no configuration file {path}") from None
-            return cls()
+            raise InvalidArgument(f"there is no configuration file {path}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidArgument(f"{path} cannot be read: {error}") from error
         try:

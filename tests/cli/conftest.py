@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,29 @@ async def fail(text: str) -> None:
 some = [add]
 options = {"activities": [add], "task_queues": ["own"], "max_concurrent_activities": 7}
 """
+
+
+class FullDisk:
+    """A stream on which nothing can be written."""
+
+    def __init__(self, number: int = errno.ENOSPC, fileno: int = -1) -> None:
+        self._number, self._fileno = number, fileno
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        raise OSError(self._number, os.strerror(self._number))
+
+    def fileno(self) -> int:
+        return self._fileno
+
+
+class NoThread(threading.Thread):
+    """One that the system does not have."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.cli.conftest import Invoke
-from tq_broker.client import BlockingClient
+from tq_broker.client import BlockingActivityHandle, BlockingClient
 from tq_broker.client.operations import Operations
 from tq_broker.worker import Worker
 
@@ -18,6 +18,14 @@ def test_execute_prints_the_result(invoke: Invoke) -> None:
     assert (answer.output, answer.exit_code) == ("3\n", 0)
     answer = invoke(*EXECUTE, "--arg", "1", "--arg", "2", "--json", "--id", "mine")
     assert json.loads(answer.stdout) == {"id": "mine", "status": "completed", "result": 3}
+
+
+def test_a_printed_result_is_what_was_returned(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: joiners of Persian and of emoji were missing, in pipes too."""
+    monkeypatch.setattr(BlockingActivityHandle, "result", lambda *_: "\u0645\u200c\u202e")
+    assert invoke(*EXECUTE).output == '"\u0645\\u200c\\u202e"\n'
 
 
 @pytest.mark.usefixtures("worker")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tq_broker.cli import diagnosis
 from tq_broker.cli.diagnosis import Level
 from tq_broker.exceptions import AccessRefused, BrokerUnavailable, TqBrokerError
-from tq_broker.model.names import Names
+from tq_broker.model.names import Kind, Names
 from tq_broker.queues.address import parse_addresses
 
 HERE = parse_addresses("amqp://app:secret@localhost/orders")[0]
@@ -65,6 +67,15 @@ def test_a_missing_permission_has_a_remedy() -> None:
     assert found.advice == (
         r"rabbitmqctl set_permissions -p orders app '^tq\.shop\.' '^tq\.shop\.' '^tq\.shop\.'"
     )
+
+
+@pytest.mark.parametrize("namespace", ["shop", "my.app", "a b"])
+def test_the_permission_is_that_of_the_names(namespace: str) -> None:
+    names = Names(namespace)
+    advice = diagnosis.refused("write", "clients publish", HERE, names).advice
+    (pattern,) = {*advice.split(" ", 5)[5].replace("'", "").split(" ")}
+    assert re.search(pattern, str(names.queue(Kind.ACTIVITY, "mail")))
+    assert not re.search(pattern, str(Names(f"{namespace}s").queue(Kind.ACTIVITY, "mail")))
 
 
 @pytest.mark.parametrize(("skew_s", "level"), [(0.9, "ok"), (-2, "ok"), (9, "warning")])

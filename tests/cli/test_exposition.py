@@ -131,6 +131,28 @@ def test_keys_tell_what_limits_them_and_queues_what_waits_there() -> None:
     assert told["activity"]["parts"][0]["limit"]["rate"] == 10.0
 
 
+def test_queues_that_are_called_the_same_are_added_up() -> None:
+    """Found: the lanes of a task queue were one series eight times, which Prometheus refuses."""
+    lanes = [
+        QueueFigures(
+            name=f"tq.n.lane.{number}",
+            kind="lane",
+            target="",
+            way=Way.SHARED,
+            backlog=number,
+            consumers=1,
+        )
+        for number in range(8)
+    ]
+    lines = prometheus("n", [figures(queues=lanes), figures("jobs", queues=lanes[:3])]).splitlines()
+    samples = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(samples) == len({*samples})
+    for task_queue, backlog, consumers in (("mail", 28, 8), ("jobs", 3, 3)):
+        place = f'{{namespace="n",task_queue="{task_queue}",side="activity",kind="lane",target=""}}'
+        assert f"tq_broker_task_queue_queue_backlog{place} {backlog}" in lines
+        assert f"tq_broker_task_queue_queue_consumers{place} {consumers}" in lines
+
+
 def test_settings_that_are_not_known_are_a_one() -> None:
     text = prometheus("n", [figures(), figures("jobs", settings_fault="torn")])
     assert 'settings_unknown{namespace="n",task_queue="mail",side="activity"} 0\n' in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Invoke
+from tests.cli.conftest import FullDisk, Invoke, NoThread
 from tq_broker.cli import exits
 from tq_broker.cli import history as history_module
 from tq_broker.cli.signals import Events
@@ -122,3 +122,47 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     history_module._serve(Hanging(), events)  # type: ignore[arg-type]
     hangs.set()
     assert codes == [1]
+
+
+class Quick:
+    """A service that ends at once, in the way that ``error`` says."""
+
+    shards = (1, 2)
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.stops = 0
+
+    def stop(self) -> None:
+        self.stops += 1
+        if self.error is not None:
+            raise self.error
+
+
+def serve(service: Quick) -> None:
+    events = Events()
+    events.put(signal.SIGTERM)
+    history_module._serve(service, events)  # type: ignore[arg-type]
+
+
+def test_it_ends_in_order_when_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: its database was closed while it was running."""
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    service = Quick()
+    serve(service)
+    assert service.stops == 1
+
+
+def test_it_ends_in_order_without_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    service = Quick()
+    serve(service)
+    assert service.stops == 1
+
+
+def test_it_ends_when_it_cannot_end_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: it waited for another signal."""
+    told = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _: told.set())
+    serve(Quick(ValueError("broken")))
+    assert told.wait(5.0)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Invoke
+from tests.cli.conftest import FullDisk, Invoke
 from tq_broker.cli import main as main_module
 from tq_broker.cli.main import cli, main
 from tq_broker.exceptions import AccessRefused, Bug
@@ -20,6 +22,16 @@ def test_help_shows_commands_exit_codes_and_examples(invoke: Invoke) -> None:
 
 def test_the_version_is_told(invoke: Invoke) -> None:
     assert invoke("--version").output.startswith("tq-broker, version ")
+
+
+def test_what_was_printed_in_vain_is_not_tried_again_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr(sys, "stderr", FullDisk(fileno=log.fileno()))
+        assert main(["--version"]) == 0
+        with open(os.devnull) as nowhere:
+            assert os.path.sameopenfile(log.fileno(), nowhere.fileno())
 
 
 def test_main_returns_the_exit_code(url: str, capsys: pytest.CaptureFixture[str]) -> None:

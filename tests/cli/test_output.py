@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tq_broker.cli.output import Output, age, visible
+from tests.cli.conftest import FullDisk
+from tq_broker.cli import output
+from tq_broker.cli.output import Output, age, visible, visible_json
 
 TABLE = Output(is_terminal=True)
 ROWS = [("a", 1), ("longer", 22)]
@@ -13,6 +21,49 @@ DATA = [{"n": "a"}, {"n": "longer"}]
 
 def test_text_from_elsewhere_cannot_command_the_terminal() -> None:
     assert visible("a\x1b[31mb\u202ec\nd\te\x9bf\u00e9") == "a[31mbc d ef\u00e9"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@pytest.mark.parametrize("indent", [None, "\t"])
+def test_json_that_is_shown_stays_what_it_is(indent: str | None, text: str) -> None:
+    shown = visible_json(json.dumps([text], ensure_ascii=False, indent=indent))
+    assert json.loads(shown) == [text]
+    assert not {unicodedata.category(char) for char in shown} & {"Cc", "Cf", "Zl", "Zp"}
+
+
+def test_only_what_commands_a_terminal_is_escaped() -> None:
+    assert visible_json('["\u200c\x9b\U000e0001 \u00e9"]') == (
+        r'["\u200c\u009b\udb40\udc01 ' + '\u00e9"]'
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EIO])
+def test_a_process_goes_on_when_nobody_can_be_told(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("sys.stderr", FullDisk(number))
+    monkeypatch.setattr("sys.stdout", FullDisk(number))
+    output.say("warm shutdown")
+    output.flush()
+
+
+def test_a_full_disk_will_have_room_again_and_a_reader_that_is_gone_will_not_come_back() -> None:
+    with output.on_a_full_disk_silent():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(BrokenPipeError), output.on_a_full_disk_silent():
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+
+def test_what_cannot_be_handed_over_at_the_end_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Found: the interpreter tries once more, and leaves with 120."""
+    with (tmp_path / "log").open("w") as log:
+        stream = FullDisk(errno.ENOSPC, log.fileno())
+        monkeypatch.setattr("sys.stderr", stream)
+        output.leave_behind()
+        with open(os.devnull) as nowhere:
+            assert os.path.sameopenfile(log.fileno(), nowhere.fileno())
 
 
 @pytest.mark.parametrize(

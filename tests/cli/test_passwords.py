@@ -20,6 +20,10 @@ STORE = "postgresql+psycopg://user:secret@host/db"
         ([f"--broker={OPEN}"], [f"--broker={OPEN}"], None),
         (["-b", SECRET, "doctor", "-b", OPEN], ["doctor", "-b", OPEN], None),
         (["-b", f"{OPEN};{SECRET}"], [], f"{OPEN};{SECRET}"),
+        (["-b", OPEN, "doctor", "-b", SECRET], ["doctor"], SECRET),
+        ([f"--broker={OPEN}", f"-b{OPEN}", "doctor", "-b", SECRET], ["doctor"], SECRET),
+        (["-b", OPEN, "-b", SECRET, "-b", OPEN], ["-b", OPEN], None),
+        (["doctor", "-b", SECRET, "-b"], ["doctor", "-b"], SECRET),
         (["doctor", "-b"], ["doctor", "-b"], None),
         (["activity", "start", "-t", "x"], ["activity", "start", "-t", "x"], None),
         ([], [], None),
@@ -35,3 +39,7 @@ def test_so_is_that_of_a_store() -> None:
     assert without_password(arguments) == (["history"], hidden)
     plain = ["history", "--store=sqlite:///x"]
     assert without_password([*plain]) == (plain, {})
+    assert without_password([*plain, "run", *arguments[1:3], "-b", OPEN]) == (
+        ["history", "run", "-b", OPEN],
+        {"TQ_BROKER_STORE": STORE},
+    )

@@ -33,6 +33,16 @@ def test_that_of_a_living_process_is_not(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_one_whose_directory_is_gone_is_no_mistake(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with pidfile_of(directory / "pid"):
+        (directory / "pid").unlink()
+        directory.rmdir()
+        directory.touch()
+    assert directory.is_file()
+
+
 def test_one_that_another_has_taken_over_is_left(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with pidfile_of(path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tests.cli.conftest import Invoke
+from tests.cli.conftest import FullDisk, Invoke, NoThread
 from tq_broker.cli import process
 from tq_broker.cli.application import Application
 from tq_broker.cli.process import WorkerSettings, expand
@@ -177,6 +178,23 @@ def test_an_orphan_shuts_down() -> None:
     assert serve(FakeWorker("warm"), process._Happened.ORPHANED) == (False, 0)
 
 
+def test_a_shutdown_goes_on_when_it_cannot_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: a full disk made a warm shutdown a sudden end."""
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    worker = FakeWorker("cold")
+    assert serve(worker, TERM, INT) == (False, 1)
+    assert sorted(worker.calls) == ["cold", "warm"]
+
+
+def test_a_shutdown_goes_on_without_a_thread_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    worker = FakeWorker("warm")
+    assert serve(worker, TERM) == (False, 0)
+    assert worker.calls == ["warm"]
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -189,8 +207,10 @@ def run(
 
     def run(*arguments: str, number: int = TERM) -> Result:
         def then_signal(*about: Any) -> None:
-            ready(*about)
-            os.kill(os.getpid(), number)
+            try:
+                ready(*about)
+            finally:
+                os.kill(os.getpid(), number)
 
         monkeypatch.setattr(process, "_print_ready", then_signal)
         return invoke("-A", app, "worker", *arguments)
@@ -243,6 +263,22 @@ def test_threads_that_do_not_end_do_not_keep_the_process(
     assert left == []
     monkeypatch.setattr(process.Worker, "running", 2)
     assert "leaving 2 activities behind" in run("-Q", "a", number=QUIT).stderr
+    assert left == [1]
+
+
+def test_a_full_disk_keeps_no_worker_from_starting_nor_from_ending(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: processes that were started again crashed of their first line, until all ended."""
+
+    def echo(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(process.Worker, "running", 2)
+    monkeypatch.setattr(process.click, "echo", echo)
+    assert run("-Q", "a", number=QUIT).exit_code == 1
     assert left == [1]
 
 

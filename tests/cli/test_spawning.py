@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import FullDisk
 from tq_broker.cli import spawning
 from tq_broker.cli.output import Output
 from tq_broker.cli.session import Session
@@ -53,6 +54,13 @@ def test_a_process_is_this_program_again(started: list[Started]) -> None:
     assert one.keywords["env"]["TQ_BROKER_URL"] == SECRET
     assert one.keywords["pass_fds"] == (9,)
     assert one.keywords["start_new_session"]
+
+
+@pytest.mark.usefixtures("signals_kept", "started")
+def test_a_supervisor_whose_log_is_full_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    session = Session({}, None, Output(), None, ("-A", "app", "worker"))
+    assert spawning.supervise(session, 1, reload=False) == 2
 
 
 @pytest.mark.usefixtures("signals_kept")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Callable, Iterable
 
@@ -99,7 +100,7 @@ def test_a_crashed_process_is_started_again_after_a_pause() -> None:
 
 
 def test_pauses_grow() -> None:
-    assert [pause_s(crashes) for crashes in (1, 2, 3, 6, 20)] == [1, 2, 4, 30, 30]
+    assert [pause_s(crashes) for crashes in (1, 2, 3, 6, 20, 9000)] == [1, 2, 4, 30, 30, 30]
 
 
 def test_a_crash_loop_ends_with_a_code() -> None:
@@ -112,6 +113,49 @@ def test_a_crash_loop_ends_with_a_code() -> None:
         f"process 1 ended with code 1, {CRASHES_MAX} times in a row; giving up",
         "warm shutdown",
     ]
+
+
+def test_a_process_that_the_system_has_no_room_for_is_tried_again_for_ever() -> None:
+    """Found: at pids.max one crash ended all processes."""
+    world = World(2)
+    refusals = 2 * CRASHES_MAX
+
+    def make(pid: int) -> FakeProcess:
+        nonlocal refusals
+        if pid > 1001 and refusals:
+            refusals -= 1
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return FakeProcess(pid)
+
+    def crash() -> None:
+        world.started[0][1].code = 1
+
+    world.make = make
+    assert world.run({3: crash, 10_000: TERM}) == exits.OK
+    assert [index for index, _ in world.started] == [1, 2, 1]
+    assert not refusals
+    refused = "process 1 cannot be started: Resource temporarily unavailable; trying again in"
+    assert [line.removeprefix(refused) for line in world.said if line.startswith(refused)] == [
+        f" {wait_s}s" for wait_s in (1, 2, 4, 8, 16, *[30] * (CRASHES_MAX + 1))
+    ]
+
+
+def test_refusals_are_counted_anew_after_a_start() -> None:
+    world = World()
+    refused = iter([True, False, True, False])
+
+    def make(pid: int) -> FakeProcess:
+        if next(refused):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return FakeProcess(pid)
+
+    def crash() -> None:
+        world.started[0][1].code = 1
+
+    world.make = make
+    assert world.run({100: crash, 200: TERM}) == exits.OK
+    waits = [line[-2:] for line in world.said if "cannot be started" in line]
+    assert waits == ["1s", "1s"]
 
 
 def test_a_process_that_lived_well_begins_anew() -> None:

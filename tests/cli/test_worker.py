@@ -71,6 +71,19 @@ def test_a_pidfile_that_cannot_be_written_is_said(invoke: Invoke, tmp_path: Path
     assert "No such file or directory" in answer.stderr
 
 
+def test_what_goes_wrong_later_is_not_laid_to_the_pidfile(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def supervise(*_: Any, **__: Any) -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(worker_module, "supervise", supervise)
+    pid = tmp_path / "pid"
+    answer = invoke("-A", "x", "worker", "--processes", "2", "--pidfile", str(pid))
+    assert isinstance(answer.exception, BlockingIOError)
+    assert not pid.exists()
+
+
 def test_help_has_signals_and_examples(invoke: Invoke) -> None:
     shown = invoke("worker", "-h").output
     assert "again, or QUIT" in shown

@@ -152,6 +152,12 @@ def test_execute_prints_the_result(invoke: Invoke, history: FakeHistory) -> None
     }
 
 
+def test_a_printed_result_is_what_was_returned(invoke: Invoke, history: FakeHistory) -> None:
+    history.script[requests.AwaitResult] = lambda _: completed("\u0645\u06cc\u200c\u062e\n\x9b")
+    answer = invoke("workflow", "result", "w")
+    assert answer.output == '"\u0645\u06cc\\u200c\u062e\\n\\u009b"\n'
+
+
 def test_a_bad_end_is_one_line_and_an_exit_code(invoke: Invoke, history: FakeHistory) -> None:
     history.script[requests.AwaitResult] = lambda _: FAILED
     answer = invoke("workflow", "result", "w")

@@ -13,7 +13,7 @@ import click
 
 from tq_broker.cli import exits
 from tq_broker.cli.commands import Group, shared
-from tq_broker.cli.output import age, visible
+from tq_broker.cli.output import age, visible, visible_json
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.task_queue import WAIT
 from tq_broker.cli.values import DURATION, JSON_LIST, JSON_VALUE, TEXTS, parse_requires, parse_route
@@ -127,7 +127,7 @@ def execute(ctx: click.Context, /, timeout: timedelta | None, **keywords: Any) -
     if session.output.as_json:
         session.output.json({"id": handle.id, "status": "completed", "result": _plain(encoded)})
     else:
-        click.echo(visible(encoded))
+        click.echo(visible_json(encoded))
     return exits.OK
 
 

@@ -15,6 +15,7 @@ import click
 
 from tq_broker.cli import commands
 from tq_broker.cli.commands import Command
+from tq_broker.cli.output import say
 from tq_broker.cli.passwords import STORE_VARIABLE
 from tq_broker.cli.process import WorkerSettings, run_worker
 from tq_broker.cli.session import Session, session_of
@@ -88,7 +89,7 @@ def dev(
         return _all_in_one(session, settings)
     session.application()  # raises: better once here than in every process
     if url == "memory":
-        _say("everything is in the worker's process; other terminals cannot reach it")
+        say("everything is in the worker's process; other terminals cannot reach it")
         return supervise(session, 1, reload=True)
     profile = commands.said(ctx).get("profile")
     with _broker(url) as url, _history(session, url, store or _store_for(session)):
@@ -107,9 +108,9 @@ def _broker(url: str) -> Iterator[str]:
     if url != "local":
         yield url
         return
-    _say("starting a private RabbitMQ ...")
+    say("starting a private RabbitMQ ...")
     with LocalRabbitMQ() as node:
-        _say(f"RabbitMQ {node.version}; for other terminals: export TQ_BROKER_URL={node.url}")
+        say(f"RabbitMQ {node.version}; for other terminals: export TQ_BROKER_URL={node.url}")
         yield node.url
 
 
@@ -117,7 +118,7 @@ def _broker(url: str) -> Iterator[str]:
 def _history(session: Session, url: str, store: str | None) -> Iterator[None]:
     session.set_up_logging("WARNING")
     with EmbeddedSystem(SystemClock(), url, store, namespace=session.namespace) as system:
-        _say(f"history serves, kept in {system.store.url}")
+        say(f"history serves, kept in {system.store.url}")
         yield
 
 
@@ -143,7 +144,3 @@ def _options(settings: WorkerSettings) -> Iterator[str]:
         yield from ("-Q", ",".join(settings.task_queues))
     if settings.concurrency is not None:
         yield from ("-c", str(settings.concurrency))
-
-
-def _say(text: str) -> None:
-    click.echo(f"tq-broker: {text}", err=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tq_broker.exceptions import AccessRefused, TqBrokerError
-from tq_broker.model.names import Names
+from tq_broker.model.names import Names, encode_part
 from tq_broker.queues.address import Address
 
 OLDEST, NEWEST = (3, 10), (4, 3)
@@ -53,7 +53,7 @@ def unreachable(error: TqBrokerError, address: Address) -> Finding:
 
 def refused(what: str, needed_for: str, address: Address, names: Names) -> Finding:
     """A permission that is missing."""
-    pattern = rf"'^tq\.{names.namespace}\.'"
+    pattern = rf"'^tq\.{encode_part(names.namespace)}\.'"
     return Finding(
         Level.FAULT,
         f"permission to {what}",

@@ -6,6 +6,7 @@ follow Prometheus (base units, ``_total`` for counters), and are promised to sta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ PART_METRICS: tuple[tuple[str, str, Callable[[Part], float | None]], ...] = (
     ),
     ("part_limiting", "1 if it is held back.", _limit(lambda limit: limit.is_limiting)),
 )
-QUEUE_METRICS: tuple[tuple[str, str, Callable[[QueueFigures], float]], ...] = (
+QUEUE_METRICS: tuple[tuple[str, str, Callable[[QueueFigures], int]], ...] = (
     ("queue_backlog", "Tasks that wait in one of its queues.", lambda one: one.backlog),
     ("queue_consumers", "Consumers of one of its queues.", lambda one: one.consumers),
 )
@@ -116,11 +117,12 @@ def prometheus(namespace: str, figures: Sequence[Figures]) -> str:
         ]
         lines += _metric(name, "gauge", help_, samples)
     for name, help_, queue_of in QUEUE_METRICS:
-        samples = [
-            _sample(name, {**_labels(namespace, one), **_queue_labels(queue)}, queue_of(queue))
-            for one in figures
-            for queue in one.queues
-        ]
+        totals: Counter[tuple[tuple[str, str], ...]] = Counter()  # there are several lanes
+        for one in figures:
+            for queue in one.queues:
+                labels = {**_labels(namespace, one), **_queue_labels(queue)}
+                totals[tuple(labels.items())] += queue_of(queue)
+        samples = [_sample(name, dict(of), total) for of, total in totals.items()]
         lines += _metric(name, "gauge", help_, samples)
     return "".join(f"{line}\n" for line in lines)
 

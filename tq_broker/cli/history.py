@@ -13,7 +13,7 @@ import msgspec
 
 from tq_broker.cli import exits, garbage
 from tq_broker.cli.commands import Group
-from tq_broker.cli.output import visible
+from tq_broker.cli.output import on_a_full_disk_silent, say, visible
 from tq_broker.cli.passwords import STORE_VARIABLE
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.signals import STOPPING, Events
@@ -169,10 +169,12 @@ def _run(
                     "namespace": session.namespace,
                     "store": database.url,
                 }
-                _print_banner(session, about)
+                with on_a_full_disk_silent():
+                    _print_banner(session, about)
                 garbage.settle()
                 service.start()
-                _print_ready(session, about)
+                with on_a_full_disk_silent():
+                    _print_ready(session, about)
                 _serve(service, events)
             finally:
                 database.close()
@@ -184,16 +186,21 @@ def _run(
 def _serve(service: HistoryService, events: Events) -> None:
     """Wait for a signal, and end in order; a second signal ends at once."""
     events.next()
-    click.echo(f"tq-broker: gives up {len(service.shards)} shards", err=True)
+    say(f"gives up {len(service.shards)} shards")
     stopped = object()
 
     def stop() -> None:
-        service.stop()
-        events.put(stopped)
+        try:
+            service.stop()
+        finally:
+            events.put(stopped)
 
-    threading.Thread(target=stop, name="tq-shutdown", daemon=True).start()
+    try:
+        threading.Thread(target=stop, name="tq-shutdown", daemon=True).start()
+    except RuntimeError:  # the system has no thread for us: then a second signal is not heard
+        stop()
     if events.next() is not stopped:
-        click.echo("tq-broker: leaving at once", err=True)
+        say("leaving at once")
         os._exit(exits.FAILED)
 
 

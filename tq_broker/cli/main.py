@@ -20,7 +20,7 @@ from tq_broker.cli.doctor import doctor
 from tq_broker.cli.fairness import weights
 from tq_broker.cli.figures import figures
 from tq_broker.cli.history import history
-from tq_broker.cli.output import visible
+from tq_broker.cli.output import leave_behind, visible
 from tq_broker.cli.parked import parked
 from tq_broker.cli.passwords import without_password
 from tq_broker.cli.route import route
@@ -122,4 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    finally:
+        leave_behind()
     return result if isinstance(result, int) else exits.OK

@@ -7,13 +7,16 @@ would obey.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +34,53 @@ def visible(text: object) -> str:
         for char in str(text)
         if char in "\t\n\r" or unicodedata.category(char) not in _HIDDEN
     )
+
+
+def visible_json(text: str) -> str:
+    """The JSON ``text`` on one line, still of the same value: what `visible` drops is escaped."""
+    return "".join(
+        " "  # it stands between values: within strings JSON has it escaped
+        if char in "\t\n\r"
+        else json.dumps(char)[1:-1]
+        if unicodedata.category(char) in _HIDDEN
+        else char
+        for char in text
+    )
+
+
+def say(text: str) -> None:
+    """One line for people, on stderr, about a process that goes on whether they get it or not:
+    the disk of a log may be full, and a terminal or the reader of a pipe gone."""
+    with contextlib.suppress(OSError):
+        click.echo(f"tq-broker: {text}", err=True)
+
+
+def flush() -> None:
+    """Hand over what stdout holds, before what would drop it; as `say`, or not at all."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def on_a_full_disk_silent() -> Iterator[None]:
+    """For the first lines of a process: a full disk will have room again, and a process that was
+    started anew must not end of it. A reader that is gone will not come back."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def leave_behind() -> None:
+    """Drop what cannot be written at the end of this process. What had to be known has raised
+    when it was printed; the interpreter would try once more, and make the exit code 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def age(seconds: float | None) -> str:

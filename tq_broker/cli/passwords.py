@@ -22,7 +22,7 @@ def without_password(arguments: Sequence[str]) -> tuple[list[str], dict[str, str
 
     The last of several URLs for the same counts.
     """
-    kept: list[str] = []
+    kept: list[tuple[str | None, list[str]]] = []  # by the variable that says the same
     hidden: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
@@ -34,16 +34,18 @@ def without_password(arguments: Sequence[str]) -> tuple[list[str], dict[str, str
             name, value = "-b", argument[2:]
         variable = _VARIABLES.get(name)
         if variable is None:
-            kept.append(argument)
+            kept.append((None, [argument]))
             continue
         separate = value is None
         if value is None:
             value = next(rest, None)
         if value is not None and _WITH_PASSWORD.search(value):
             hidden[variable] = value
+            # One that is typed wins over the environment: it would win over a later one.
+            kept = [one for one in kept if one[0] != variable]
         elif value is None:
-            kept.append(argument)
+            kept.append((None, [argument]))
         else:
             hidden.pop(variable, None)
-            kept += [argument, value] if separate else [argument]
-    return kept, hidden
+            kept.append((variable, [argument, value] if separate else [argument]))
+    return [word for _, words in kept for word in words], hidden

@@ -28,8 +28,10 @@ def pidfile_of(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _pid_in(path) == os.getpid():
-            path.unlink(missing_ok=True)
+        # One that cannot be removed is stale, and will be replaced.
+        with contextlib.suppress(OSError):
+            if _pid_in(path) == os.getpid():
+                path.unlink(missing_ok=True)
 
 
 def _pid_in(path: Path) -> int | None:

@@ -21,7 +21,7 @@ import click
 
 from tq_broker.cli import exits, garbage
 from tq_broker.cli.application import Application
-from tq_broker.cli.output import visible
+from tq_broker.cli.output import flush, on_a_full_disk_silent, say, visible
 from tq_broker.cli.passwords import without_password
 from tq_broker.cli.session import Session
 from tq_broker.cli.signals import STOPPING, Events
@@ -146,10 +146,12 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
             session.set_up_logging("INFO")
             worker = _make(client, application, task_queues, options, events)
             said = _about(session, application, worker, client)
-            _print_banner(session, settings, said)
+            with on_a_full_disk_silent():
+                _print_banner(session, settings, said)
             garbage.settle()
             worker.start()
-            _print_ready(session, settings, said)
+            with on_a_full_disk_silent():
+                _print_ready(session, settings, said)
             restart, code = _serve(worker, events)
     finally:
         events.unlisten()
@@ -157,8 +159,8 @@ def run_worker(session: Session, settings: WorkerSettings) -> int:
         _start_anew(session.arguments)
     if left := worker.running:
         # The interpreter would wait for their threads, and nobody waits for what they return.
-        _say(f"leaving {left} activities behind that do not end")
-        sys.stdout.flush()
+        say(f"leaving {left} activities behind that do not end")
+        flush()
         os._exit(code)
     return code
 
@@ -194,7 +196,7 @@ def _serve(worker: Worker, events: Events) -> tuple[bool, int]:
         if event is _Happened.STOPPED:
             return restart, code
         if event is _Happened.FATAL:
-            _say(f"the worker cannot go on: {visible(worker.fatal_error)}")
+            say(f"the worker cannot go on: {visible(worker.fatal_error)}")
             restart, code = False, exits.GAVE_UP
         if event in (_Happened.FATAL, _Happened.ORPHANED, signal.SIGHUP):
             if stage is not _Stage.SERVING:
@@ -204,12 +206,12 @@ def _serve(worker: Worker, events: Events) -> tuple[bool, int]:
             restart = False
         stage = _Stage.COLD if event is signal.SIGQUIT else _NEXT[stage]
         if stage is _Stage.AT_ONCE:
-            _say("leaving at once; RabbitMQ hands the tasks on")
+            say("leaving at once; RabbitMQ hands the tasks on")
             os._exit(exits.FAILED)
         if stage is _Stage.COLD and code == exits.OK:
             code = exits.FAILED
         running = worker.running
-        _say(f"{stage.value}{', then a restart' if restart else ''}: {running} running")
+        say(f"{stage.value}{', then a restart' if restart else ''}: {running} running")
         _stop(worker, events, cold=stage is _Stage.COLD)
 
 
@@ -220,7 +222,10 @@ def _stop(worker: Worker, events: Events, *, cold: bool) -> None:
         finally:
             events.put(_Happened.STOPPED)
 
-    threading.Thread(target=stop, name="tq-shutdown", daemon=True).start()
+    try:
+        threading.Thread(target=stop, name="tq-shutdown", daemon=True).start()
+    except RuntimeError:  # the system has no thread for us: then a second signal is not heard
+        stop()
 
 
 def _watch(guard_fd: int, events: Events) -> None:
@@ -237,7 +242,7 @@ def _watch(guard_fd: int, events: Events) -> None:
 def _start_anew(arguments: tuple[str, ...]) -> None:
     kept, hidden = without_password(arguments)
     os.environ.update(hidden)
-    sys.stdout.flush()
+    flush()
     os.execv(sys.executable, [sys.executable, "-m", "tq_broker", *kept])
 
 
@@ -276,7 +281,3 @@ def _print_ready(session: Session, settings: WorkerSettings, said: Mapping[str, 
         click.echo(f"{visible(said['worker'])} ready")
     # In a pipe stdout is buffered, and somebody may wait for this line.
     sys.stdout.flush()
-
-
-def _say(text: str) -> None:
-    click.echo(f"tq-broker: {text}", err=True)

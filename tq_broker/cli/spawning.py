@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from tq_broker.cli.output import say
 from tq_broker.cli.passwords import without_password
 from tq_broker.cli.session import Session
 from tq_broker.cli.signals import STOPPING, Events
@@ -35,7 +34,7 @@ def supervise(session: Session, count: int, *, reload: bool) -> int:
             count,
             SystemClock(),
             events,
-            say=lambda text: click.echo(f"tq-broker: {text}", err=True),
+            say=say,
             changed=Sources(Path.cwd()).changed if reload else None,
         )
         return supervisor.run()

@@ -22,6 +22,8 @@ LIVED_WELL_S = 60.0
 """A process that lived so long has not crashed because it was started."""
 CRASHES_MAX = 6
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
+PAUSES_GROWN = 5
+"""After so many pauses the longest is reached."""
 
 _HOPELESS = {exits.USAGE, exits.REFUSED, exits.UNAVAILABLE}
 """What a process ends with when starting it again would not help, if it never ran before."""
@@ -29,7 +31,7 @@ _HOPELESS = {exits.USAGE, exits.REFUSED, exits.UNAVAILABLE}
 
 def pause_s(crashes: int) -> float:
     """How long to wait after so many crashes in a row: 1, 2, 4, ... 30 seconds."""
-    return float(min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** (crashes - 1)))
+    return float(min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(crashes - 1, PAUSES_GROWN)))
 
 
 class Process(Protocol):
@@ -65,7 +67,8 @@ _ORDERS = {
 class _Place:
     """One of the processes, over all its lives.
 
-    ``due`` is when to start it next; ``wanted`` says that its end was our doing.
+    ``due`` is when to start it next; ``wanted`` says that its end was our doing; ``refusals`` is
+    how often in a row the system had no room for it.
     """
 
     index: int
@@ -74,6 +77,7 @@ class _Place:
     due: float = 0.0
     lives: int = 0
     crashes: int = 0
+    refusals: int = 0
     wanted: bool = False
     code: int | None = field(default=None)
 
@@ -82,7 +86,7 @@ class Supervisor:
     """Runs until it is told to stop, or until there is no sense in going on.
 
     Args:
-        spawn: Starts the process with that number.
+        spawn: Starts the process with that number. After an `OSError` it is tried again.
         changed: Whether sources changed since it was last asked; ``None`` never restarts for
             that.
         say: Takes one line for people.
@@ -125,9 +129,24 @@ class Supervisor:
     def _start_due(self, now: float) -> None:
         for place in self._places:
             if place.process is None and now >= place.due:
-                place.process = self._spawn(place.index)
-                place.started, place.wanted, place.code = now, False, None
-                place.lives += 1
+                self._start(place, now)
+
+    def _start(self, place: _Place, now: float) -> None:
+        try:
+            place.process = self._spawn(place.index)
+        except OSError as error:
+            # No process, memory or descriptor is left (pids.max, ulimit): those that run go on,
+            # and there is no number of times after which giving up would be better for them.
+            place.refusals += 1
+            wait_s = pause_s(place.refusals)
+            place.due = now + wait_s
+            why = error.strerror or error
+            self._say(
+                f"process {place.index} cannot be started: {why}; trying again in {wait_s:g}s"
+            )
+            return
+        place.started, place.wanted, place.code = now, False, None
+        place.lives, place.refusals = place.lives + 1, 0
 
     def _hear(self, event: object) -> None:
         if event is signal.SIGHUP:

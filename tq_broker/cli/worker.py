@@ -196,8 +196,9 @@ def _pidfile(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        with pidfile_of(path):
-            yield
-    except OSError as error:
-        raise InvalidArgument(f"--pidfile {path}: {error.strerror or error}") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(pidfile_of(path))
+        except OSError as error:
+            raise InvalidArgument(f"--pidfile {path}: {error.strerror or error}") from error
+        yield

@@ -14,7 +14,7 @@ import click
 from tq_broker.cli import exits
 from tq_broker.cli import workflow_report as report
 from tq_broker.cli.commands import Group, affinity_options, shared
-from tq_broker.cli.output import visible
+from tq_broker.cli.output import visible, visible_json
 from tq_broker.cli.session import Session, session_of
 from tq_broker.cli.values import (
     DURATION,
@@ -480,7 +480,7 @@ def _print(session: Session, value: Any, data: Mapping[str, Any]) -> None:
     if session.output.as_json:
         session.output.json({**data, "status": "completed", "result": value})
     else:
-        click.echo(visible(report.json_text(value)))
+        click.echo(visible_json(report.json_text(value)))
 
 
 def _failed(session: Session, error: TqBrokerError, data: Mapping[str, Any]) -> int:
@@ -514,7 +514,7 @@ def _show_event(session: Session, client: BlockingClient, id: str, event: Event)
     number, time, name, details = report.event_row(event, client.core.converter)
     if session.output.as_json:
         (exported,) = WorkflowHistory(id, [event]).to_json_dict()["events"]
-        click.echo(report.json_text(exported))
+        click.echo(visible_json(report.json_text(exported)))
     elif session.output.is_terminal:
         click.echo(visible(f"{number:>5}  {time}  {name}  {details}"))
     else:
