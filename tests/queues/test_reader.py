@@ -49,9 +49,9 @@ def test_where_the_system_has_no_more_of_something_calls_fail_until_it_has(
             short.setattr(threading.Thread, "start", fail)
         else:
             short.setattr(socket, "socketpair", fail)
-        with pytest.raises(BrokerUnavailable, match="EMFILE|new thread"):
+        with pytest.raises(BrokerUnavailable, match=r"EMFILE|new thread"):
             broker.stats("q", soon())
-        with pytest.raises(BrokerUnavailable, match="EMFILE|new thread"):
+        with pytest.raises(BrokerUnavailable, match=r"EMFILE|new thread"):
             broker.subscribe("q", lambda _: None, SubscribeOptions(prefetch=1))
     assert broker.stats("q", soon()) == QueueStats(ready=3, consumers=1)
     assert not broker._reader.subscriber._all, "what has failed is not done later"

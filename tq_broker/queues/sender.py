@@ -351,9 +351,12 @@ class Sender:
                     self._works.pop()
                 log.debug("not done any more: %s", error)
             elif not self._is_short:  # The threads that there are come; there may be none.
-                self._is_short = True
                 at = self.clock.monotonic() + NO_THREAD_RETRY_S
-                self.clock.call_at(at, self._call_thread_again)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # Nor one for the clock: the next work does.
+                    self.clock.call_at(at, self._call_thread_again)
+                    self._is_short = True
 
     def _call_thread_again(self) -> None:
         with self._lock:
