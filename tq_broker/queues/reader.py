@@ -268,6 +268,7 @@ class Reader:
         finally:
             self._forget_connection()
             self._ended = True
+            # Who puts one from now on sees that it has ended.
             for command in self._commands.take():
                 command.fail(BrokerUnavailable("the broker object is closed"))
             self._close_waker()

@@ -352,9 +352,8 @@ class Sender:
                 log.debug("not done any more: %s", error)
             elif not self._is_short:  # The threads that there are come; there may be none.
                 at = self.clock.monotonic() + NO_THREAD_RETRY_S
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # Nor one for the clock: the next work does.
+                # Where there is none for the clock, it is called with the next work.
+                with contextlib.suppress(RuntimeError):
                     self.clock.call_at(at, self._call_thread_again)
                     self._is_short = True
 
