@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
@@ -66,6 +67,27 @@ def test_what_fails_after_nobody_waits_any_more_is_no_error_of_asyncio() -> None
 
     asyncio.run(give_up())
     assert complaints == []
+
+
+@pytest.mark.parametrize("wait", [awaiting, blocking])
+def test_an_answer_that_is_there_needs_no_time(wait: Wait) -> None:
+    future: Future[int] = Future()
+    future.set_result(20)
+    assert wait(Asked(future, int, lambda: None), 0) == 20
+    failed: Future[int] = Future()
+    failed.set_exception(Unavailable("it said so"))
+    with pytest.raises(Unavailable, match="it said so"):
+        wait(Asked(failed, int, lambda: None), 0)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, timedelta.max])
+@pytest.mark.parametrize("wait", [awaiting, blocking])
+def test_a_timeout_may_be_as_long_as_one_likes(wait: Wait, timeout: Any) -> None:
+    future: Future[int] = Future()
+    comes = threading.Timer(0.05, future.set_result, (20,))
+    comes.start()
+    assert wait(Asked(future, int, lambda: None), timeout) == 20
+    comes.join()
 
 
 @pytest.mark.parametrize("wait", [awaiting, blocking])

@@ -65,3 +65,15 @@ def test_some_can_be_taken_out_of_turn() -> None:
         queue.put(Command(lambda _, name=name: name, 1.0, offline=name == "b"))
     assert [command.run(0) for command in queue.take_if(lambda c: c.offline)] == ["b"]
     assert [command.run(0) for command in queue.take()] == ["a", "c"]
+
+
+def test_what_is_put_meanwhile_is_not_taken_in_the_same_go() -> None:
+    """Found: some threads that called one after the other kept the thread from all else."""
+    queue = CommandQueue()
+    queue.put(named("a"))
+    taken = []
+    for command in queue.take():
+        taken.append(command.run(0))
+        queue.put(named("b"))
+    assert taken == ["a"]
+    assert queue

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pika import spec
 
-from tests.queues.amqp_server import AmqpServer, Session
+from tests.queues.amqp_server import PATIENCE_S, AmqpServer, Session
 from tq_broker.clock import SystemClock
 from tq_broker.exceptions import AccessRefused, DeadlineExceeded, InvalidArgument, NotFound
+from tq_broker.queues import reader
 from tq_broker.queues.amqp import AmqpBroker
 from tq_broker.queues.topology import (
     BindExchange,
@@ -177,3 +179,64 @@ def test_a_lock_of_a_lost_connection_is_not_given_back_twice(
     broker.stats("last", soon())
     while (method := server.wait_for(spec.Queue.Declare)[2]).queue != "last":
         assert method.queue != "lock"
+
+
+def methods_on(server: AmqpServer, channel: int, last: type) -> list[tuple[str, str]]:
+    """What comes on ``channel`` until ``last`` does: kinds and queues."""
+    methods: list[Any] = []
+    while not methods or not isinstance(methods[-1], last):
+        _, number, method = server.seen.get(timeout=PATIENCE_S)
+        methods += [method] if number == channel else []
+    return [(method.NAME, getattr(method, "queue", "")) for method in methods]
+
+
+def test_a_lock_that_comes_after_the_deadline_is_let_go_of(
+    server: AmqpServer, broker: AmqpBroker, clock: SystemClock
+) -> None:
+    """Found: it belonged to the connection, which did not know, as long as that lived."""
+    server.rules[spec.Queue.Declare] = lambda *_: True
+    with pytest.raises(DeadlineExceeded), broker.lock("lock", clock.monotonic() + 0.2):
+        pytest.fail("nobody has it")
+    channel = server.wait_for(spec.Queue.Declare)[1]
+    # Behind the declare, on its own channel: RabbitMQ takes one after the other.
+    assert methods_on(server, channel, spec.Channel.Close) == [
+        ("Queue.Delete", "lock"),
+        ("Channel.Close", ""),
+    ]
+
+
+def test_the_lock_of_a_plan_that_takes_too_long_is_let_go_of(
+    server: AmqpServer, broker: AmqpBroker, clock: SystemClock
+) -> None:
+    """Found: when the plan failed after the deadline, its lock stayed."""
+    server.rules[spec.Queue.Declare] = server.rules[spec.Queue.Delete] = lambda *_: True
+    with pytest.raises(DeadlineExceeded):
+        broker.apply(Plan((DeclareQueue("q"),), lock="lock"), clock.monotonic() + 0.2)
+    assert server.wait_for(spec.Queue.Delete)[2].queue == "lock"
+    server.wait_for(spec.Channel.Close)
+    assert server.wait_for(spec.Queue.Delete)[2].queue == "lock", "on another channel"
+
+
+def test_a_lock_is_let_go_of_however_long_a_channel_for_that_takes(
+    server: AmqpServer,
+    broker: AmqpBroker,
+    soon: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "POST_S", 0.1)
+    with broker.lock("lock", soon()):
+        # The administration channel ends, and there is no other for a while.
+        server.rules[spec.Queue.Declare] = closing(404, "NOT_FOUND")
+        assert broker.stats("q", soon()) is None
+        late = threading.Event()
+
+        def open_late(_session: Session, _channel: int, _method: Any) -> bool:
+            if late.is_set():
+                server.rules.clear()
+            late.set()
+            return bool(server.rules)
+
+        server.rules[spec.Channel.Open] = open_late
+    assert server.wait_for(spec.Queue.Delete)[2].queue == "lock"
+    with broker.lock("lock", soon()):
+        pass

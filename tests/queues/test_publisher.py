@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -88,6 +89,73 @@ def test_what_pika_logs_on_our_threads_is_dropped_and_nothing_else(
 
 def test_nothing_is_opened_before_the_first_publish(publisher: Publisher) -> None:
     assert "tq-publisher" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("what", ["threads", "descriptors"])
+def test_where_the_system_has_no_more_of_something_publishes_end_until_it_has(
+    server: AmqpServer,
+    publisher: Publisher,
+    soon: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """Found: one moment without, and no publish of this process ever ended again."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread") if what == "threads" else OSError(24, "EMFILE")
+
+    answers = Answers()
+    with monkeypatch.context() as short:
+        if what == "threads":
+            short.setattr(threading.Thread, "start", fail)
+        else:
+            short.setattr(socket, "socketpair", fail)
+        publisher.publish(publication(), soon(), answers.one)
+    (receipt,) = answers.wait().values()
+    assert receipt.verdict is Verdict.EXPIRED
+    assert "EMFILE" in receipt.reason or "new thread" in receipt.reason
+    answers = Answers()
+    publisher.publish(publication(), soon(), answers.one)
+    assert answers.verdicts() == [Verdict.CONFIRMED]
+
+
+def test_a_publisher_that_never_had_a_thread_can_be_closed(
+    publisher: Publisher, soon: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", fail)
+        publisher.publish(publication(), soon(), Answers().one)
+    publisher.close(soon())
+
+
+def test_a_loop_that_has_ended_is_replaced_as_soon_as_there_are_descriptors(
+    server: AmqpServer,
+    publisher: Publisher,
+    soon: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Answers(), Answers()
+    publisher.publish(publication(), soon(), first.one)
+    assert first.verdicts() == [Verdict.CONFIRMED]
+    failures = [OSError(24, "EMFILE"), OSError(24, "EMFILE"), ZeroDivisionError()]
+    pair = socket.socketpair
+
+    def pair_or_fail() -> tuple[socket.socket, socket.socket]:
+        if len(failures) > 1:
+            raise failures.pop()
+        return pair()
+
+    def break_once() -> None:
+        raise failures.pop()
+
+    monkeypatch.setattr(socket, "socketpair", pair_or_fail)
+    publisher._loop.add_callback(break_once)
+    publisher.publish(publication("n"), soon(), second.one)
+    assert second.verdicts() == [Verdict.CONFIRMED]
+    assert len(failures) == 1
 
 
 def test_a_publish_is_mandatory_persistent_and_confirmed(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from tq_broker.exceptions import (
     Bug,
     DeadlineExceeded,
     InvalidArgument,
+    Unavailable,
 )
 from tq_broker.queues.amqp import AmqpBroker
 from tq_broker.queues.broker import Delivery, QueueStats, SubscribeOptions
@@ -28,6 +30,31 @@ def test_nothing_is_opened_before_the_first_call(broker: AmqpBroker) -> None:
 def test_it_connects_at_the_first_call(broker: AmqpBroker, soon: Callable[[], float]) -> None:
     assert broker.server_version(soon()) == (3, 10, 8)
     assert broker.stats("q", soon()) == QueueStats(ready=3, consumers=1)
+
+
+@pytest.mark.parametrize("what", ["threads", "descriptors"])
+def test_where_the_system_has_no_more_of_something_calls_fail_until_it_has(
+    broker: AmqpBroker,
+    soon: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """Found: one moment without, and no call of this process ever got through again."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread") if what == "threads" else OSError(24, "EMFILE")
+
+    with monkeypatch.context() as short:
+        if what == "threads":
+            short.setattr(threading.Thread, "start", fail)
+        else:
+            short.setattr(socket, "socketpair", fail)
+        with pytest.raises(BrokerUnavailable, match=r"EMFILE|new thread"):
+            broker.stats("q", soon())
+        with pytest.raises(BrokerUnavailable, match=r"EMFILE|new thread"):
+            broker.subscribe("q", lambda _: None, SubscribeOptions(prefetch=1))
+    assert broker.stats("q", soon()) == QueueStats(ready=3, consumers=1)
+    assert not broker._reader.subscriber._all, "what has failed is not done later"
 
 
 def test_acks_of_a_batch_are_one_frame(
@@ -191,3 +218,18 @@ def test_closing_says_goodbye_and_ends_the_thread(
     assert "tq-consumer" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(BrokerUnavailable):
         broker.stats("q", soon())
+
+
+def test_a_channel_too_many_costs_its_caller_only(
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+) -> None:
+    """Found: py-amqp's own word for it was taken for RabbitMQ's, and the connection ended."""
+    wish = broker.subscribe("q", lambda _: None, SubscribeOptions(prefetch=1))
+    broker.wait_subscribed([wish], soon())
+    reader = broker._reader
+    assert reader._connection is not None
+    reader._connection.channel_max = 1
+    with pytest.raises(Unavailable, match="No free channel ids"):
+        broker.stats("q", soon())
+    assert not wish.missing
+    assert reader.epoch == 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from tq_broker.clock import SystemClock
-from tq_broker.exceptions import BrokerUnavailable, InvalidArgument, TqBrokerError
+from tq_broker.exceptions import BrokerUnavailable, InvalidArgument, TqBrokerError, Unavailable
 from tq_broker.model.composition import Known, Member, members
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, Kind, Names, QueueName
@@ -238,6 +238,30 @@ def test_a_message_that_only_the_fetch_finds_goes_back_as_a_fresh_copy(
     assert (late.message.body, late.redelivered) == (b"late", False)
     late.ack()
     assert process.take("a") is None
+
+
+def test_a_message_that_only_the_fetch_finds_stays_where_its_queue_cannot_be_bound(
+    process: Process, server: MemoryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: it was nobody's as long as the connection lived."""
+    process.declare("a")
+    get, apply = process.broker.get, process.broker.apply
+
+    def get_late(queue: str, deadline: float) -> Delivery | None:
+        straggler(server, "a")
+        monkeypatch.setattr(process.broker, "get", get)
+        monkeypatch.setattr(process.broker, "apply", fail)
+        return get(queue, deadline)
+
+    def fail(plan: Plan, deadline: float) -> None:
+        raise Unavailable("not now")
+
+    monkeypatch.setattr(process.broker, "get", get_late)
+    assert process.reclaimer.reclaim(["a"]) == []
+    monkeypatch.setattr(process.broker, "apply", apply)
+    late = process.take("a")
+    assert late is not None
+    assert late.message.body == b"late"
 
 
 def test_a_reclaimer_that_is_killed_leaves_a_queue_that_publishers_bind_again(

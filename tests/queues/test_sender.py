@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +25,15 @@ from tq_broker.model.names import Exchange, Kind, Names
 from tq_broker.model.settings import TaskQueueDeclared, TaskQueuePrioritized, read_record
 from tq_broker.queues.broker import Receipt, Verdict
 from tq_broker.queues.memory import MemoryBroker, MemoryServer
-from tq_broker.queues.sender import LADDER, NAMESPACE, NoRoute, Sender, error_of, lock_name
+from tq_broker.queues.sender import (
+    LADDER,
+    NAMESPACE,
+    SLOW_THREADS,
+    NoRoute,
+    Sender,
+    error_of,
+    lock_name,
+)
 from tq_broker.queues.topology import DeclareQueue, DeleteQueue, Plan, QueueType
 
 NAMES = Names("n")
@@ -220,6 +230,42 @@ def test_a_child_after_a_fork_declares_for_itself_and_has_ids_of_its_own(
     assert len(broker.plans) > plans
 
 
+@pytest.fixture
+def short_of_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The system has no more threads for declaring; call it, and it has."""
+    start, is_short = threading.Thread.start, [True]
+
+    def start_if_there_is_one(thread: threading.Thread) -> None:
+        if is_short and thread.name.startswith("tq-declare"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_one)
+    return is_short.clear
+
+
+def test_what_there_was_no_thread_for_is_done_as_soon_as_there_is_one(
+    sender: Sender, short_of_threads: Callable[[], None]
+) -> None:
+    """Found: its caller waited for ever."""
+    did: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(3):
+        sender.in_background(functools.partial(did.put, number))
+    assert did.empty()
+    short_of_threads()
+    assert [did.get(timeout=SOON_S) for _ in range(3)] == [0, 1, 2]
+    sender.close()
+    assert did.empty(), "once each"
+
+
+@pytest.mark.usefixtures("short_of_threads")
+def test_what_there_was_no_thread_for_is_done_by_who_closes(sender: Sender) -> None:
+    did: list[threading.Thread] = []
+    sender.in_background(lambda: did.append(threading.current_thread()))
+    sender.close()
+    assert did == [threading.current_thread()]
+
+
 def test_closing_waits_for_the_slow_path_and_then_work_is_done_at_once(sender: Sender) -> None:
     begun, go_on, done = threading.Event(), threading.Event(), []
 
@@ -325,6 +371,54 @@ def test_the_log_tells_of_a_priority_queue_before_a_task_is_put_there(
     ]
     assert [type(record) for record in records] == [TaskQueueDeclared, TaskQueuePrioritized]
     assert keys.index(in_order.key) == len(keys) - 1
+
+
+def test_all_threads_that_declare_may_find_the_log_gone_at_once(
+    broker: Broker, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: each waited for one more thread that should append its record, for ever."""
+    tasks = NAMES.exchange(Exchange.TASKS)
+    queues = [NAMES.priority(NAMES.activity(f"q{number}")) for number in range(SLOW_THREADS)]
+    sender.ensure([*map(NAMES.plain, queues), NAMES.queue(Kind.SETTINGS)], soon())
+    all_are_told, publish, told = threading.Barrier(SLOW_THREADS), broker.publish, []
+
+    def publish_to_a_log_that_is_gone(
+        publication: Publication, deadline: float, done: Callable[[Receipt], None]
+    ) -> None:
+        is_record = publication.routing_key == NAMES.queue(Kind.SETTINGS).key and isinstance(
+            read_record(publication.message), TaskQueuePrioritized
+        )
+        if is_record and len(told) < SLOW_THREADS:
+            told.append(publication)
+            all_are_told.wait(SOON_S)
+            done(Receipt(Verdict.RETURNED, "because"))
+        else:
+            publish(publication, deadline, done)
+
+    monkeypatch.setattr(broker, "publish", publish_to_a_log_that_is_gone)
+    ended = [Future[TqBrokerError | None]() for _ in queues]
+    for each, future in zip(queues, ended, strict=True):
+        task = Publication(tasks, each.key, publication().message)
+        sender.send(task, (each,), soon(), future.set_result)
+    assert [future.result(SOON_S) for future in ended] == [None] * SLOW_THREADS
+
+
+def test_a_record_returned_for_ever_ends_with_the_deadline(broker: Broker, sender: Sender) -> None:
+    in_order = NAMES.priority(QUEUE)
+    sender.ensure([QUEUE, NAMES.queue(Kind.SETTINGS)], soon())
+    broker.verdicts = [Verdict.RETURNED] * 1_000_000
+    with pytest.raises((DeadlineExceeded, NoRoute)):
+        sender.ensure([in_order], clock.monotonic() + 0.05)
+    broker.verdicts.clear()
+    sender.ensure([in_order], soon())
+
+
+def test_a_record_that_is_refused_is_the_answer(broker: Broker, sender: Sender) -> None:
+    sender.ensure([QUEUE, NAMES.queue(Kind.SETTINGS)], soon())
+    sender.close()  # the announcement is out
+    broker.verdicts = [Verdict.REFUSED]
+    with pytest.raises(Rejected):
+        sender.ensure([NAMES.priority(QUEUE)], soon())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from tests.worker.worlds import NAMES, SOON_S, World
+from tq_broker.exceptions import Unavailable
 from tq_broker.model.message import Message, Publication
 from tq_broker.model.names import Exchange, sticky_key
 from tq_broker.model.requests import SHARDS, read_request
@@ -102,3 +104,27 @@ def test_a_queue_that_is_gone_is_told_of_all_the_same(bench: Bench) -> None:
         bench.inbox(shard)
     assert bench.settle()
     assert len(bench.inbox(0)) == 1
+
+
+def test_what_could_not_be_given_back_stays_in_the_queue(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: nobody had it as long as the connection lived."""
+    bench.put("a", 3)
+    bench.put("b", 5)
+    send_many = bench.sender.send_many
+
+    def fail(publications: Sequence[Publication], *others: Any) -> None:
+        if publications[0].exchange == NAMES.exchange(Exchange.ABANDONED):
+            raise Unavailable("not now")
+        send_many(publications, *others)
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(bench.sender, "send_many", fail)
+        with pytest.raises(Unavailable, match="not now"):
+            bench.settle()
+    stats = bench.broker.stats(str(STICKY), bench.world.soon())
+    assert stats is not None
+    assert stats.ready == 2
+    assert bench.settle()
+    assert bench.is_gone()

@@ -292,3 +292,24 @@ def test_a_cancel_without_an_answer_drops_the_wish_all_the_same(
     nack = server.wait_for(spec.Basic.Nack)[2]
     assert (nack.delivery_tag, nack.requeue) == (1, True)
     assert not inbox.held
+
+
+def test_what_ends_the_connection_is_not_asked_for_again_on_the_next_one(
+    server: AmqpServer, broker: AmqpBroker, soon: Callable[[], float]
+) -> None:
+    """Found: each new connection forgot the pause, and ended for the same reason."""
+
+    def end(session: Session, _channel: int, method: Any) -> bool:
+        if method.queue == "bad":
+            session.send(0, spec.Connection.Close(530, "NOT_ALLOWED - number of channels", 0, 0))
+        return bool(method.queue == "bad")
+
+    server.rules[spec.Basic.Consume] = end
+    bad = broker.subscribe("bad", Inbox(), SubscribeOptions(prefetch=7))
+    server.wait_for(spec.Basic.Consume)
+    broker.subscribe("good", Inbox(), SubscribeOptions(prefetch=7))
+    assert server.wait_for(spec.Basic.Consume)[2].queue == "good"
+    server.cut()
+    assert server.wait_for(spec.Basic.Consume)[2].queue == "good"
+    with pytest.raises(AccessRefused, match="number of channels"):
+        broker.wait_subscribed([bad], soon())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -55,6 +56,8 @@ def _check_args(name: str, args: Any) -> Sequence[Any]:
 async def awaited(future: Future[T], timeout: Timeout = None) -> T:
     """What ``future`` ends with. Raises `DeadlineExceeded` if it has not within ``timeout``."""
     seconds = to_seconds(timeout)
+    if future.done():  # Without a timeout nobody would come to see it.
+        return future.result()
     try:
         return await asyncio.wait_for(_followed(future), seconds)
     except asyncio.TimeoutError as error:
@@ -112,7 +115,7 @@ def waited(future: Future[T], timeout: Timeout = None) -> T:
     """The same, blocking."""
     seconds = to_seconds(timeout)
     try:
-        return future.result(seconds)
+        return future.result(seconds and min(seconds, threading.TIMEOUT_MAX))
     except concurrent.futures.TimeoutError as error:
         if isinstance(error, DeadlineExceeded):  # as above
             raise

@@ -94,8 +94,8 @@ class CommandQueue:
         self._waiting.appendleft(command)
 
     def take(self) -> Iterator[Command[Any]]:
-        """The waiting ones, until there are none."""
-        while self._waiting:
+        """Those that wait now: for what comes meanwhile there is a next time."""
+        for _ in range(len(self._waiting)):
             command = self._waiting.popleft()
             if not command.abandoned:
                 yield command

@@ -9,13 +9,15 @@ Rules of this file: runs on the reader's thread; holds no state but the reader's
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import amqp.exceptions
 
-from tq_broker.queues.errors import Locked
+from tq_broker.exceptions import BrokerUnavailable
+from tq_broker.queues.errors import Locked, RpcTimeout
 from tq_broker.queues.reader import Reader
 from tq_broker.queues.topology import (
     BindExchange,
@@ -62,11 +64,11 @@ def take_plan(reader: Reader, plan: Plan, deadline: float, *, strict: bool = Fal
         _take(reader, held, deadline, strict)
     except amqp.exceptions.ResourceLocked as error:
         if f"'{lock}'" not in str(error.reply_text):
-            _quietly_delete(reader, lock, deadline)
+            _let_go(reader, lock)
             raise
         raise Locked(f"another connection holds {lock}") from error
     except Exception:
-        _quietly_delete(reader, lock, deadline)
+        _let_go(reader, lock)
         raise
 
 
@@ -78,9 +80,8 @@ def take_lock(reader: Reader, name: str, deadline: float) -> int:
     """
     if name in reader.held_locks:
         raise Locked(f"another thread holds {name}")
-    declare = DeclareQueue(name, LOCK_ARGUMENTS, exclusive=True)
     try:
-        reader.rpc(lambda ch: _declare_queue(ch, declare, nowait=False), deadline)
+        reader.rpc(lambda ch: _declare_lock(ch, name), deadline)
     except amqp.exceptions.ResourceLocked as error:
         raise Locked(f"another connection holds {name}") from error
     reader.held_locks.add(name)
@@ -91,15 +92,30 @@ def release_lock(reader: Reader, name: str, epoch: int, deadline: float) -> None
     """Let go of the lock ``name`` unless its connection was lost since."""
     if epoch != reader.epoch or name not in reader.held_locks:
         return
-    reader.held_locks.discard(name)
-    reader.rpc(lambda ch: ch.queue_delete(name, nowait=True), deadline)
-
-
-def _quietly_delete(reader: Reader, queue: str, deadline: float) -> None:
     try:
-        reader.rpc(lambda ch: ch.queue_delete(queue), deadline)
-    except Exception as error:
-        log.debug("consumer: the lock %s: %r", queue, error)
+        reader.rpc(lambda ch: ch.queue_delete(name, nowait=True), deadline)
+    except RpcTimeout:  # There was not even a channel for it.
+        reader.post(lambda later: release_lock(reader, name, epoch, later))
+    else:
+        reader.held_locks.discard(name)
+
+
+def _declare_lock(channel: Any, name: str) -> None:
+    try:
+        _declare_queue(channel, DeclareQueue(name, LOCK_ARGUMENTS, exclusive=True), nowait=False)
+    except RpcTimeout:
+        # RabbitMQ may declare it yet, for the connection: it takes this after that.
+        channel.queue_delete(name, nowait=True)
+        raise
+
+
+def _let_go(reader: Reader, lock: str) -> None:
+    """The lock of a plan that has failed, which is held or not: release it, not by the deadline of
+    the plan, which may be over."""
+    epoch = reader.epoch
+    reader.held_locks.add(lock)
+    with contextlib.suppress(BrokerUnavailable):  # Closing frees it.
+        reader.post(lambda deadline: release_lock(reader, lock, epoch, deadline))
 
 
 def _take(reader: Reader, steps: Sequence[Step], deadline: float, strict: bool) -> None:

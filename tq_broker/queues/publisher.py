@@ -24,7 +24,7 @@ import ssl
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pika
@@ -187,17 +187,38 @@ class Publisher:
 
     def _wake(self) -> None:
         """From any thread."""
+        reason = _CLOSED
         with self._lock:
             if not self._ended:
-                if self._thread is None:
-                    self._loop = Loop(self._clock)
-                    self._thread = threading.Thread(
-                        target=self._run, name="tq-publisher", daemon=True
-                    )
-                    self._thread.start()
-                self._loop.add_callback(self._take)
-                return
-        self._end_all(_CLOSED)
+                try:
+                    self._start()
+                except (OSError, RuntimeError) as error:  # ``ulimit -n``, ``pids.max``
+                    reason = f"nothing to publish with: {explain(error)}"
+                else:
+                    self._loop.add_callback(self._take)
+                    return
+            self._woken = False
+            stranded = list(_drained(self._inbox))
+        for outgoing in stranded:
+            _end(outgoing, Receipt(Verdict.EXPIRED, reason))
+
+    def _start(self) -> None:
+        """From any thread that has the lock: see that the thread runs.
+
+        Raises:
+            OSError: the system has no more descriptors.
+            RuntimeError: the system has no more threads.
+        """
+        if self._thread is not None:
+            return
+        self._loop = Loop(self._clock)
+        self._thread = threading.Thread(target=self._run, name="tq-publisher", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop.close()
+            self._loop = self._thread = None
+            raise
 
     def close(self, deadline: float) -> None:
         """Wait for what is on its way, and close. What is not answered by then is EXPIRED."""
@@ -245,10 +266,13 @@ class Publisher:
     def _start_anew(self) -> None:
         if self._connection is not None:
             _drop_socket(self._connection)
+        loop = self._new_loop()
         with self._lock:  # Nobody may wake the old one any more.
             with contextlib.suppress(Exception):  # whatever state the error has left it in
                 self._loop.close()
-            self._loop = Loop(self._clock)
+            self._loop = loop
+            if self._closing:  # which the old one may have been told
+                loop.add_callback(self._begin_close)
         self._booked = math.inf
         self._pumping = self._watching = False
         self._resend_all()
@@ -256,6 +280,16 @@ class Publisher:
         self._retry_connect()
         self._woken = True
         self._loop.add_callback(self._take)
+
+    def _new_loop(self) -> Loop:
+        """A loop, as soon as the system has descriptors for it."""
+        for attempt in itertools.count():
+            try:
+                return Loop(self._clock)
+            except OSError as error:
+                log.warning("publisher: %s; trying again", explain(error))
+                self._clock.sleep(backoff_s(attempt))
+        raise AssertionError("it is tried for ever")
 
     def _connect(self) -> None:
         if self._closing and not self._pending():
@@ -579,15 +613,20 @@ class Publisher:
 
     def _end_all(self, reason: str) -> None:
         receipt = Receipt(Verdict.EXPIRED, reason)
-        for outgoing in self._confirms.lost():
+        for outgoing in itertools.chain(
+            self._confirms.lost(), _drained(self._waiting), _drained(self._inbox)
+        ):
             _end(outgoing, receipt)
-        for waiting in (self._waiting, self._inbox):
-            while True:
-                try:
-                    outgoing = waiting.popleft()
-                except IndexError:  # Another thread may be doing the same.
-                    break
-                _end(outgoing, receipt)
+
+
+def _drained(waiting: deque[Outgoing]) -> Iterator[Outgoing]:
+    """All of ``waiting``, taken out of it."""
+    while True:
+        try:
+            outgoing = waiting.popleft()
+        except IndexError:  # Another thread may be doing the same.
+            return
+        yield outgoing
 
 
 def _end(outgoing: Outgoing, receipt: Receipt) -> None:

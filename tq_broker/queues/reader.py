@@ -34,6 +34,7 @@ from tq_broker.exceptions import (
     Bug,
     DeadlineExceeded,
     TqBrokerError,
+    Unavailable,
 )
 from tq_broker.queues.acks import PENDING_MAX
 from tq_broker.queues.address import Address
@@ -136,7 +137,7 @@ class Reader:
             offline: It needs no connection.
 
         Raises:
-            BrokerUnavailable: no connection before the deadline.
+            BrokerUnavailable: no connection before the deadline, or not even a thread for it.
             DeadlineExceeded: no answer before the deadline.
             AccessRefused: RabbitMQ refuses the login or the vhost.
         """
@@ -149,12 +150,18 @@ class Reader:
         return command.result()
 
     def post(self, run: Callable[[float], None]) -> None:
-        """Run ``run`` on the thread some time soon; nobody waits."""
+        """Run ``run`` on the thread some time soon; nobody waits.
+
+        Raises:
+            BrokerUnavailable: the reader is closed, or cannot be started.
+        """
         self._put(Command(run, self._clock.monotonic() + POST_S, offline=True))
 
     def _put(self, command: Command[Any]) -> None:  # from any thread
         if self.closing:
             raise BrokerUnavailable("the broker object is closed")
+        if not self._ident:
+            self._start()  # Before it is put: what cannot be done now must not be done later.
         self._commands.put(command)
         self.wake()
         if self._ended:
@@ -190,29 +197,40 @@ class Reader:
             self.wake()
 
     def wake(self) -> None:
-        """Make the thread look at what there is to do; start it if need be."""
+        """Make the thread, which was started, look at what there is to do."""
         if self._woken:
             return
         self._woken = True
-        if self._waker is None:
-            self._start()
         assert self._waker is not None, "_start() makes it"
         with contextlib.suppress(OSError):  # Full: it will wake. Closed: the thread has ended.
             self._waker[1].send(b"w")
 
     def _start(self) -> None:  # from any thread
         with self._lock:
-            if self._waker is not None:
+            if self._thread is not None:
                 return
-            near, far = socket.socketpair()
-            near.setblocking(False)
-            far.setblocking(False)
-            # Not epoll: the child of a fork would share it with us.
-            self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
-            self._selector.register(near, selectors.EVENT_READ)
-            self._waker = (near, far)
-            self._thread = threading.Thread(target=self._run, name="tq-consumer", daemon=True)
-            self._thread.start()
+            try:
+                self._open_waker()
+                self._thread = threading.Thread(target=self._run, name="tq-consumer", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:  # ``ulimit -n``, ``pids.max``
+                self._thread = None
+                self._close_waker()
+                raise BrokerUnavailable(f"nothing to connect to RabbitMQ with: {error}") from error
+
+    def _open_waker(self) -> None:  # from any thread, before there is this one
+        near, far = self._waker = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        # Not epoll: the child of a fork would share it with us.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._selector.register(near, selectors.EVENT_READ)
+
+    def _close_waker(self) -> None:
+        if self._selector is not None:
+            self._selector.close()
+        for sock in self._waker or ():
+            sock.close()
 
     def close(self, deadline: float) -> None:
         """Send the acks that are due, and close."""
@@ -250,11 +268,10 @@ class Reader:
         finally:
             self._forget_connection()
             self._ended = True
+            # Who puts one from now on sees that it has ended.
             for command in self._commands.take():
                 command.fail(BrokerUnavailable("the broker object is closed"))
-            self._selector.close()
-            for sock in self._waker or ():
-                sock.close()
+            self._close_waker()
 
     def _connect(self) -> None:
         address = self._address
@@ -498,7 +515,13 @@ class Reader:
 
     def _open_channel(self, deadline: float) -> Channel:
         self._rpc_deadline = deadline
-        channel: Channel = self._connected().channel()
+        connection = self._connected()
+        try:
+            channel: Channel = connection.channel()
+        except amqp.exceptions.ResourceError as error:
+            if connection.connected:  # It is py-amqp that has no number for one more.
+                raise Unavailable(f"too many channels on one connection: {error}") from error
+            raise
         return channel
 
     def _connected(self) -> Connection:

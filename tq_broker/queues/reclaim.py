@@ -270,8 +270,12 @@ class Reclaimer:
                 self._broker.apply(delete, self._clock.monotonic() + DELETE_S)
                 self._sender.forget(one.queue)
                 return True
-            self._bind(one)
-            self._give_back(one.queue, late)
+            try:
+                self._bind(one)
+                self._give_back(one.queue, late)
+            except TqBrokerError:
+                late.reject(requeue=True)
+                raise
         else:
             self._bind(one)
         one.hold.close()

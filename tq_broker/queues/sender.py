@@ -6,9 +6,11 @@ queue's lock on a thread of our own (``tq-declare``), then publish. All others a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -60,6 +62,7 @@ ORDERED_SINCE = (4, 3)
 """Since this RabbitMQ quorum queues keep to priorities strictly, whatever their arguments."""
 ANNOUNCE_WITHIN_S = 30.0
 SLOW_THREADS = 4
+NO_THREAD_RETRY_S = 0.1
 
 
 class Nacked(Unavailable):
@@ -106,6 +109,8 @@ class Sender:
         self.ids = IdSource()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._works: deque[Callable[[], None]] = deque()
+        self._is_short = False
         self._closed = False
 
     def plan(self, need: Need) -> Plan:
@@ -186,12 +191,24 @@ class Sender:
         self._present.add(queue)
 
     def _append_and_wait(self, record: settings.Record, deadline: float) -> None:
-        kept: Future[TqBrokerError | None] = Future()
-        self.ensure((self.names.queue(Kind.SETTINGS),), deadline)
-        self.append(record, deadline, kept.set_result)
-        error = kept.result()
-        if error is not None:
-            raise error
+        """Append ``record`` on this thread; what is returned, too: the other threads of the slow
+        path, which `append` needs then, may all be here. Raises as `ensure` does, or what the
+        broker says."""
+        log_queue = self.names.queue(Kind.SETTINGS)
+        publication = self._publication(record)
+        while True:
+            if self.clock.monotonic() >= deadline:
+                raise DeadlineExceeded("not told to the settings log before the deadline")
+            self.ensure((log_queue,), deadline)
+            kept: Future[Receipt] = Future()
+            self.broker.publish(publication, deadline, kept.set_result)
+            receipt = kept.result()  # by the deadline
+            if receipt.verdict is not Verdict.RETURNED:
+                break
+            self.forget(log_queue)
+            self.forget(NAMESPACE)
+        if receipt.verdict is not Verdict.CONFIRMED:
+            raise error_of(receipt)
 
     def declared(self, need: Need) -> None:
         """``need`` was declared by somebody else in this process."""
@@ -211,9 +228,12 @@ class Sender:
     def append(self, record: settings.Record, deadline: float, done: Done) -> None:
         """Append ``record`` to the namespace's settings log."""
         log_queue = self.names.queue(Kind.SETTINGS)
+        self.send(self._publication(record), (log_queue,), deadline, done)
+
+    def _publication(self, record: settings.Record) -> Publication:
         message = settings.record_message(record, self.ids.next())
-        publication = Publication(self.names.exchange(Exchange.TASKS), log_queue.key, message)
-        self.send(publication, (log_queue,), deadline, done)
+        key = self.names.queue(Kind.SETTINGS).key
+        return Publication(self.names.exchange(Exchange.TASKS), key, message)
 
     def send(
         self, publication: Publication, needs: Sequence[Need], deadline: float, done: Done
@@ -309,21 +329,49 @@ class Sender:
         self.in_background(declare_and_publish)
 
     def in_background(self, work: Callable[[], None]) -> None:
-        """Run ``work``, which may block on the broker, on a thread of this sender."""
+        """Run ``work``, which may block on the broker, on a thread of this sender: as soon as the
+        system has one (``ulimit -u``, ``pids.max``)."""
         with self._lock:
-            if self._closed:
-                pool = None
-            else:
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix="tq-declare")
-                pool = self._pool
-        if pool is None:
+            is_closed = self._closed
+            if not is_closed:
+                self._works.append(work)
+                self._call_thread()
+        if is_closed:
             work()
-        else:
-            try:
-                pool.submit(_logged, work)
-            except RuntimeError as error:  # the interpreter ends, and nobody waits any more
+
+    def _call_thread(self) -> None:
+        """With the lock: have a thread come for one work."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix="tq-declare")
+        try:
+            self._pool.submit(self._work_one)
+        except RuntimeError as error:
+            if "interpreter" in str(error):  # It ends, and nobody waits any more.
+                with contextlib.suppress(IndexError):
+                    self._works.pop()
                 log.debug("not done any more: %s", error)
+            elif not self._is_short:  # The threads that there are come; there may be none.
+                at = self.clock.monotonic() + NO_THREAD_RETRY_S
+                # Where there is none for the clock, it is called with the next work.
+                with contextlib.suppress(RuntimeError):
+                    self.clock.call_at(at, self._call_thread_again)
+                    self._is_short = True
+
+    def _call_thread_again(self) -> None:
+        with self._lock:
+            self._is_short = False
+            if self._works and not self._closed:
+                self._call_thread()
+
+    def _work_one(self) -> None:
+        try:
+            work = self._works.popleft()
+        except IndexError:  # called twice for it
+            return
+        try:
+            work()
+        except Exception:  # supervisor of the slow path: a defect must not vanish in a future
+            log.exception("declaring on demand failed")
 
     def close(self) -> None:
         """Wait for the slow path to empty. Afterwards it runs on the caller's thread."""
@@ -331,6 +379,8 @@ class Sender:
             pool, self._pool, self._closed = self._pool, None, True
         if pool is not None:
             pool.shutdown(wait=True)
+        while self._works:  # for which the system had no thread
+            self._work_one()
 
 
 def error_of(receipt: Receipt) -> TqBrokerError:
@@ -344,13 +394,6 @@ def error_of(receipt: Receipt) -> TqBrokerError:
     if "block" in receipt.reason:
         return BrokerBlocked(receipt.reason)
     return DeadlineExceeded(receipt.reason or "not confirmed before the deadline")
-
-
-def _logged(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except Exception:  # supervisor of the slow path: a defect must not vanish in a future
-        log.exception("declaring on demand failed")
 
 
 def _ignore(error: TqBrokerError | None) -> None:

@@ -65,8 +65,18 @@ class StickyEstate:
 
     def _empty(self, deadline: float) -> None:
         taken: list[Delivery] = []
-        while (left := self._sender.broker.get(str(self._queue), deadline)) is not None:
-            taken.append(left)
+        try:
+            while (left := self._sender.broker.get(str(self._queue), deadline)) is not None:
+                taken.append(left)
+            self._forward(taken, deadline)
+        except TqBrokerError:
+            for left in taken:
+                left.reject(requeue=True)
+            raise
+        for left in taken:
+            left.ack()
+
+    def _forward(self, taken: Sequence[Delivery], deadline: float) -> None:
         exchange = self._sender.names.exchange(Exchange.ABANDONED)
         self._publish(
             [
@@ -75,8 +85,6 @@ class StickyEstate:
             ],
             deadline,
         )
-        for left in taken:
-            left.ack()
 
     def _publish(self, publications: Sequence[Publication], deadline: float) -> None:
         """Publish all, and wait for the confirms. A shard without a queue has no runs."""

@@ -95,6 +95,8 @@ class AmqpSubscription:
         retire_at: When its channel is to be closed; ``None``: it is in use.
         feed: Where its deliveries come from; ``None`` while it is missing.
         error: Why it is missing, as far as known.
+        retry_at: When it is to be established again, if it is missing.
+        barred_until: Not earlier, also on another connection: it has ended one.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class AmqpSubscription:
         self.feed: Feed | None = None
         self.error: TqBrokerError | None = None
         self.retry_at = 0.0
+        self.barred_until = 0.0
         self.attempt = 0
         self._over_told = False
 
@@ -231,9 +234,9 @@ class Subscriber:
     # --- on the thread ---
 
     def connected(self) -> None:
-        """There is a new connection: everything is to be established, now."""
+        """There is a new connection: everything is to be established, now, but what ends it."""
         for subscription in self._all:
-            subscription.retry_at = 0.0
+            subscription.retry_at = subscription.barred_until
         self._tended = False
 
     def tend(self) -> float:
@@ -345,6 +348,7 @@ class Subscriber:
         except amqp.exceptions.AMQPError as error:
             if is_fatal(error):
                 self._failed(subscription, translate(error), FATAL_RETRY_S)
+                subscription.barred_until = subscription.retry_at
             raise
 
     def _is_taken(self, subscription: AmqpSubscription) -> bool:
