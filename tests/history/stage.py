@@ -233,7 +233,9 @@ class Stage:
     def _twin(self) -> Execution:
         twin = Execution.load(self.run.dump())
         live = self.run.memory()
-        twin.live = Live(tail=list(live.tail), queries=list(live.queries))
+        twin.live = Live(
+            tail=list(live.tail), tail_bytes=live.tail_bytes, queries=list(live.queries)
+        )
         return twin
 
     def _checked(self, step: Step, before: bytes, twin: Execution) -> Step:

@@ -10,8 +10,9 @@ from tests.history.stage import BEGIN_MS, CLIENT, Stage, a_start
 from tq_broker.common import Requires, Route
 from tq_broker.common import WorkflowIDConflictPolicy as Conflict
 from tq_broker.common import WorkflowIDReusePolicy as Reuse
+from tq_broker.history import closing, externals
 from tq_broker.history.admission import Admission, admit
-from tq_broker.history.effects import DispatchWorkflowTask, Reply, ToShard
+from tq_broker.history.effects import DispatchWorkflowTask, Reply, ReplyTo, ToShard
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
 from tq_broker.model import requests as r
@@ -129,6 +130,33 @@ def test_a_start_with_an_update_updates_the_running_one() -> None:
     started, state = answers(admission)
     assert (started.is_new, state.stage) == (False, 1)
     assert "u" in stage.run.updates
+
+
+def test_a_signal_too_many_is_refused_with_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(externals, "SIGNALS_MAX", 1)
+    stage = Stage()
+    stage.tell_signal()
+    admission = judge(stage, signal=r.SignalInput(signal_name="s"), want_result=True)
+    [refused] = answers(admission)
+    assert (admission.begin, refused.reason, refused.run_id) == (False, "limit", "run-1")
+    assert not admission.step.changed
+    assert (stage.run.signals, stage.run.waiters) == (1, [])
+
+
+def test_who_wants_the_result_of_the_running_one_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(closing, "WAITERS_MAX", 1)
+    stage = Stage(want_result=True)
+    use = {"id_conflict_policy": Conflict.USE_EXISTING, "want_result": True}
+    again = judge(stage, **use)
+    assert not answers(again)[0].is_new
+    assert not again.step.changed
+    signal = r.SignalInput(signal_name="s")
+    other = a_start(signal=signal, **use)
+    [refused] = answers(admit(stage.run, other, BEGIN_MS + 1, ReplyTo("q", "2")))
+    assert refused.reason == "limit"
+    assert (stage.run.signals, stage.run.waiters) == (0, [CLIENT])
 
 
 def test_a_parent_that_asks_again_is_answered_again() -> None:

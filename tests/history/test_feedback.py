@@ -7,11 +7,17 @@ import pytest
 
 from tests.history.test_records import TASK, TO
 from tq_broker.exceptions import DeadlineExceeded, Rejected, TargetGone, TqBrokerError
-from tq_broker.history.feedback import feedback
-from tq_broker.history.records import ActivityRecord, Parked, ReplyRecord, TaskRecord
+from tq_broker.history.feedback import feedback, instead
+from tq_broker.history.records import (
+    ActivityRecord,
+    EventReplyRecord,
+    Parked,
+    ReplyRecord,
+    TaskRecord,
+)
 from tq_broker.history.transaction import Sending
 from tq_broker.model.message import Message
-from tq_broker.model.requests import Done, Outcome
+from tq_broker.model.requests import Done, Outcome, Refused
 from tq_broker.model.tasks import Status
 from tq_broker.model.workflow_tasks import TargetMissing, WorkflowTaskFailed
 from tq_broker.queues.sender import NoRoute
@@ -71,8 +77,24 @@ def test_a_task_that_the_broker_refuses_fails() -> None:
     assert (failed.run, failed.scheduled_event_id) == (TASK.run, 2)
 
 
-def test_an_answer_that_the_broker_refuses_is_dropped() -> None:
-    assert told(ReplyRecord(TO, Done()), Rejected("too large")) == []
+@pytest.mark.parametrize("record", [ReplyRecord(TO, Done()), EventReplyRecord("r", TO, 9)])
+def test_who_asked_for_more_than_the_broker_takes_is_told_so(record: Any) -> None:
+    error = Rejected("too large")
+    small = instead(record, error)
+    assert small is not None
+    assert small.to == TO
+    assert isinstance(small.answer, Refused)
+    assert (small.answer.reason, "too large" in small.answer.message) == ("limit", True)
+    assert instead(small, error) is None, "not for ever"
+    assert told(small, error) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [(ReplyRecord(TO, Done()), GONE), (ReplyRecord(TO, Done()), LATE), (ACTIVITY, Rejected("x"))],
+)
+def test_otherwise_nothing_else_is_answered(record: Any, error: TqBrokerError) -> None:
+    assert instead(record, error) is None
 
 
 def test_a_letter_to_be_parked_is_kept_until_the_broker_takes_it() -> None:

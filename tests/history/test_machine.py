@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.history.stage import CLIENT, KEY, WORKER, Stage, a_start, an_activity, check
-from tq_broker.history import machine
+from tq_broker.history import closing, machine
 from tq_broker.history.effects import Reply, ReplyTo, ToShard
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
@@ -424,7 +424,7 @@ def test_the_result_is_told_to_all_who_wait_and_to_all_who_come_later() -> None:
 
 
 def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "WAITERS_MAX", 1)
+    monkeypatch.setattr(closing, "WAITERS_MAX", 1)
     stage = Stage(want_result=True)
     stage.tell(r.AwaitResult(workflow_id=KEY.workflow_id), ReplyTo("q", "2"))
     assert stage.replies()[0].reason == "limit"

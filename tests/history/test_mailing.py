@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from tests.history.test_records import TASK, TO
 from tq_broker.common import OnGone, Route
@@ -12,7 +13,7 @@ from tq_broker.model.events import Event, TimerFired, WorkflowExecutionStarted, 
 from tq_broker.model.names import Names
 from tq_broker.model.requests import Done, SignalWorkflow, shard_of
 from tq_broker.model.tasks import dump_route
-from tq_broker.model.workflow_tasks import read_task
+from tq_broker.model.workflow_tasks import EventsPage, read_task
 from tq_broker.stores.store import EventRow
 
 NAMES = Names("n")
@@ -49,11 +50,21 @@ def test_a_page_is_what_was_asked_for() -> None:
     assert mailing.events_page(rows, 5, 6).events == events(5, 6)
 
 
+def test_a_row_that_is_larger_than_a_message_is_given_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mailing, "PAGE_BYTES", 3 * len(dump_events(events(1, 1))))
+    rows = [row(1, 9)]
+    assert mailing.events_page(rows, 1, 9) == EventsPage(events(1, 3), 9)
+    assert mailing.page(rows, 4, 9) == events(4, 6)
+    assert mailing.page(rows, 8, 9) == events(8, 9)
+
+
 def test_as_much_goes_into_a_message_as_fits() -> None:
     size = len(dump_events(events(1, 1)))
     assert mailing.fitting(events(1, 9), 3 * size) == events(1, 3)
     assert mailing.fitting(events(1, 9), 1) == events(1, 1)
-    assert mailing.fitting([]) == []
+    assert mailing.fitting([], 1) == []
 
 
 def test_a_task_for_everybody() -> None:

@@ -13,6 +13,7 @@ from tests.history.worlds import NAMES, World
 from tq_broker.clock import epoch_ms
 from tq_broker.common import OnGone, Requires, Route
 from tq_broker.exceptions import Malformed, TargetGone, TqBrokerError
+from tq_broker.history import mailing
 from tq_broker.history.cache import Cache, Held
 from tq_broker.history.effects import DispatchWorkflowTask, ReplyTo
 from tq_broker.history.outbox import Outbox
@@ -102,6 +103,17 @@ def test_what_memory_has_forgotten_comes_from_the_store(desk: Desk) -> None:
     desk.run.live = None
     assert desk.send(TaskRecord(desk.task)) == [None]
     assert [event.event_id for event in desk.world.workflow_task().events] == [1, 2]
+
+
+def test_of_a_row_that_is_larger_than_a_message_a_part_is_sent(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailing, "PAGE_BYTES", len(desk.step.data) - 2)
+    desk.run.live = None
+    assert desk.send(TaskRecord(desk.task)) == [None]
+    task = desk.world.workflow_task()
+    assert [event.event_id for event in task.events] == [1]
+    assert task.last_event_id == 2
 
 
 def test_a_task_that_was_answered_meanwhile_is_not_sent(desk: Desk) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.history.runs import NOW_MS
 from tests.history.test_flights import FakeDelivery
 from tests.history.worlds import NAMES, World
-from tq_broker.exceptions import DeadlineExceeded, TqBrokerError
+from tq_broker.exceptions import DeadlineExceeded, Rejected, TqBrokerError
 from tq_broker.history import owner as owner_module
 from tq_broker.history import records
 from tq_broker.history.effects import ReplyTo
@@ -19,7 +19,7 @@ from tq_broker.history.owner import Owner
 from tq_broker.history.patience import Patience
 from tq_broker.history.records import ReplyRecord
 from tq_broker.history.transaction import Sending
-from tq_broker.model.requests import Done
+from tq_broker.model.requests import Done, Refused
 from tq_broker.queues.sender import Nacked
 from tq_broker.stores.store import Batch, Fenced, InboxRow, OutboxRow, RunRow
 from tq_broker.testing.manual_clock import ManualClock
@@ -227,6 +227,22 @@ def test_a_queue_that_is_full_holds_up_its_own_messages_only(
         assert desk.owner.ended(sending, error) == []
     assert delivery.settled == settled
     assert desk.owner.flights.is_flying(sending)
+
+
+def test_who_asked_for_more_than_the_broker_takes_is_told_so(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.owner.acquire({3})
+    sending = Sending(desk.reply, 3)
+    desk.owner.flights.begin(sending, None)
+    assert desk.owner.ended(sending, Rejected("too large")) == []
+    assert "not taken: too large" in caplog.text
+    desk.world.clock.sleep(owner_module.AGAIN_AFTER_S)
+    desk.owner.send_again()
+    correlation_id, answer = desk.world.replies.get(timeout=20)
+    assert (correlation_id, type(answer)) == ("7", Refused)
+    desk.settle()
+    assert not desk.owner.flights.is_busy(3)
 
 
 def test_who_is_to_be_woken_is_read_in_portions(

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.history.runs import NOW_MS, begin
+from tq_broker.history import reading
 from tq_broker.history.cache import Held
 from tq_broker.history.letters import Letter
 from tq_broker.history.reading import Reader
@@ -24,6 +26,7 @@ from tq_broker.stores.memory import MemoryDatabase, MemoryStore
 from tq_broker.stores.store import Batch, EventRow
 
 SHARD = 3
+dump = msgspec.msgpack.encode
 
 
 @pytest.fixture
@@ -80,6 +83,22 @@ def test_lists_in_pages(reader: Reader) -> None:
     assert last.page_token == ""
     assert sorted(run.workflow_id for run in first.runs + last.runs) == ["a", "b", "c"]
     assert len(ask(reader, ListWorkflows(page_size=-1)).runs) == 1
+
+
+def test_a_page_of_a_list_ends_where_its_message_is_full(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(dump(ask(reader, ListWorkflows()).runs[0]))
+    for fit, pages in ((2 * size, [2, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr(reading, "PAGE_BYTES", fit)
+        found, token = [], ""
+        for length in pages:
+            page = ask(reader, ListWorkflows(page_token=token))
+            assert len(page.runs) == length
+            found += [run.workflow_id for run in page.runs]
+            token = page.page_token
+        assert token == ""
+        assert sorted(found) == ["a", "b", "c"]
 
 
 def test_counts(reader: Reader) -> None:

@@ -228,7 +228,6 @@ def test_a_long_history_is_sent_in_pages(world: World, monkeypatch: pytest.Monke
 
     for module in (mailing, outbox, reading):
         monkeypatch.setattr(module, "PAGE_BYTES", 2_000)
-    monkeypatch.setattr(mailing.fitting, "__defaults__", (2_000,))
     world.service(max_cached_runs=1)
     started = world.start(input=b"x" * 1_500)
     task = world.workflow_task()

@@ -257,3 +257,12 @@ def test_what_was_touched_can_be_dropped() -> None:
     assert list(transaction.touched) == ["r1"]
     world.cache.drop("r1")
     assert isinstance(answers(world.take(letter(SIGNAL, "a")))[0], Refused)
+
+
+def test_the_last_events_of_a_run_count_as_its_size() -> None:
+    world = World()
+    transaction = world.take(letter(START))
+    (row,) = stored(transaction).runs
+    (events,) = stored(transaction).events
+    assert transaction.sizes == [len(row.state) + len(events.data)]
+    assert world.held().size == transaction.sizes[0]

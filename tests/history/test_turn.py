@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.history.stage import KEY, Stage, an_activity
 from tq_broker.history import turn
 from tq_broker.history.turn import Turn
@@ -76,3 +78,39 @@ def test_a_run_in_no_cache_keeps_only_a_short_history_in_memory() -> None:
     stage.answer()
     assert len(stage.run.memory().tail) < 10
     assert stage.run.events_from(1) is None
+
+
+def test_a_run_in_no_cache_keeps_only_few_bytes_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "TAIL_BYTES_MAX", 1_000)
+    stage = Stage()
+    live = stage.run.memory()
+    assert live.tail_bytes == len(stage.last.data)
+    stage.answer()
+    assert live.tail_bytes == stage.run.history_bytes
+    while live.tail:
+        assert stage.run.history_bytes <= 1_000
+        stage.tell(a_signal("s" * 100))
+        stage.answer()
+    assert live.tail_bytes == 0
+    assert stage.run.events_from(1) is None
+
+
+def test_a_run_in_a_cache_counts_only_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "TAIL_BYTES_MAX", 1_000)
+    stage = Stage()
+    for _ in range(20):
+        stage.answer(sticky=True)
+        assert stage.run.memory().tail_bytes == len(stage.last.data)
+        stage.tell(a_signal())
+        assert stage.run.memory().tail
+    stage.tell(a_signal("s" * 1_000))
+    stage.answer(sticky=True)
+    assert not stage.run.memory().tail
+    assert stage.run.events_from(stage.run.seen_event_id + 1) is None
+
+
+def test_a_run_that_has_ended_keeps_nothing() -> None:
+    stage = Stage()
+    stage.answer(c.CompleteWorkflow())
+    live = stage.run.memory()
+    assert (live.tail, live.tail_bytes) == ([], 0)

@@ -82,6 +82,8 @@ def admit(
         return _answer([ToShard(request.parent.workflow_id, _child_started(current, request))])
     match _conflict_policy(request):
         case WorkflowIDConflictPolicy.USE_EXISTING:
+            if why := _too_many(current, request, sender):
+                return _refuse(request, sender, "limit", why, current.run_id)
             step = _use(current, request, sender, Turn(current, now_ms, deployments, rules))
             return Admission(begin=False, step=step)
         case WorkflowIDConflictPolicy.TERMINATE_EXISTING:
@@ -156,6 +158,14 @@ def _after(current: Execution, request: StartWorkflow, sender: ReplyTo | None) -
             return BEGIN
 
 
+def _too_many(current: Execution, request: StartWorkflow, sender: ReplyTo | None) -> str:
+    """Why the running one cannot be used; "" if it can. All or nothing is done of a start."""
+    why = externals.too_many(current) if request.signal is not None else ""
+    if not why and request.want_result and sender is not None:
+        why = closing.too_many(current, sender)
+    return why
+
+
 def _use(current: Execution, request: StartWorkflow, sender: ReplyTo | None, turn: Turn) -> Step:
     """The running one is what was asked for."""
     if request.signal is not None:
@@ -183,8 +193,7 @@ def _use(current: Execution, request: StartWorkflow, sender: ReplyTo | None, tur
         )
         updates.requested(turn, wanted, sender)
     if request.want_result and sender is not None:
-        current.waiters.append(sender)
-        turn.changed = True
+        closing.await_end(turn, sender)
     return workflow_task.finish(turn)
 
 

@@ -48,6 +48,9 @@ from tq_broker.model.requests import ChildClosed, Closed, Status, Terminate
 from tq_broker.model.tasks import retry_policy
 from tq_broker.model.workflow_tasks import QueryAnswer, TargetMissing
 
+WAITERS_MAX = 1_000
+"""So many may wait for the result of one run."""
+
 # --- by the workflow itself -----------------------------------------------------------------------
 
 
@@ -177,6 +180,23 @@ def _interrupt(turn: Turn) -> None:
     """What came during the workflow task that is out is written down before the end."""
     turn.run.task = None
     turn.flush()
+
+
+# --- who waits for it -----------------------------------------------------------------------------
+
+
+def too_many(run: Execution, waiter: ReplyTo) -> str:
+    """Why ``waiter`` cannot wait for the end of ``run``; "" if it can, or does already."""
+    if waiter in run.waiters or len(run.waiters) < WAITERS_MAX:
+        return ""
+    return f"{WAITERS_MAX} wait for the result already"
+
+
+def await_end(turn: Turn, waiter: ReplyTo) -> None:
+    """Have ``waiter``, which is not one `too_many`, told of the end."""
+    if waiter not in turn.run.waiters:
+        turn.run.waiters.append(waiter)
+        turn.changed = True
 
 
 # --- the chain ------------------------------------------------------------------------------------

@@ -123,11 +123,16 @@ def signaled(turn: Turn, message: SignalWorkflow, sender: ReplyTo | None) -> Non
     """Take in a signal."""
     run = turn.run
     refusal = _refusal(run, message)
-    if refusal is None and run.signals >= SIGNALS_MAX:
-        refusal = _refused(run, "limit", f"the run has received {SIGNALS_MAX} signals")
+    if refusal is None and (why := too_many(run)):
+        refusal = _refused(run, "limit", why)
     answer(turn, message.external, sender, refusal)
     if refusal is None:
         receive(turn, message)
+
+
+def too_many(run: Execution) -> str:
+    """Why ``run`` gets no more signals; "" if it does."""
+    return f"the run has received {SIGNALS_MAX} signals" if run.signals >= SIGNALS_MAX else ""
 
 
 def receive(turn: Turn, message: SignalWorkflow) -> None:

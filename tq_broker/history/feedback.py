@@ -5,7 +5,9 @@ Pure.
 
 from __future__ import annotations
 
-from tq_broker.exceptions import TargetGone, TqBrokerError, Unavailable
+from typing import Any
+
+from tq_broker.exceptions import Rejected, TargetGone, TqBrokerError, Unavailable
 from tq_broker.history.letters import Letter
 from tq_broker.history.machine import Message as Content
 from tq_broker.history.records import (
@@ -18,7 +20,7 @@ from tq_broker.history.records import (
 from tq_broker.history.transaction import Sending
 from tq_broker.model import failure
 from tq_broker.model.payload import NULL
-from tq_broker.model.requests import Outcome
+from tq_broker.model.requests import Outcome, Refused
 from tq_broker.model.tasks import ActivityOutcome, Status
 from tq_broker.model.workflow_tasks import TargetMissing, TaskFailedCause, WorkflowTaskFailed
 
@@ -55,6 +57,17 @@ def feedback(sending: Sending, error: TqBrokerError, *, is_gone: bool) -> list[L
             return None  # otherwise the letter in it would be gone
         case _:
             return []
+
+
+def instead(record: Any, error: TqBrokerError) -> ReplyRecord | None:
+    """What tells whoever asked that the broker will never take the answer; ``None``: nothing is to
+    be sent instead of ``record``."""
+    if not isinstance(error, Rejected) or not isinstance(record, ReplyRecord | EventReplyRecord):
+        return None
+    if isinstance(record, ReplyRecord) and isinstance(record.answer, Refused):
+        return None
+    refused = Refused(reason="limit", message=f"the answer cannot be sent: {error}")
+    return ReplyRecord(record.to, refused)
 
 
 def _refused(record: ActivityRecord, error: TqBrokerError) -> Outcome:

@@ -63,9 +63,6 @@ WARN_EVENTS = 10_240
 WARN_BYTES = 10 * 1024 * 1024
 """Who operates the service is warned of a run whose history gets so long."""
 
-WAITERS_MAX = 1_000
-"""So many may wait for the result of one run."""
-
 
 # --- start ----------------------------------------------------------------------------------------
 
@@ -208,20 +205,17 @@ def _terminate(turn: Turn, message: Terminate, sender: ReplyTo | None) -> None:
 
 def _await_result(turn: Turn, _message: requests.AwaitResult, sender: ReplyTo | None) -> None:
     run = turn.run
+    if sender is None:
+        return
     if run.closed is not None:
         turn.reply(sender, run.closed)
-    elif sender is not None and sender not in run.waiters:
-        if len(run.waiters) >= WAITERS_MAX:
-            why = f"{WAITERS_MAX} wait for the result already"
-            turn.reply(
-                sender,
-                Refused(
-                    reason="limit", message=why, workflow_id=run.workflow_id, run_id=run.run_id
-                ),
-            )
-            return
-        run.waiters.append(sender)
-        turn.changed = True
+    elif why := closing.too_many(run, sender):
+        refused = Refused(
+            reason="limit", message=why, workflow_id=run.workflow_id, run_id=run.run_id
+        )
+        turn.reply(sender, refused)
+    else:
+        closing.await_end(turn, sender)
 
 
 def _describe(turn: Turn, _message: requests.Describe, sender: ReplyTo | None) -> None:

@@ -6,6 +6,7 @@ Rules of this file: a message that is sent again, after a crash, has the id that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -25,28 +26,33 @@ from tq_broker.stores.store import EventRow
 PAGE_BYTES = 1 << 20
 """As much history goes into one message; workers and clients ask for the rest."""
 
+T = TypeVar("T")
+
 Mail = tuple[Publication, tuple[QueueName, ...]]
 """What to publish, and what must exist for it. Nothing is declared for those who have gone."""
 
 
 def page(rows: Sequence[EventRow], first_event_id: int, last_event_id: int) -> list[Event]:
-    """The events of ``rows`` from one to another, both included."""
-    return [
+    """The events of ``rows`` from one to another, both included, as many as fit one message."""
+    events = [
         event
         for row in rows
         for event in histories.load_events(row.data)
         if first_event_id <= event.event_id <= last_event_id
     ]
+    # The store gives one row at least, and a row may be larger than what a broker takes.
+    is_large = sum(len(row.data) for row in rows) > PAGE_BYTES
+    return fitting(events, PAGE_BYTES) if is_large else events
 
 
-def fitting(events: list[Event], bytes_max: int = PAGE_BYTES) -> list[Event]:
-    """As many of ``events`` as fit one message, at least one."""
+def fitting(parts: list[T], bytes_max: int) -> list[T]:
+    """As many of ``parts``, which are events or the like, as fit one message, at least one."""
     size = 0
-    for index, event in enumerate(events):
-        size += len(histories.dump_events([event]))
+    for index, part in enumerate(parts):
+        size += len(_encode(part))
         if size > bytes_max and index:
-            return events[:index]
-    return events
+            return parts[:index]
+    return parts
 
 
 def workflow_task(
@@ -95,3 +101,6 @@ def to_shard(names: Names, record: ShardRecord, shard: int, seq: int) -> Mail:
 def events_page(rows: Sequence[EventRow], first_event_id: int, last_event_id: int) -> EventsPage:
     """The answer to who asks for a history from ``first_event_id`` on."""
     return EventsPage(page(rows, first_event_id, last_event_id), last_event_id)
+
+
+_encode = msgspec.msgpack.Encoder().encode

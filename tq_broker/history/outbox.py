@@ -262,7 +262,7 @@ class Outbox:
             if not events or events[-1].event_id + 1 >= run.next_event_id:
                 events += run.unwritten()
         elif run.history_bytes > PAGE_BYTES:
-            events = mailing.fitting(events)
+            events = mailing.fitting(events, PAGE_BYTES)
         return events
 
     def _activity(self, sending: Sending, record: ActivityRecord) -> Mail | NoMail:

@@ -15,7 +15,7 @@ from tq_broker.clock import epoch_ms
 from tq_broker.exceptions import Malformed, TqBrokerError
 from tq_broker.history import machine, records
 from tq_broker.history.cache import Cache
-from tq_broker.history.feedback import feedback
+from tq_broker.history.feedback import feedback, instead
 from tq_broker.history.flights import Flights, Group
 from tq_broker.history.letters import Letter
 from tq_broker.history.options import HistoryOptions
@@ -404,7 +404,12 @@ class Owner:
             self.flights.postpone(sending, now + AGAIN_AFTER_S)
             return []
         if error is not None:
-            log.debug("history: not taken: %s", error)
+            is_known = bool(letters) or isinstance(error, NoRoute)
+            log.log(logging.DEBUG if is_known else logging.WARNING, "history: not taken: %s", error)
+            if (smaller := instead(sending.record, error)) is not None:
+                sending.record = smaller
+                self.flights.postpone(sending, now + AGAIN_AFTER_S)
+                return []
         self.flights.end(sending, now)
         return letters
 

@@ -86,12 +86,10 @@ class Reader:
         limit = min(max(1, request.page_size), PAGE_RUNS_MAX)
         after = _decode_token(request.page_token) if request.page_token else None
         rows = self._store.list(where, limit + 1, after)
-        more = len(rows) > limit
-        last = rows[limit - 1] if more else None
-        return Listing(
-            [_info(row) for row in rows[:limit]],
-            "" if last is None else _encode_token((last.start_ms, last.run_id)),
-        )
+        runs = mailing.fitting([_info(row) for row in rows[:limit]], PAGE_BYTES)
+        if len(runs) == len(rows):
+            return Listing(runs)
+        return Listing(runs, _encode_token((runs[-1].start_ms, runs[-1].run_id)))
 
     def _count(self, query: str) -> Count:
         where = listing.parse(query)

@@ -192,10 +192,12 @@ class Live(msgspec.Struct):
 
     Attributes:
         tail: The last events of the history, without a gap. Tasks for a sticky worker need no more.
+        tail_bytes: Their size, at most.
         queries: Wait for the end of the workflow task under way.
     """
 
     tail: list[Event] = []
+    tail_bytes: int = 0
     queries: list[QueryRequest] = []
 
 

@@ -262,10 +262,13 @@ class Transaction:
         self.sendings.append(Sending(record, shard, ownership.seq))
 
     def batch(self) -> Batch:
-        """The transaction; it may be empty."""
+        """The transaction; it may be empty. `sizes` are those of its runs in memory, in order."""
         now_ms = self._now_ms
         runs = [held.row(now_ms) for held in self.changed.values()]
-        self.sizes = [len(row.state) for row in runs]
+        self.sizes = [
+            len(row.state) + held.run.memory().tail_bytes
+            for row, held in zip(runs, self.changed.values(), strict=True)
+        ]
         inbox = [
             InboxRow(shard, message_id, now_ms, answer)
             for (shard, message_id), answer in self.taken.items()

@@ -44,6 +44,9 @@ TAIL_MAX = 64
 """Events kept in memory for a run that no worker has in its cache: a short history need not be
 read again for each task."""
 
+TAIL_BYTES_MAX = 64 * 1024
+"""So many bytes of events are kept in memory for a run, whoever has it."""
+
 _ACTIVITY_ENDS = (
     ActivityTaskCompleted,
     ActivityTaskFailed,
@@ -194,13 +197,23 @@ class Turn:
         data = dump_events(self.events)
         run = self.run
         run.history_bytes += len(data)
-        tail = run.memory().tail
+        self._remember(len(data))
+        return data
+
+    def _remember(self, size: int) -> None:
+        """Keep the events of this turn, of ``size`` bytes, in memory for the task to come."""
+        run, live = self.run, self.run.memory()
+        tail = live.tail
         tail.extend(self.events)
+        live.tail_bytes += size
         if run.sticky_worker:
             del tail[: max(0, run.seen_event_id + 1 - tail[0].event_id)]
-        elif len(tail) > TAIL_MAX:
-            tail.clear()
-        return data
+            if len(tail) <= len(self.events):
+                live.tail_bytes = size
+        is_long = len(tail) > TAIL_MAX and not run.sticky_worker
+        if is_long or live.tail_bytes > TAIL_BYTES_MAX or not run.is_open:
+            tail.clear()  # what is not here is read from the store
+            live.tail_bytes = 0
 
     def step(self, data: bytes) -> Step:
         """The result, with the events as `seal` has encoded them."""
