@@ -37,6 +37,22 @@ async def struggle() -> int:
         await asyncio.sleep(0.05)
 
 
+@activity.defn
+async def beat(seconds: float) -> int:
+    """Works for so long, and says so; returns which attempt has done it."""
+    for _ in range(round(seconds * 10)):
+        activity.heartbeat()
+        await asyncio.sleep(0.1)
+    return activity.info().attempt
+
+
+@workflow.defn
+class Beat:
+    @workflow.run
+    async def run(self, seconds: float) -> int:
+        return await workflow.execute_activity(beat, seconds, heartbeat_timeout=2 * SECOND, **BOUND)
+
+
 @workflow.defn
 class Double:
     @workflow.run
@@ -171,5 +187,5 @@ class Memo:
         return dict(workflow.memo())
 
 
-WORKFLOWS = [Double, Fail, Cart, Count, Again, Struggle, Sleep, Parent, Memo]
-ACTIVITIES = [double, refuse, struggle]
+WORKFLOWS = [Beat, Double, Fail, Cart, Count, Again, Struggle, Sleep, Parent, Memo]
+ACTIVITIES = [beat, double, refuse, struggle]

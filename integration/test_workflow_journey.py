@@ -7,9 +7,11 @@ import itertools
 import json
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from integration.journey_workflows import (
     ACTIVITIES,
     WORKFLOWS,
     Again,
+    Beat,
     Cart,
     Count,
     Double,
@@ -535,26 +538,52 @@ class TestWithCodecs(Journey):
         assert site.client.execute_workflow(Memo, memo={"a": "x" * BYTES_MAX}, **site.where())
 
 
+def serve(url: str, namespace: str, directory: Path) -> Callable[[], None]:
+    """Start a history service; returns what stops it."""
+    store = open_store(f"sqlite:///{directory}/history.sqlite", namespace, migrate=True)
+    client = BlockingClient.connect(url, namespace=namespace)
+    service = HistoryService(client, store)
+    service.start()
+
+    def stop() -> None:
+        service.stop()
+        client.close()
+        store.close()
+
+    return stop
+
+
+def is_running(handle: Any) -> bool:
+    """Whether the one activity of a workflow has reported that it runs."""
+    return [one.state for one in handle.describe().pending_activities] == ["started"]
+
+
+def test_activities_that_report_outlast_the_absence_of_history(
+    broker_url: str, namespace: str, tmp_path: Path
+) -> None:
+    stop = serve(broker_url, namespace, tmp_path)
+    with (
+        BlockingClient.connect(broker_url, namespace=namespace) as client,
+        Worker(client, task_queue="q", workflows=WORKFLOWS, activities=ACTIVITIES),
+    ):
+        handles = [
+            client.start_workflow(Beat, seconds, id=f"w{seconds}", task_queue="q")
+            for seconds in (4.0, 9.0)
+        ]
+        for handle in handles:
+            wait_until(partial(is_running, handle), "it runs")
+        stop()
+        time.sleep(6)
+        stop = serve(broker_url, namespace, tmp_path)
+        assert [handle.result(timeout=PATIENCE_S) for handle in handles] == [1, 1]
+    stop()
+
+
 def test_a_wait_survives_restarts_of_history_and_broker(
     rabbitmq: LocalRabbitMQ, namespace: str, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path}/history.sqlite"
     with BlockingClient.connect(rabbitmq.url, namespace=namespace) as client:
-
-        def serve() -> Callable[[], None]:
-            store = open_store(url, namespace, migrate=True)
-            serving = BlockingClient.connect(rabbitmq.url, namespace=namespace)
-            service = HistoryService(serving, store)
-            service.start()
-
-            def stop() -> None:
-                service.stop()
-                serving.close()
-                store.close()
-
-            return stop
-
-        stop = serve()
+        stop = serve(rabbitmq.url, namespace, tmp_path)
         with Worker(client, task_queue="q", workflows=WORKFLOWS, activities=ACTIVITIES):
             handle = client.start_workflow(Cart, id="w", task_queue="q")
             # Accepted: so long a client tries for itself, with a deadline.
@@ -571,7 +600,7 @@ def test_a_wait_survives_restarts_of_history_and_broker(
             stop()
             rabbitmq.stop()
             rabbitmq.start()
-            stop = serve()
+            stop = serve(rabbitmq.url, namespace, tmp_path)
             wait_until(lambda: handle.describe().status is WorkflowExecutionStatus.RUNNING, "back")
             handle.signal(Cart.add, "a")
             handle.signal(Cart.close)

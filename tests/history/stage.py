@@ -119,14 +119,14 @@ class Stage:
         assert machine.handle(twin, message, self.now_ms, sender, *known) == step
         return self._checked(step, before, twin)
 
-    def wait(self, ms: int) -> Step:
-        """Let time pass, and wake the run."""
+    def wait(self, ms: int, heard_ms: int | None = None) -> Step:
+        """Let time pass, and wake the run; ``heard_ms`` is as for `machine.tick`."""
         self.now_ms += ms
         before = self.run.dump()
         twin = self._twin()
         known = self.deployments, self.rules
-        step = machine.tick(self.run, self.now_ms, *known)
-        assert machine.tick(twin, self.now_ms, *known) == step
+        step = machine.tick(self.run, self.now_ms, *known, heard_ms)
+        assert machine.tick(twin, self.now_ms, *known, heard_ms) == step
         next_ms = self.run.next_ms()
         assert next_ms is None or next_ms > self.now_ms or step.changed
         return self._checked(step, before, twin)

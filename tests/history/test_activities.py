@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import msgspec
 import pytest
 
 from tests.history.stage import BEGIN_MS, CLIENT, KEY, Stage, an_activity
 from tq_broker.common import Route
 from tq_broker.exceptions import RetryState, TimeoutType
-from tq_broker.history import activities
+from tq_broker.history import activities, machine
 from tq_broker.history.effects import CancelActivity, DispatchActivity
 from tq_broker.model import commands as c
 from tq_broker.model import events as e
@@ -241,6 +243,50 @@ def test_what_its_worker_does_not_measure_any_more_is_measured_here() -> None:
         stage.outcome(FIRST, Status.HEARTBEAT, attempt=2)
     stage.wait(2_000)
     assert stage.the(e.ActivityTaskTimedOut).failure.timeout_type == 1
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"heartbeat_ms": 1_000},
+        {"start_to_close_ms": 1_000},
+        {"schedule_to_close_ms": 1_000},
+        {"schedule_to_start_ms": 1_000},
+    ],
+    ids=lambda bounds: next(iter(bounds)),
+)
+def test_no_timeout_comes_before_what_was_said_earlier(bounds: dict[str, int]) -> None:
+    stage = with_one(retry_policy=WireRetryPolicy(attempts=1), **bounds)
+    if "schedule_to_start_ms" not in bounds:
+        stage.outcome(FIRST, Status.STARTED)
+    end_ms = stage.run.next_ms()
+    assert end_ms is not None
+    stage.wait(end_ms + 99 - stage.now_ms, heard_ms=end_ms - 1)
+    assert not stage.last.events
+    assert stage.run.next_ms() == stage.now_ms + machine.PATIENCE_MS
+    following = deepcopy(stage)
+    stage.outcome(FIRST)
+    assert stage.the(e.ActivityTaskCompleted).result == b'{"result":2}'
+    following.wait(0, heard_ms=end_ms)
+    assert following.the(e.ActivityTaskTimedOut).scheduled_event_id == FIRST
+
+
+def test_a_heartbeat_that_was_late_to_be_read_is_in_time() -> None:
+    stage = with_one(retry_policy=WireRetryPolicy(attempts=1), heartbeat_ms=1_000)
+    stage.outcome(FIRST, Status.STARTED)
+    stage.wait(5_000, heard_ms=0)
+    stage.outcome(FIRST, Status.HEARTBEAT)
+    stage.wait(0, heard_ms=stage.now_ms)
+    assert not stage.last.events
+    assert stage.run.next_ms() == stage.now_ms + 3_000
+
+
+def test_the_next_attempt_waits_for_nothing() -> None:
+    stage = with_one()
+    stage.outcome(FIRST, Status.FAILED, failure=OH)
+    stage.wait(1_000, heard_ms=0)
+    assert stage.attempts()
+    assert stage.run.patient_ms == 0
 
 
 def test_an_attempt_that_nobody_spoke_of_has_no_timeout_of_its_own() -> None:

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.history.test_service import ACTIVITY, DONE, events_of, names_of, result_of
+from tests.history.test_service import (
+    ACTIVITY,
+    DONE,
+    ONCE,
+    events_of,
+    names_of,
+    pending,
+    result_of,
+)
 from tests.history.worlds import (
     NAMES,
     Faulty,
@@ -36,6 +44,7 @@ from tq_broker.model.requests import (
     Status,
     shard_of,
 )
+from tq_broker.model.tasks import Status as ActivityStatus
 from tq_broker.stores.store import Batch, Fenced
 from tq_broker.testing.manual_clock import ManualClock
 
@@ -306,6 +315,27 @@ def test_a_store_that_is_away_stops_the_service_and_not_for_good(world: World) -
     away = False
     assert isinstance(world.ask(Describe(workflow_id="before")), Description)
     world.eventually(lambda: world.ask(CountWorkflows()).count == 2)
+
+
+def test_what_was_reported_while_the_store_was_away_counts(timed: World) -> None:
+    clock, store = timed.clock, Faulty(timed.store())
+    assert isinstance(clock, ManualClock)
+    timed.service(store, prefetch=1)
+    timed.start()
+    timed.complete(timed.workflow_task(), timed.changed(ACTIVITY, **ONCE, heartbeat_ms=30_000))
+    activity = timed.activity_task()
+    timed.report(activity, ActivityStatus.STARTED)
+    timed.eventually(lambda: pending(timed).state == "started")
+    store.faults += [unavailable] * 1000
+    timed.request(SignalWorkflow(workflow_id="w", signal_name="s"))
+    timed.eventually(lambda: len(store.faults) < 1000)
+    timed.report(activity, ActivityStatus.HEARTBEAT)
+    timed.report(activity, result=b"7")
+    clock.advance(40)
+    del store.faults[:]
+    while "ActivityTaskCompleted" not in names_of(events_of(timed)):
+        assert "ActivityTaskTimedOut" not in names_of(events_of(timed))
+        timed.complete(timed.workflow_task())
 
 
 def test_what_waits_for_a_store_is_another_s_after_a_stop(world: World) -> None:

@@ -199,7 +199,8 @@ class Actor:
             self.stage.fail_task()
 
     def wait(self, number: int) -> None:
-        self.stage.wait((0, 1, 500, 1_000, 4_000, 12_000)[number % 6])
+        heard_ms = None if number % 4 else self.stage.now_ms
+        self.stage.wait((0, 1, 500, 1_000, 4_000, 12_000)[number % 6], heard_ms)
 
     def wake(self, number: int) -> None:
         if self.stage.run.next_ms() is not None:
@@ -449,6 +450,23 @@ def test_a_run_times_out() -> None:
     assert stage.replies()[0].status is r.Status.TIMED_OUT
 
 
+def test_a_run_does_not_time_out_before_what_was_said_earlier() -> None:
+    stage = Stage(run_timeout_ms=5_000, want_result=True)
+    stage.wait(6_000, heard_ms=stage.now_ms + 4_999)
+    assert stage.run.is_open
+    assert stage.run.next_ms() == stage.now_ms + machine.PATIENCE_MS
+    stage.answer(c.CompleteWorkflow(result=b"7"))
+    assert (stage.run.status, stage.run.patient_ms) == (r.Status.COMPLETED, 0)
+
+
+def test_a_run_times_out_once_all_is_heard() -> None:
+    stage = Stage(run_timeout_ms=5_000)
+    end_ms = stage.now_ms + 5_000
+    stage.wait(6_000, heard_ms=0)
+    stage.wait(1, heard_ms=end_ms)
+    assert stage.run.status is r.Status.TIMED_OUT
+
+
 # --- nobody there --------------------------------------------------------------------------------
 
 
@@ -493,6 +511,7 @@ def test_every_message_about_a_run_has_a_handler() -> None:
         r.ListWorkflows,
         r.CountWorkflows,
         r.ShardStatus,
+        r.Echo,
         w.FetchEvents,
     }
     every = set(r.Request.__args__) | {r.Outcome, w.WorkflowTask, w.TargetMissing}

@@ -11,7 +11,7 @@ from tq_broker.model import requests
 from tq_broker.model.envelope import share
 from tq_broker.model.events import Event, TimerFired, WorkflowExecutionStarted, dump_events
 from tq_broker.model.names import Names
-from tq_broker.model.requests import Done, SignalWorkflow, shard_of
+from tq_broker.model.requests import Done, Echo, SignalWorkflow, shard_of
 from tq_broker.model.tasks import dump_route
 from tq_broker.model.workflow_tasks import EventsPage, read_task
 from tq_broker.stores.store import EventRow
@@ -65,6 +65,13 @@ def test_as_much_goes_into_a_message_as_fits() -> None:
     assert mailing.fitting(events(1, 9), 3 * size) == events(1, 3)
     assert mailing.fitting(events(1, 9), 1) == events(1, 1)
     assert mailing.fitting([], 1) == []
+
+
+def test_an_echo_goes_to_its_own_shard() -> None:
+    publication, needs = mailing.echo(NAMES, Echo(epoch=7, sent_ms=5), 3, "m")
+    assert publication.routing_key == NAMES.history(3).key
+    assert needs == (NAMES.history(3),)
+    assert requests.read_request(publication.message) == Echo(epoch=7, sent_ms=5)
 
 
 def test_a_task_for_everybody() -> None:

@@ -4,25 +4,31 @@ import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
+import msgspec
 import pytest
 
-from tests.history.runs import NOW_MS
+from tests.history.runs import NOW_MS, begin
 from tests.history.test_flights import FakeDelivery
 from tests.history.worlds import NAMES, World
 from tq_broker.exceptions import DeadlineExceeded, Rejected, TqBrokerError
+from tq_broker.history import machine, records
 from tq_broker.history import owner as owner_module
-from tq_broker.history import records
+from tq_broker.history.cache import Held
 from tq_broker.history.effects import ReplyTo
 from tq_broker.history.flights import Group
+from tq_broker.history.letters import Letter
 from tq_broker.history.options import HistoryOptions
 from tq_broker.history.owner import Owner
 from tq_broker.history.patience import Patience
 from tq_broker.history.records import ReplyRecord
-from tq_broker.history.transaction import Sending
-from tq_broker.model.requests import Done, Refused
+from tq_broker.history.step import Step
+from tq_broker.history.transaction import Sending, Transaction
+from tq_broker.model.requests import Describe, Done, Echo, Refused, Status
 from tq_broker.queues.sender import Nacked
 from tq_broker.stores.store import Batch, Fenced, InboxRow, OutboxRow, RunRow
 from tq_broker.testing.manual_clock import ManualClock
+
+INBOX = NAMES.history(3)
 
 
 class Desk:
@@ -60,6 +66,10 @@ def desk() -> Iterator[Desk]:
     world = World(ManualClock())
     yield Desk(world)
     world.close()
+
+
+def a_transaction(owner: Owner) -> Transaction:
+    return Transaction(owner.cache, owner.owned, {}, owner.now_ms(), lambda: "r2")
 
 
 def a_run(**fields: Any) -> RunRow:
@@ -245,6 +255,61 @@ def test_who_asked_for_more_than_the_broker_takes_is_told_so(
     assert not desk.owner.flights.is_busy(3)
 
 
+@pytest.mark.parametrize("woken", [False, True])
+def test_who_was_only_asked_something_is_woken_in_time(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, woken: bool
+) -> None:
+    owner = desk.owner
+    owner.acquire({3})
+    run, _ = begin(run_timeout_ms=1)
+    owner.cache.add(Held(run, 3))
+    desk.world.clock.sleep(1)
+    transaction = a_transaction(owner)
+    if woken:  # by a defect
+        monkeypatch.setattr(machine, "tick", lambda *about: Step())
+        transaction.wake("r")
+    else:
+        asked = Describe(workflow_id="w")
+        transaction.take(Letter(shard=3, message_id="m", content=asked, workflow_id="w"))
+    owner.stored(transaction, owner.now_ms())
+    assert owner.take_due(9) == ([] if woken else [(3, "r")])
+    assert ("for nothing" in caplog.text) is woken
+
+
+def test_an_echo_tells_that_all_was_read(desk: Desk) -> None:
+    owner, clock = desk.owner, desk.world.clock
+    desk.world.declare(INBOX)
+    owner.acquire({3})
+    run, _ = begin(run_timeout_ms=1)
+    owner.cache.add(Held(run, 3))
+    desk.world.clock.sleep(1)
+
+    def wake() -> None:
+        transaction = a_transaction(owner)
+        transaction.wake("r")
+        owner.commit(transaction.batch())
+        owner.stored(transaction, owner.now_ms())
+        owner.listen(transaction)
+
+    wake()
+    desk.settle()
+    wake()
+    assert desk.world.count(INBOX) == 1, "one is enough"
+    clock.sleep(owner_module.ECHO_WITHIN_S)
+    wake()
+    desk.settle()
+    assert desk.world.count(INBOX) == 2, "unless it is lost"
+    assert owner.take_due(9) == []
+    echo = Echo(epoch=owner.owned[3].epoch, sent_ms=owner.now_ms())
+    owner.heard(3, msgspec.structs.replace(echo, epoch=echo.epoch - 1))
+    owner.heard(4, echo)
+    assert owner.take_due(9) == []
+    owner.heard(3, echo)
+    assert owner.take_due(9) == [(3, "r")]
+    wake()
+    assert run.status is Status.TIMED_OUT
+
+
 def test_who_is_to_be_woken_is_read_in_portions(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +336,6 @@ def test_who_is_to_be_woken_is_read_in_portions(
 
 
 def test_messages_that_came_before_are_known(desk: Desk) -> None:
-    from tq_broker.history.letters import Letter
     from tq_broker.model.requests import SignalWorkflow
 
     desk.owner.acquire({3})

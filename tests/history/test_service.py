@@ -32,6 +32,7 @@ from tq_broker.model.requests import (
     FetchHistory,
     Listing,
     ListWorkflows,
+    PendingActivity,
     Refused,
     SignalWorkflow,
     Started,
@@ -40,6 +41,7 @@ from tq_broker.model.requests import (
 )
 from tq_broker.model.settings import TaskQueuePaused
 from tq_broker.model.tasks import Status as Outcome
+from tq_broker.model.tasks import WireRetryPolicy
 from tq_broker.model.workflow_tasks import EventsPage, FetchEvents, RunKey
 from tq_broker.queues import settings_keeper
 from tq_broker.queues.broker import Delivery, SubscribeOptions
@@ -53,6 +55,7 @@ ACTIVITY = ScheduleActivity(
     input=b'{"args":[]}',
     start_to_close_ms=60_000,
 )
+ONCE = {"retry_policy": WireRetryPolicy(attempts=1)}
 DONE = CompleteWorkflow(result=b"8")
 
 
@@ -79,6 +82,12 @@ def result_of(world: World, workflow_id: str = "w") -> Closed:
     closed = world.ask(AwaitResult(workflow_id=workflow_id))
     assert isinstance(closed, Closed)
     return closed
+
+
+def pending(world: World) -> PendingActivity:
+    (found,) = world.ask(Describe(workflow_id="w")).pending_activities
+    assert isinstance(found, PendingActivity)
+    return found
 
 
 def finish(world: World) -> None:
@@ -407,6 +416,44 @@ def test_a_timer_outlives_its_owner(timed: World) -> None:
     first.stop()
     timed.service()
     assert any(isinstance(event, TimerFired) for event in timed.workflow_task().events)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"heartbeat_ms": 30_000}, {"schedule_to_close_ms": 30_000}, {"start_to_close_ms": 1}]
+)
+def test_what_was_reported_while_no_history_ran_counts(
+    timed: World, bounds: dict[str, int]
+) -> None:
+    """However late it is read, and with whatever waits before it."""
+    first = timed.service()
+    timed.start()
+    timed.complete(timed.workflow_task(), timed.changed(ACTIVITY, **ONCE | bounds))
+    activity = timed.activity_task()
+    timed.report(activity, Outcome.STARTED)
+    timed.eventually(lambda: pending(timed).state == "started")
+    first.stop()
+    for _ in range(3):
+        timed.report(activity, Outcome.HEARTBEAT)
+    timed.report(activity, result=b"7")
+    clock = timed.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(40)
+    timed.service(prefetch=1)
+    task = timed.workflow_task()
+    assert "ActivityTaskCompleted" in names_of(task.events)
+    timed.complete(task, DONE)
+    assert result_of(timed).status is Status.COMPLETED
+
+
+def test_who_is_silent_is_timed_out(timed: World) -> None:
+    timed.service()
+    timed.start()
+    timed.complete(timed.workflow_task(), timed.changed(ACTIVITY, **ONCE, heartbeat_ms=3_000))
+    timed.report(timed.activity_task(), Outcome.STARTED)
+    task = timed.workflow_task()
+    began, ended = (event.time_ms for event in task.events[-3:-1])
+    assert names_of(task.events)[-2] == "ActivityTaskTimedOut"
+    assert 5_000 <= ended - began <= 5_500
 
 
 def test_a_zombie_can_commit_nothing(world: World) -> None:

@@ -22,6 +22,15 @@ def test_a_timer_fires_in_time_and_once() -> None:
     assert not stage.last.changed
 
 
+def test_a_timer_waits_for_nothing() -> None:
+    """Not for what may have come before, and not for a timeout that does."""
+    stage = Stage(run_timeout_ms=500)
+    stage.answer(a_timer(), a_timer("later", 1_500))
+    stage.wait(1_000, heard_ms=0)
+    assert "TimerFired" in stage.names(5)
+    assert stage.run.next_ms() == stage.now_ms + 500
+
+
 def test_a_timer_of_no_time_fires_when_the_run_is_woken() -> None:
     stage = Stage()
     stage.answer(a_timer(ms=0))

@@ -30,6 +30,16 @@ def test_what_comes_during_a_task_is_numbered_after_it() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("end_ms", "is_over", "is_patient"),
+    [(0, False, False), (5, True, False), (6, False, True), (8, False, True), (9, False, False)],
+)
+def test_what_is_over_and_heard(end_ms: int, is_over: bool, is_patient: bool) -> None:
+    one = Turn(Stage().run, now_ms=8)
+    one.heard_ms = 5
+    assert (one.is_over(end_ms), one.is_patient) == (is_over, is_patient)
+
+
 def test_what_comes_to_an_idle_run_is_numbered_at_once() -> None:
     stage = Stage()
     stage.answer()

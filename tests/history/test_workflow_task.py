@@ -171,6 +171,14 @@ def test_a_sticky_task_that_is_not_taken_goes_to_the_task_queue() -> None:
     assert (task.sticky, task.first_event_id, task.attempt) == ("", 1, 1)
 
 
+def test_no_task_times_out_before_what_was_said_earlier() -> None:
+    stage = a_sticky_task()
+    stage.wait(10_000, heard_ms=stage.now_ms + 9_999)
+    assert not stage.last.events
+    stage.answer(c.CompleteWorkflow())
+    assert stage.run.status is r.Status.COMPLETED
+
+
 def test_a_sticky_task_that_was_begun_times_out_as_any_other() -> None:
     stage = a_sticky_task()
     stage.tell(w.WorkflowTaskProgress(run=KEY, scheduled_event_id=6), None)

@@ -465,18 +465,21 @@ def _end(
 
 
 def _watch(activity: Activity) -> None:
-    activity.next_ms = min((at for at, _ in _deadlines(activity)), default=0)
+    times = [at for at, _ in _timeouts(activity)]
+    if activity.waits:
+        times.append(activity.attempt_ms)
+    activity.next_ms = min(times, default=0)
 
 
-def _deadlines(activity: Activity) -> list[tuple[int, TimeoutType | None]]:
-    """When something is due, and which timeout it is; ``None`` is the next attempt."""
-    found: list[tuple[int, TimeoutType | None]] = []
+def _timeouts(activity: Activity) -> list[tuple[int, TimeoutType]]:
+    """When a timeout is over, and which."""
+    found: list[tuple[int, TimeoutType]] = []
     if activity.schedule_to_close_ms:
         end_ms = activity.scheduled_ms + activity.schedule_to_close_ms
         found.append((end_ms, TimeoutType.SCHEDULE_TO_CLOSE))
     if activity.waits:
-        found.append((activity.attempt_ms, None))
-    elif not activity.since_ms:
+        return found
+    if not activity.since_ms:
         if activity.schedule_to_start_ms:
             end_ms = activity.attempt_ms + activity.schedule_to_start_ms
             found.append((end_ms, TimeoutType.SCHEDULE_TO_START))
@@ -490,6 +493,11 @@ def _deadlines(activity: Activity) -> list[tuple[int, TimeoutType | None]]:
     return found
 
 
+def _first(activity: Activity) -> TimeoutType:
+    _, timeout = min(_timeouts(activity), key=lambda timeout: timeout[0])
+    return timeout
+
+
 def tick(turn: Turn) -> None:
     """Do what is due."""
     due = [
@@ -500,13 +508,12 @@ def tick(turn: Turn) -> None:
     for event_id, activity in due:
         if activity.next_ms > turn.now_ms:
             continue  # the end of one before it has let it go on
-        _, timeout = min(_deadlines(activity), key=lambda deadline: deadline[0])
-        if timeout is None:
+        if activity.goes_on:
             _dispatch(turn, event_id, activity)
-        else:
-            _timed_out(turn, event_id, activity, timeout)
+        elif turn.is_over(activity.next_ms):
+            _timed_out(turn, event_id, activity, _first(activity))
     for event_id, activity in turn.run.activities.items():
-        if activity.is_silent and 0 < activity.look_ms <= turn.now_ms:
+        if activity.is_silent and turn.is_over(activity.look_ms):
             _look(turn, event_id, activity)
 
 

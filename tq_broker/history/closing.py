@@ -314,7 +314,7 @@ def _let_go(turn: Turn) -> None:
     workflow_task.forget(run)
     run.activities, run.timers, run.externals = {}, {}, {}
     run.buffered, run.buffered_bytes, run.waiters = [], 0, []
-    run.task = None
+    run.task, run.patient_ms = None, 0
     turn.wants_task = turn.publishes = False
 
 

@@ -35,7 +35,7 @@ from tq_broker.history.reading import Reader
 from tq_broker.history.records import Parked, ReplyRecord
 from tq_broker.history.transaction import Sending, Transaction
 from tq_broker.model import envelope
-from tq_broker.model.requests import Reply, ShardInfo
+from tq_broker.model.requests import Echo, Reply, ShardInfo
 from tq_broker.model.uuids import RANDOM_BITS, version_7
 from tq_broker.queues.broker import Delivery, Subscription
 from tq_broker.queues.connection import Connection
@@ -273,6 +273,12 @@ class Lane:
         except Malformed as error:
             self._park(shard, delivery, error.reason)
             return None
+        if isinstance(letter.content, Echo):
+            # What came before it is dealt with in the same transaction as those that it wakes, or
+            # was before.
+            self._owner.heard(shard, letter.content)
+            delivery.ack()
+            return None
         parcel = Parcel(letter, delivery)
         if isinstance(letter.content, letters.OUTSIDE):
             self._ask(parcel)
@@ -386,6 +392,7 @@ class Lane:
             transaction.sendings,
             [parcel.delivery for parcel in parcels if parcel.delivery is not None],
         )
+        owner.listen(transaction)
         owner.cache.shrink()
 
     def _undo(self) -> None:

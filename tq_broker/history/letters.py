@@ -145,6 +145,7 @@ _TARGETS: dict[type, Callable[[Any], tuple[str, str]]] = {
     requests.ListWorkflows: _of_nobody,
     requests.CountWorkflows: _of_nobody,
     requests.ShardStatus: _of_nobody,
+    requests.Echo: _of_nobody,
     requests.ChildStarted: _of_parent,
     requests.ChildRefused: _of_parent,
     requests.ChildClosed: _of_parent,

@@ -51,9 +51,9 @@ from tq_broker.model.workflow_tasks import StartGranted, TargetMissing, Workflow
 
 Message = Union[Request, Outcome, WorkflowTask, TargetMissing]  # noqa: UP007 - like the other unions of values
 """What `handle` takes. A `WorkflowTask` is one that was given back by a sticky queue, or by that of
-workers that are gone. Requests that are not
-about one run (`ListWorkflows`, `CountWorkflows`, `ShardStatus`) and those that only read its events
-(`FetchEvents`, `FetchHistory`) are the caller's own business."""
+workers that are gone. Requests that are not about one run (`ListWorkflows`, `CountWorkflows`,
+`ShardStatus`, `Echo`) and those that only read its events (`FetchEvents`, `FetchHistory`) are the
+caller's own business."""
 
 EVENTS_MAX = 51_200
 BYTES_MAX = 50 * 1024 * 1024
@@ -62,6 +62,9 @@ BYTES_MAX = 50 * 1024 * 1024
 WARN_EVENTS = 10_240
 WARN_BYTES = 10 * 1024 * 1024
 """Who operates the service is warned of a run whose history gets so long."""
+
+PATIENCE_MS = 10_000
+"""So much later a timeout is looked at again, unless what came before it has been read sooner."""
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -279,19 +282,38 @@ def tick(
     now_ms: int,
     deployments: Deployments = NO_DEPLOYMENTS,
     rules: RuleTable = NO_RULES,
+    heard_ms: int | None = None,
 ) -> Step:
-    """Do all that is due by now: see `Execution.next_ms`."""
+    """Do all that is due by now: see `Execution.next_ms`.
+
+    Timers, backoffs and delays end in any case. Timeouts are acted on up to ``heard_ms``; while
+    later ones are over the run waits for them (`Execution.patient_ms`).
+
+    Args:
+        heard_ms: All that was sent to the run before this time has been taken in; ``None``: now.
+    """
     turn = Turn(run, now_ms, deployments, rules)
+    if heard_ms is not None:
+        turn.heard_ms = heard_ms
     if not run.is_open:
         return turn.step(b"")
     ends_ms = run.run_deadline_ms, run.started.execution_deadline_ms
-    if any(0 < end_ms <= now_ms for end_ms in ends_ms):
+    if any(turn.is_over(end_ms) for end_ms in ends_ms):
         closing.time_out(turn)
     else:
         timers.tick(turn)
         activities.tick(turn)
         workflow_task.tick(turn)
+    _wait_for_timeouts(turn)
     return _finish(turn)
+
+
+def _wait_for_timeouts(turn: Turn) -> None:
+    run = turn.run
+    patient_ms = turn.now_ms + PATIENCE_MS if turn.is_patient and run.is_open else 0
+    if run.patient_ms != patient_ms:
+        run.patient_ms = patient_ms
+        turn.changed = True
 
 
 # --- no such run ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tq_broker.model.deployments import NO_DEPLOYMENTS, Deployments
 from tq_broker.model.events import Event, WorkflowExecutionStarted
 from tq_broker.model.message import Publication
 from tq_broker.model.names import Exchange, Names, QueueName, sticky_key
+from tq_broker.model.requests import Echo
 from tq_broker.model.requests import Reply as Answer
 from tq_broker.model.workflow_tasks import EventsPage, WorkflowTask, task_message
 from tq_broker.queues import routing
@@ -95,6 +96,13 @@ def to_shard(names: Names, record: ShardRecord, shard: int, seq: int) -> Mail:
     """A request from a run of ``shard``, whose outbox row has the number ``seq``."""
     queue = names.history(requests.shard_of(record.workflow_id))
     message = requests.request_message(record.request, f"shard-{shard}/{seq}")
+    return Publication(names.exchange(Exchange.HISTORY), queue.key, message), (queue,)
+
+
+def echo(names: Names, word: Echo, shard: int, message_id: str) -> Mail:
+    """``word`` to the inbox of ``shard``."""
+    queue = names.history(shard)
+    message = requests.request_message(word, message_id)
     return Publication(names.exchange(Exchange.HISTORY), queue.key, message), (queue,)
 
 

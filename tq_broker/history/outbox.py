@@ -35,6 +35,7 @@ from tq_broker.model import envelope
 from tq_broker.model.events import ActivityTaskScheduled, Event, WorkflowExecutionUpdateCompleted
 from tq_broker.model.message import Publication
 from tq_broker.model.names import PLAIN, UNFAIR, Exchange, Kind, QueueName
+from tq_broker.model.requests import Echo
 from tq_broker.model.settings import ActivityCanceled
 from tq_broker.model.workflow_tasks import WorkflowTask
 from tq_broker.queues import routing
@@ -84,6 +85,7 @@ class Outbox:
             EventReplyRecord: self._answer_from_event,
             ShardRecord: self._request,
             Parked: self._parked,
+            Echo: self._echo,
         }
 
     @staticmethod
@@ -338,6 +340,9 @@ class Outbox:
 
     def _request(self, sending: Sending, record: ShardRecord) -> Mail:
         return mailing.to_shard(self._names, record, sending.shard, sending.seq)
+
+    def _echo(self, sending: Sending, word: Echo) -> Mail:
+        return mailing.echo(self._names, word, sending.shard, self._sender.ids.next())
 
     def _parked(self, _sending: Sending, record: Parked) -> Mail:
         key = self._names.queue(Kind.PARKED).key

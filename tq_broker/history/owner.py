@@ -25,7 +25,7 @@ from tq_broker.history.records import ActivityRecord, TaskRecord
 from tq_broker.history.transaction import Ownership, Sending, Transaction
 from tq_broker.history.wakeups import Wakeups
 from tq_broker.model.deployments import Deployments
-from tq_broker.model.requests import ShardInfo
+from tq_broker.model.requests import Echo, ShardInfo
 from tq_broker.model.rule_table import RuleTable
 from tq_broker.queues import topology
 from tq_broker.queues.broker import Delivery, SubscribeOptions, Subscription
@@ -47,6 +47,9 @@ CHECKED_FOR_S = 2.0
 whether the shard is still ours."""
 DOUBTED_AFTER_S = 2.0
 """A shard of which nothing was committed for so long may be another's, without our noticing."""
+ECHO_WITHIN_S = 5.0
+"""An echo that was taken in by the broker and does not come for so long may be lost; less than the
+patience of those who wait for it."""
 SENT_MAX = 1_000
 SENT_WITHIN_S = 1.0
 """Outbox rows that were sent are removed with the next transaction, or so much later."""
@@ -310,7 +313,9 @@ class Owner:
         for run_id, held in transaction.touched.items():
             if held.shard not in self.releasing:
                 next_ms = held.run.next_ms()
-                if next_ms is not None and next_ms <= now_ms and run_id not in transaction.changed:
+                # Who was only asked something may have become due meanwhile.
+                is_idle = run_id in transaction.woken and run_id not in transaction.changed
+                if is_idle and next_ms is not None and next_ms <= now_ms:
                     log.error("history: run %s wants to be woken for nothing", run_id)
                     next_ms = now_ms + AHEAD_MS
                 self.wakeups.set(held.shard, run_id, next_ms)
@@ -354,6 +359,39 @@ class Owner:
             self.load_wakeups()
             found = self.wakeups.due(now_ms, limit)
         return found
+
+    def listen(self, transaction: Transaction) -> None:
+        """Find out whether all has been taken in that was sent before the timeouts which wait for
+        that: the inbox is a queue, so an echo sent there now comes after it."""
+        shards = set()
+        for run_id in transaction.woken:
+            held = transaction.touched[run_id]
+            if held.run.patient_ms and held.shard not in self.releasing:
+                self.owned[held.shard].patient.add(run_id)
+                shards.add(held.shard)
+        now = self._clock.monotonic()
+        for shard in shards:
+            ownership = self.owned[shard]
+            before = ownership.echo
+            if before is not None and (
+                now < ownership.echo_until_s or self.flights.is_flying(before)
+            ):
+                continue
+            ownership.echo = Sending(Echo(ownership.epoch, self.now_ms()), shard)
+            ownership.echo_until_s = now + ECHO_WITHIN_S
+            self.send([ownership.echo])
+
+    def heard(self, shard: int, echo: Echo) -> None:
+        """``echo`` has come: wake those who wait for it."""
+        ownership = self.owned.get(shard)
+        if ownership is None or ownership.epoch != echo.epoch or shard in self.releasing:
+            return
+        ownership.heard_ms = max(ownership.heard_ms, echo.sent_ms)
+        ownership.echo = None
+        patient, ownership.patient = ownership.patient, set()
+        at_ms = min(self.now_ms(), self.wakeups.horizon_ms)
+        for run_id in patient:
+            self.wakeups.set(shard, run_id, at_ms)
 
     def due_at(self) -> float | None:
         """The monotonic time when there is something to do."""

@@ -124,6 +124,11 @@ class Activity(Noun):
         """This attempt is out, and nobody has said that it has begun."""
         return not self.waits and not self.held and not self.since_ms
 
+    @property
+    def goes_on(self) -> bool:
+        """What is due at its ``next_ms`` is its next attempt, and no timeout."""
+        return self.waits and self.next_ms == self.attempt_ms
+
 
 class Bond(Noun):
     """Where the activities of one affinity run.
@@ -217,6 +222,8 @@ class Execution(Noun):
         bonds: By the keys of the affinities that activities have had so far.
         version: Of the deployment of the worker that completed the last workflow task.
         behavior: What that worker said a new version means for the run.
+        patient_ms: Timeouts that are over wait until then, for what may have come before them and
+            is not read yet; 0: none does.
     """
 
     started: WorkflowExecutionStarted
@@ -248,6 +255,7 @@ class Execution(Noun):
     bonds: dict[str, Bond] = {}
     version: str = ""
     behavior: int = 0
+    patient_ms: int = 0
 
     @property
     def workflow_id(self) -> str:
@@ -279,16 +287,18 @@ class Execution(Noun):
         """
         if self.closed is not None:
             return None
-        times = [self.run_deadline_ms, self.started.execution_deadline_ms]
+        times = [timer.fire_ms for timer in self.timers.values()]
+        ends = [self.run_deadline_ms, self.started.execution_deadline_ms]
         for activity in self.activities.values():
-            times.append(activity.next_ms)
+            (times if activity.goes_on else ends).append(activity.next_ms)
             if looks and activity.is_silent:
-                times.append(activity.look_ms)
-        for timer in self.timers.values():
-            times.append(timer.fire_ms)
+                ends.append(activity.look_ms)
         if self.task is not None:
             task = self.task
-            times.append(task.dispatch_ms or task.deadline_ms or (task.look_ms if looks else 0))
+            times.append(task.dispatch_ms)
+            if not task.dispatch_ms:
+                ends.append(task.deadline_ms or (task.look_ms if looks else 0))
+        times += [max(end_ms, self.patient_ms) for end_ms in ends if end_ms]
         return min(filter(None, times), default=None)
 
     def events_from(self, first_event_id: int) -> list[Event] | None:

@@ -45,14 +45,22 @@ class Ownership:
     Attributes:
         seq: The last number given to an outbox row.
         checked_s: Monotonic time when the store last agreed that it is ours.
+        heard_ms: All that was sent to it before this time has been taken in.
+        patient: Runs of which a timeout waits for that.
+        echo: What is to tell it, if something is: on its way, or in the inbox.
+        echo_until_s: Monotonic time until when it is waited for.
     """
 
-    __slots__ = ("checked_s", "epoch", "seq")
+    __slots__ = ("checked_s", "echo", "echo_until_s", "epoch", "heard_ms", "patient", "seq")
 
     def __init__(self, epoch: int, seq: int, checked_s: float) -> None:
         self.epoch = epoch
         self.seq = seq
         self.checked_s = checked_s
+        self.heard_ms = 0
+        self.patient: set[str] = set()
+        self.echo: Sending | None = None
+        self.echo_until_s = 0.0
 
 
 class Sending:
@@ -100,6 +108,7 @@ class Transaction:
         self.sizes: list[int] = []
         self.taken: dict[tuple[int, str], bytes | None] = {}
         self.touched: dict[str, Held] = {}
+        self.woken: set[str] = set()
         self.changed: dict[str, Held] = {}
         self.shards: set[int] = set()
         self.long: list[Execution] = []
@@ -206,8 +215,10 @@ class Transaction:
         held = self._cache.get(run_id)
         if held is not None:
             self.shards.add(held.shard)
+            self.woken.add(run_id)
             self._touch(held)
-            step = machine.tick(held.run, self._now_ms, self._deployments, self._rules)
+            heard_ms = self._owned[held.shard].heard_ms
+            step = machine.tick(held.run, self._now_ms, self._deployments, self._rules, heard_ms)
             self._note(held, step, None)
 
     # --- what has come of it ----------------------------------------------------------------------

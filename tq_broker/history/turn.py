@@ -71,6 +71,8 @@ class Turn:
         changed: The state is another than before.
         wants_task: Something new has to be seen by the workflow.
         publishes: The workflow task has to be published at the end of this turn.
+        heard_ms: All that was sent to the run before this time has been taken in.
+        is_patient: A timeout is over, but what may have come before it has not been taken in.
     """
 
     __slots__ = (
@@ -78,6 +80,8 @@ class Turn:
         "deployments",
         "effects",
         "events",
+        "heard_ms",
+        "is_patient",
         "next_run",
         "now_ms",
         "publishes",
@@ -96,7 +100,8 @@ class Turn:
         self.run = run
         self.rules = rules
         self.deployments = deployments
-        self.now_ms = now_ms
+        self.now_ms = self.heard_ms = now_ms
+        self.is_patient = False
         self.events: list[Event] = []
         self.effects: list[Effect] = []
         self.changed = False
@@ -176,6 +181,17 @@ class Turn:
             ):
                 return event.event_id
         raise AssertionError("start and end of the child were held back together")
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def is_over(self, end_ms: int) -> bool:
+        """Whether a timeout that ends at ``end_ms`` (0: never) is to be acted on: not before all
+        that was sent until then has been taken in, for it may say that nothing is late."""
+        if not 0 < end_ms <= self.now_ms:
+            return False
+        is_heard = end_ms <= self.heard_ms
+        self.is_patient |= not is_heard
+        return is_heard
 
     # --- effects --------------------------------------------------------------------------------
 

@@ -357,9 +357,9 @@ def tick(turn: Turn) -> None:
         if task.dispatch_ms <= turn.now_ms:
             launch(turn)
     elif task.deadline_ms:
-        if task.deadline_ms <= turn.now_ms:
+        if turn.is_over(task.deadline_ms):
             time_out(turn)
-    elif 0 < task.look_ms <= turn.now_ms:
+    elif turn.is_over(task.look_ms):
         _look(turn, task)
 
 

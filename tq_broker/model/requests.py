@@ -238,6 +238,18 @@ class ShardStatus(Base, frozen=True, tag="shard-status"):
     """Answered by `ShardInfo` of the shard that it was sent to."""
 
 
+class Echo(Base, frozen=True, tag="echo"):
+    """A shard's word to itself: when it comes, all has come that was sent to the shard before.
+
+    Attributes:
+        epoch: Of the owner who has sent it; it means nothing to another.
+        sent_ms: When, by that owner's clock.
+    """
+
+    epoch: int
+    sent_ms: int
+
+
 # --- messages between runs ------------------------------------------------------------------------
 
 
@@ -295,6 +307,7 @@ Request = Union[  # noqa: UP007 - msgspec takes the union apart once
     CountWorkflows,
     ResetSticky,
     ShardStatus,
+    Echo,
     ChildStarted,
     ChildRefused,
     ChildClosed,
