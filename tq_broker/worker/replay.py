@@ -152,7 +152,7 @@ class Replay:
             self._play(self._chronicle.open, updates, now_ms, size)
             return self._turn()
         except BaseException as error:  # whatever user code, or its history, leads to
-            return self._failed(error)
+            return self._failed(error, may_end=live)
 
     def local_activity_done(self, done: LocalActivityDone, *, now_ms: int) -> Turn:
         """Go on after a local activity has ended. One that is not awaited changes nothing, and
@@ -163,7 +163,7 @@ class Replay:
                 self._run()
                 return self._turn()
         except BaseException as error:  # as above
-            return self._failed(error)
+            return self._failed(error, may_end=True)
         return Turn(commands=[], local_activities=[], canceled_local=[], complete=False)
 
     def query(self, request: QueryRequest) -> QueryAnswer:
@@ -390,8 +390,9 @@ class Replay:
         if self._situation.error is not None:
             raise self._situation.error
 
-    def _failed(self, error: BaseException) -> Turn:
-        if isinstance(error, self._failure_types):
+    def _failed(self, error: BaseException, *, may_end: bool) -> Turn:
+        """``may_end``: there is a workflow task, with which the run can fail."""
+        if may_end and isinstance(error, self._failure_types):
             command = FailWorkflow(failure=self._situation.conversion.failure(error))
             return Turn(commands=[command], local_activities=[], canceled_local=[], closed=True)
         failure = self._situation.conversion.failure(error)
