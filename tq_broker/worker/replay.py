@@ -134,7 +134,8 @@ class Replay:
 
         Args:
             events: All from ``last_event_id + 1`` to `WorkflowTask.last_event_id`.
-            now_ms: The workflow's time in this task. Answer with the same ``started_ms``.
+            now_ms: The worker's time, and with that the workflow's, unless that would go back.
+                Answer with the same ``started_ms``.
             live: There is a workflow task to be answered; False for a query-only task and for
                 a replay test: then only completed tasks are replayed.
 
@@ -243,7 +244,9 @@ class Replay:
     ) -> None:
         """Tell the code what has come in, and run it until it waits again."""
         chapter.activated = True
-        self._situation.now_ms, self._situation.size = now_ms, size
+        situation = self._situation
+        # Each worker tells the time by its own clock; for the code it never goes back.
+        situation.now_ms, situation.size = max(now_ms, situation.now_ms), size
         incoming, chapter.incoming = chapter.incoming, []
         self._within(self._tell, incoming, updates)
 
