@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -254,6 +255,51 @@ def test_the_loop_can_be_closed_twice_or_unused(coroutines: Stage) -> None:
     assert not [t for t in threading.enumerate() if t.name == "tq-activities"]
 
 
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def no_loop() -> asyncio.AbstractEventLoop:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fails"),
+    [(threading.Thread, "start", no_thread), (asyncio, "new_event_loop", no_loop)],
+)
+def test_coroutines_fail_where_the_system_has_no_loop_for_them(
+    coroutines: Stage, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, fails: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, fails)
+        attempt = coroutines.start(async_nothing)
+    end = coroutines.owner.next()
+    assert (end.attempt, end.how) == (attempt, "raised")
+    coroutines.executor.close(CLOCK.monotonic() + SOON_S)
+    coroutines.start(async_nothing)
+    assert coroutines.owner.next().how == "returned"
+
+
+def test_two_first_starts_at_once_make_one_loop(
+    coroutines: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, others = asyncio.new_event_loop, []
+
+    def slowly() -> asyncio.AbstractEventLoop:
+        if not others:
+            others.append(threading.Thread(target=coroutines.start, args=(async_nothing,)))
+            others[0].start()
+            others[0].join(0.05)  # if it can go on at all, it has by then
+        made.append(make())
+        return made[-1]
+
+    made: list[asyncio.AbstractEventLoop] = []
+    monkeypatch.setattr(asyncio, "new_event_loop", slowly)
+    coroutines.start(async_nothing)
+    assert [coroutines.owner.next().how for _ in range(2)] == ["returned"] * 2
+    assert len(made) == 1
+
+
 # --- threads ------------------------------------------------------------------------------------
 
 
@@ -405,11 +451,8 @@ def test_what_was_not_started_yet_can_be_cancelled_and_never_runs(threads: Stage
 def test_functions_fail_where_the_system_has_no_thread_for_them(
     threads: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(threading.Thread, "start", no_thread)
         attempt = threads.start(double, 1)
     end = threads.owner.next()
     assert end.attempt is attempt
@@ -430,6 +473,42 @@ def test_the_users_own_pool_is_used_and_left_open() -> None:
         assert b"theirs" in stage.owner.next().value
         stage.executor.close(CLOCK.monotonic())
         assert pool.submit(int, "3").result(SOON_S) == 3
+
+
+def test_what_the_users_pool_drops_or_cannot_run_fails() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stage = Stage(lambda owner: ThreadExecutor(owner, 1, pool))
+        running, dropped = stage.start(looks), stage.start(double, 1)
+        stage.beat()
+        pool.shutdown(wait=False, cancel_futures=True)
+        assert stage.owner.next().attempt is dropped
+        stage.cancel(running)
+        assert stage.owner.next().attempt is running
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=broken) as pool:
+        stage = Stage(lambda owner: ThreadExecutor(owner, 1, pool))
+        attempt = stage.start(double, 1)
+        end = stage.owner.next()
+        assert (end.attempt, end.how) == (attempt, "raised")
+
+
+def test_what_the_users_pool_took_although_it_has_no_thread_does_not_run_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        stage = Stage(lambda owner: ThreadExecutor(owner, 2, pool))
+        running = stage.start(looks)
+        stage.beat()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            refused = stage.start(double, 1)
+        assert stage.owner.next().attempt is refused
+        refused.code_running = False  # as a worker does it
+        stage.cancel(running)
+        assert stage.owner.next().attempt is running
+    assert stage.owner.ends.empty()
 
 
 # --- Interrupter --------------------------------------------------------------------------------

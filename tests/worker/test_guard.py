@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import copy
 import datetime
+import gc
 import io
 import logging
 import os
@@ -14,6 +15,7 @@ import random
 import secrets
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
@@ -207,6 +209,46 @@ def test_codecs_may_use_randomness() -> None:
     run.add(WorkflowTaskScheduled, task_queue="tq")
     turn = run.cached.activate(run.events, now_ms=1)
     assert types(turn) == ["CompleteWorkflow"]
+
+
+@workflow.defn
+class Collecting:
+    @workflow.run
+    async def run(self) -> None:
+        gc.collect()
+
+
+class Closing:
+    """Somebody else's, left to the garbage collector; it uses files at its end."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.directory = tempfile.TemporaryDirectory()
+
+    def __del__(self) -> None:
+        open(os.devnull).close()
+        self.directory.cleanup()
+
+
+class Leaving:
+    def __init__(self) -> None:
+        self.itself = self
+        self.directory = tempfile.TemporaryDirectory()
+
+
+@pytest.mark.parametrize("cls", [Closing, Leaving])
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_what_is_collected_during_a_turn_may_end_as_it_likes(cls: type) -> None:
+    run = Run(Collecting)
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        name = cls().directory.name
+        assert types(run.task()) == ["CompleteWorkflow"]
+        assert not os.path.exists(name)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @workflow.defn

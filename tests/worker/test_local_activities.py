@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -106,6 +107,29 @@ def test_its_code_sees_that_it_is_local_and_whose_it_is(bench: Bench) -> None:
     bench.last.heartbeat("goes nowhere")
 
 
+class OfAnother(str):
+    """A run id; looking whether it is that of a run starts a local activity meanwhile."""
+
+    bench: Bench
+
+    def __eq__(self, other: object) -> bool:
+        thread = threading.Thread(
+            target=self.bench.start, args=(len(self.bench.executor.started) + 1,)
+        )
+        thread.start()
+        thread.join(0.05)  # if it can go on at all, it has by then
+        return False
+
+    __hash__ = str.__hash__
+
+
+def test_one_may_start_while_those_of_another_run_are_dropped(bench: Bench) -> None:
+    bench.start()
+    run_id = OfAnother("other")
+    run_id.bench = bench
+    bench.local.drop(run_id)
+
+
 def test_a_failure_is_tried_again_after_the_policys_pause(bench: Bench) -> None:
     bench.start()
     bench.fail()
@@ -132,6 +156,15 @@ def test_a_failure_that_is_final_is_told(
     bench.fail(error)
     assert bench.done[0].failure is not None
     assert bench.done[0].backoff_ms is None
+
+
+def test_a_timeout_before_the_start_is_no_more_after_a_pause_that_a_timer_waited_for(
+    bench: Bench,
+) -> None:
+    scheduled_ms = epoch_ms(bench.clock)
+    bench.clock.advance(120)
+    bench.start(attempt=2, scheduled_ms=scheduled_ms, schedule_to_start_ms=5000)
+    assert (len(bench.executor.started), bench.done) == (1, [])
 
 
 def test_a_pause_over_the_threshold_is_for_a_timer(bench: Bench) -> None:

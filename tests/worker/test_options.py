@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +62,7 @@ def test_the_defaults_are_valid() -> None:
         ({"lease_after": timedelta(0)}, "lease_after is 0:00:00"),
         ({"reclaim_after": timedelta(milliseconds=999)}, "reclaim_after .* at least 0:00:01"),
         ({"activity_executor": 3}, "activity_executor must be a concurrent.futures.Executor"),
+        ({"activity_executor": ProcessPoolExecutor()}, "activity_executor has processes"),
         ({"host": ""}, "host must not be empty"),
         ({"host": "h" * 65}, "host is 65 bytes long .* the bound is 64"),
         ({"worker_id": "a\nb"}, r"worker_id has the control .* U\+000A"),

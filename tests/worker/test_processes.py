@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
 import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -625,6 +627,29 @@ def test_an_executor_that_was_never_used_closes_and_starts_nothing_after(pool: P
 
 def check(fn: Any) -> None:
     check_runnable(activity.definition_of(fn))
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def no_sockets(*args: Any) -> Any:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fails"),
+    [(threading.Thread, "start", no_thread), (socket, "socketpair", no_sockets)],
+)
+def test_functions_fail_where_the_system_has_nothing_to_watch_processes_with(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, fails: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, fails)
+        attempt = pool.start(acts.double, acts.Order("x", 2))
+    end = pool.owner.next()
+    assert (end.attempt, end.how) == (attempt, "raised")
+    assert pool.result(acts.double, acts.Order("x", 2))["count"] == 4
 
 
 def test_what_can_be_imported_can_run() -> None:

@@ -131,6 +131,23 @@ def test_time_is_that_of_the_workflow_tasks() -> None:
 
 
 @workflow.defn
+class Measuring:
+    @workflow.run
+    async def run(self) -> float:
+        begun = workflow.time()
+        await workflow.execute_activity(double, 1)
+        return workflow.time() - begun
+
+
+def test_time_does_not_go_back_where_the_next_host_has_another_clock() -> None:
+    run = Run(Measuring)
+    run.task(now_ms=5_000_000)
+    run.complete("1", 2)
+    run.task(now_ms=4_000_000)
+    assert run.result() == 0
+
+
+@workflow.defn
 class Chance:
     @workflow.run
     async def run(self) -> list[Any]:

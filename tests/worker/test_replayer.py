@@ -101,6 +101,15 @@ def test_code_that_raises_is_a_failure_of_the_replay(history: WorkflowHistory) -
         replay(Broken, history)
 
 
+@pytest.mark.parametrize("code", [Reordered, Broken])
+def test_an_exception_that_fails_the_workflow_does_not_make_the_code_fit(
+    code: type, history: WorkflowHistory
+) -> None:
+    replayer = Replayer(workflows=[code], workflow_failure_exception_types=[Exception])
+    with pytest.raises(NondeterminismError):
+        asyncio.run(replayer.replay_workflow(history))
+
+
 def test_a_failure_can_be_collected(history: WorkflowHistory) -> None:
     failure = replay(Reordered, history, raise_on_replay_failure=False).replay_failure
     assert isinstance(failure, NondeterminismError)

@@ -1067,7 +1067,8 @@ def test_workers_that_run_take_no_threads_of_the_loops(world: World) -> None:
         await asyncio.to_thread(world.run, in_a_thread, 1)
         for worker in workers:
             await worker.shutdown()
-        await asyncio.gather(*running)
+        await asyncio.gather(*running, return_exceptions=True)  # one may be starting still
+        assert all(worker.is_shutdown for worker in workers)
 
     asyncio.run(asyncio.wait_for(serve(), SOON_S))
 
@@ -1118,6 +1119,60 @@ def test_a_defect_of_the_supervisor_ends_the_worker_loudly(
     world.eventually(lambda: worker.is_shutdown)
     assert worker.fatal_error is defect
     assert "cannot go on" in caplog.text
+
+
+def test_a_worker_ends_itself_without_a_thread_for_that(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = world.worker(in_a_thread)
+
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name != "tq-clock":  # which is there, but for tests
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    def tick(*args: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(worker._keeper, "tick", tick)
+        world.eventually(lambda: worker.is_shutdown)
+
+
+def test_who_stops_a_worker_that_ends_itself_meanwhile_is_not_waited_for(world: World) -> None:
+    told = threading.Event()
+    worker = world.worker(in_a_thread, on_fatal_error=lambda error: told.set())
+    real, stopping = worker._drain, threading.Event()
+
+    def drain(cold: bool) -> None:
+        stopping.set()
+        assert told.wait(SOON_S)
+        real(cold)
+
+    def tick(*args: Any) -> None:
+        if stopping.is_set():
+            raise ZeroDivisionError("defect")
+
+    worker._drain = drain  # type: ignore[method-assign]
+    worker._keeper.tick = tick  # type: ignore[method-assign]
+    worker.stop()
+    assert worker.is_shutdown
+
+
+def test_an_end_that_fails_is_an_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = world.worker(in_a_thread)
+
+    def close(deadline: float) -> None:
+        raise ZeroDivisionError("defect")
+
+    monkeypatch.setattr(worker._executors["async"], "close", close)
+    with pytest.raises(ZeroDivisionError):
+        worker.stop()
+    worker.stop()
+    assert worker.is_shutdown
 
 
 # --- broken connections and killed workers --------------------------------------------------------

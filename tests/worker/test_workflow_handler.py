@@ -51,6 +51,7 @@ from tq_broker.worker.tuning import SlotInfo
 from tq_broker.worker.turn import LocalActivity, LocalActivityDone, TaskFailure, Turn
 from tq_broker.worker.workflow_handler import WorkflowHandler
 from tq_broker.worker.workflow_registry import WorkflowRegistry
+from tq_broker.worker.workflow_runner import Abandoned
 
 NAMES = Names("n")
 QUEUE, STICKY = NAMES.workflow("q"), NAMES.sticky("worker-1")
@@ -598,6 +599,51 @@ def test_code_that_never_comes_back_fails_its_task(bench: Bench) -> None:
     assert answer.cause == TaskFailedCause.DEADLOCK.value
     assert answer.failure.stack_trace == "the stack"
     assert (bench.replay.closed, len(bench.handler.cache)) == (0, 0)
+
+
+def given_up(bench: Bench) -> Callable[..., Any]:
+    """What code does that was given up, and comes back."""
+
+    def code(*args: Any, **options: Any) -> Any:
+        bench.runner.seat.on_stuck("the stack")
+        bench.reporter.confirm()
+        assert bench.replay.closed == 0, "it is still at work"
+        raise Abandoned
+
+    return code
+
+
+def closings(bench: Bench) -> int:
+    bench.runner.do()
+    return bench.replay.closed
+
+
+def test_a_replay_that_was_given_up_in_a_turn_is_closed_when_it_is_back(bench: Bench) -> None:
+    Replay.script.append(given_up(bench))
+    with pytest.raises(Abandoned):
+        bench.take()
+    assert closings(bench) == 1
+
+
+def test_a_replay_that_was_given_up_in_a_query_is_closed_when_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Replay, "query", given_up(bench))
+    with pytest.raises(Abandoned):
+        bench.take(queries=[QUERY])
+    assert closings(bench) == 1
+
+
+def test_a_replay_that_was_given_up_after_a_local_activity_is_closed_when_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.handler._activities, "find", lambda name: name)
+    Replay.script += [turn_of(local_activities=[local_of()], complete=False), given_up(bench)]
+    bench.take()
+    bench.local.started[0][1](LocalActivityDone(seq=1))
+    with pytest.raises(Abandoned):
+        bench.runner.do()
+    assert closings(bench) == 1
 
 
 def test_the_watch_allows_for_long_replays_and_for_debuggers() -> None:

@@ -188,6 +188,49 @@ def test_a_defect_ends_no_thread(
     assert defect.__name__ in caplog.text
 
 
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_the_first_thread_comes_when_the_system_has_one_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        bench.do("a")
+        bench.tick()
+    assert caplog.text.count("can't start new thread") == 1
+    bench.tick()
+    assert bench.next() == ("a", 1)
+
+
+def test_the_threads_that_there_are_do_it_all_where_there_are_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = bench.block()
+    bench.do("a")
+    bench.clock.advance(2 * LONG_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        bench.tick()
+    gate.set()
+    assert [bench.next(), bench.next()] == [("came back", 1), ("a", 1)]
+
+
+def test_stuck_code_is_given_up_also_where_no_other_thread_can_go_on_yet(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.block()
+    bench.do("after")
+    bench.clock.advance(LIMIT_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        bench.tick()
+    assert "gate.wait" in bench.stacks[0]
+    bench.tick()
+    assert bench.next() == ("after", 2)
+
+
 def test_what_was_submitted_before_the_end_is_done(bench: Bench) -> None:
     gate = bench.block()
     bench.do("a")

@@ -63,6 +63,12 @@ def _encode(attempt: Attempt, result: Any) -> bytes:
     return attempt.payload_converter.encode(result)
 
 
+def not_started(owner: Owner, attempts: Sequence[Attempt], error: Exception) -> None:
+    """``attempts`` have ended before their code began: there is no thread or file for them."""
+    for attempt in attempts:
+        owner.raised(attempt, error)
+
+
 class AsyncExecutor:
     """Coroutines on one event loop, in a daemon thread ``tq-activities``.
 
@@ -72,17 +78,31 @@ class AsyncExecutor:
     def __init__(self, owner: Owner, clock: Clock) -> None:
         self._owner = owner
         self._clock = clock
+        self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, attempts: Sequence[Attempt]) -> None:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._serve, args=(self._loop,), name="tq-activities", daemon=True
-            )
-            self._thread.start()
-        self._loop.call_soon_threadsafe(self._start, self._loop, attempts)
+        try:
+            with self._lock:
+                loop = self._loop or self._open()
+                loop.call_soon_threadsafe(self._start, loop, attempts)
+        except (OSError, RuntimeError) as error:  # the system has no files or no thread for us
+            not_started(self._owner, attempts, error)
+
+    def _open(self) -> asyncio.AbstractEventLoop:
+        """Under the lock."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(
+            target=self._serve, args=(loop,), name="tq-activities", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            loop.close()
+            raise
+        self._loop, self._thread = loop, thread
+        return loop
 
     @staticmethod
     def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -124,10 +144,11 @@ class AsyncExecutor:
     abandon = cancel
 
     def close(self, deadline: float) -> None:
-        if self._loop is None or self._thread is None:
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
             return
-        loop, thread = self._loop, self._thread
-        self._loop = self._thread = None
         loop.call_soon_threadsafe(loop.stop)
         thread.join(remaining(self._clock, deadline))
 
@@ -160,15 +181,31 @@ class ThreadExecutor:
         try:
             self._threads.put(attempts)
         except RuntimeError as error:  # the system has no thread for us
-            for attempt in attempts:
-                self._owner.raised(attempt, error)
+            not_started(self._owner, attempts, error)
 
     def _submit(self, pool: concurrent.futures.Executor, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
             try:
-                pool.submit(self._run, attempt)
-            except RuntimeError as error:  # it takes nothing more
-                self._owner.raised(attempt, error)
+                future = pool.submit(self._run_submitted, attempt)
+            except Exception as error:  # it takes nothing more, or is somebody's own
+                not_started(self._owner, [attempt], error)
+            else:
+                future.add_done_callback(functools.partial(self._left, attempt))
+
+    def _run_submitted(self, attempt: Attempt) -> None:
+        # Where there is no thread for it, the standard library's pool raises and keeps it all the
+        # same: another thread of the pool comes to it later.
+        if attempt.code_running:
+            self._run(attempt)
+
+    def _left(self, attempt: Attempt, future: concurrent.futures.Future[None]) -> None:
+        """The pool is done with it: it may have dropped it, or be broken."""
+        try:
+            error = future.exception()
+        except concurrent.futures.CancelledError:
+            error = RuntimeError("activity_executor has dropped the activity")
+        if error is not None and attempt.code_running:
+            self._owner.raised(attempt, error)
 
     def _run(self, attempt: Attempt) -> None:
         interrupter: Interrupter = attempt.handle

@@ -72,7 +72,8 @@ class LocalActivities:
         ``on_done`` is called once, on any thread, unless `drop` comes first.
         """
         going = _Local(local, origin, task_queue, on_done)
-        self._open[going.key] = going
+        with self._lock:
+            self._open[going.key] = going
         self._begin(going)
 
     def cancel(self, run_id: str, seq: int) -> None:
@@ -287,8 +288,7 @@ class _Local:
         waited_ms = now_ms - self.local.scheduled_ms
         if 0 < self.local.schedule_to_close_ms <= waited_ms:
             return TimeoutType.SCHEDULE_TO_CLOSE
-        is_first = self.number == self.local.attempt
-        if is_first and 0 < self.local.schedule_to_start_ms <= waited_ms:
+        if self.number == 1 and 0 < self.local.schedule_to_start_ms <= waited_ms:
             return TimeoutType.SCHEDULE_TO_START
         return None
 

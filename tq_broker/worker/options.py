@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -60,7 +60,7 @@ class WorkerOptions:
         max_task_queue_activities_per_second: Activities begun per second on each of its task
             queues, by all workers together, as long as nobody has set limits (``tq-broker
             task-queue config``). Of workers with different ones the last one started counts.
-        activity_executor: Runs synchronous activities instead of the worker's own threads.
+        activity_executor: Its threads run synchronous activities instead of the worker's own.
         max_processes: Processes for activities with ``executor="process"``; the number of
             cores by default.
         graceful_shutdown_timeout: How long running activities may go on when the worker shuts
@@ -154,6 +154,11 @@ class WorkerOptions:
             check_duration("reclaim_after", self.reclaim_after, minimum=timedelta(seconds=1))
         if self.activity_executor is not None and not isinstance(self.activity_executor, Executor):
             raise InvalidArgument("activity_executor must be a concurrent.futures.Executor")
+        if isinstance(self.activity_executor, ProcessPoolExecutor):
+            raise InvalidArgument(
+                "activity_executor has processes, it must have threads; for processes say"
+                ' @activity.defn(executor="process")'
+            )
         check_text("host", self.host, bytes_max=TARGET_BYTES_MAX)
         check_capabilities("capabilities", self.capabilities)
         if self.worker_id is not None:

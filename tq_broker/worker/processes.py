@@ -46,7 +46,7 @@ from tq_broker.model.failure import Failure
 from tq_broker.worker import child as inside
 from tq_broker.worker.attempt import Attempt, Place
 from tq_broker.worker.child import Beat, Failed, Frames, Returned, ToChild, ToParent
-from tq_broker.worker.executors import Owner
+from tq_broker.worker.executors import Owner, not_started
 from tq_broker.worker.interceptors import Interceptor
 from tq_broker.worker.registry import Registered
 
@@ -244,10 +244,14 @@ class ProcessExecutor:
     # --- Executor: any thread -------------------------------------------------------------------
 
     def start(self, attempts: Sequence[Attempt]) -> None:
-        with self._lock:
-            is_first = self._thread is None and not self._is_closed
-            if is_first:
-                self._open()
+        try:
+            with self._lock:
+                is_first = self._thread is None and not self._is_closed
+                if is_first:
+                    self._open()
+        except (OSError, RuntimeError) as error:  # the system has no files or no thread for us
+            not_started(self._owner, attempts, error)
+            return
         if is_first:
             self._place.shutdown.on_set(functools.partial(self._post, self._announce_shutdown))
         self._post(functools.partial(self._take, tuple(attempts)))
@@ -272,18 +276,26 @@ class ProcessExecutor:
             thread.join(remaining(self._clock, deadline) + REAP_S)
 
     def _open(self) -> None:
-        reading, self._wake = socket.socketpair()
+        """Under the lock."""
+        reading, wake = socket.socketpair()
         reading.setblocking(False)
-        self._wake.setblocking(False)
+        wake.setblocking(False)
         self._selector.register(
             reading, selectors.EVENT_READ, functools.partial(self._on_wake, reading)
         )
+        thread = threading.Thread(
+            target=self._serve, args=(reading, wake), name="tq-processes", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            self._selector.unregister(reading)
+            reading.close()
+            wake.close()
+            raise
         # Before multiprocessing's own, which sends SIGTERM (children ignore it) and waits.
         atexit.register(self._at_exit)
-        self._thread = threading.Thread(
-            target=self._serve, args=(reading, self._wake), name="tq-processes", daemon=True
-        )
-        self._thread.start()
+        self._thread, self._wake = thread, wake
 
     def _post(self, call: Callable[[], None]) -> None:
         with self._lock:

@@ -134,7 +134,8 @@ class Replay:
 
         Args:
             events: All from ``last_event_id + 1`` to `WorkflowTask.last_event_id`.
-            now_ms: The workflow's time in this task. Answer with the same ``started_ms``.
+            now_ms: The worker's time, and with that the workflow's, unless that would go back.
+                Answer with the same ``started_ms``.
             live: There is a workflow task to be answered; False for a query-only task and for
                 a replay test: then only completed tasks are replayed.
 
@@ -152,7 +153,7 @@ class Replay:
             self._play(self._chronicle.open, updates, now_ms, size)
             return self._turn()
         except BaseException as error:  # whatever user code, or its history, leads to
-            return self._failed(error)
+            return self._failed(error, may_end=live)
 
     def local_activity_done(self, done: LocalActivityDone, *, now_ms: int) -> Turn:
         """Go on after a local activity has ended. One that is not awaited changes nothing, and
@@ -163,7 +164,7 @@ class Replay:
                 self._run()
                 return self._turn()
         except BaseException as error:  # as above
-            return self._failed(error)
+            return self._failed(error, may_end=True)
         return Turn(commands=[], local_activities=[], canceled_local=[], complete=False)
 
     def query(self, request: QueryRequest) -> QueryAnswer:
@@ -243,7 +244,9 @@ class Replay:
     ) -> None:
         """Tell the code what has come in, and run it until it waits again."""
         chapter.activated = True
-        self._situation.now_ms, self._situation.size = now_ms, size
+        situation = self._situation
+        # Each worker tells the time by its own clock; for the code it never goes back.
+        situation.now_ms, situation.size = max(now_ms, situation.now_ms), size
         incoming, chapter.incoming = chapter.incoming, []
         self._within(self._tell, incoming, updates)
 
@@ -390,8 +393,9 @@ class Replay:
         if self._situation.error is not None:
             raise self._situation.error
 
-    def _failed(self, error: BaseException) -> Turn:
-        if isinstance(error, self._failure_types):
+    def _failed(self, error: BaseException, *, may_end: bool) -> Turn:
+        """``may_end``: there is a workflow task, with which the run can fail."""
+        if may_end and isinstance(error, self._failure_types):
             command = FailWorkflow(failure=self._situation.conversion.failure(error))
             return Turn(commands=[command], local_activities=[], canceled_local=[], closed=True)
         failure = self._situation.conversion.failure(error)

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -630,15 +631,15 @@ class Worker:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
-            with self._starting:
-                try:
-                    self._drain(cold)
-                finally:
-                    self._finish()
+            with self._starting, ExitStack() as then:
+                then.callback(self._stopped.set)
+                then.callback(self._finish)
+                self._drain(cold)
         else:
             if cold:
                 self._hurried.set()
-            self._stopped.wait()
+            if threading.current_thread() is not self._supervisor:  # the first call waits for it
+                self._stopped.wait()
 
     def _drain(self, cold: bool) -> None:
         handler, options = self._handler, self.options
@@ -717,7 +718,6 @@ class Worker:
             self._side.close()
         for executor in (*self._executors.values(), *self._local_executors.values()):
             executor.close(deadline)
-        self._stopped.set()
 
     def _close_supporting(self) -> None:
         if self._housekeeper is not None:
@@ -950,7 +950,7 @@ class Worker:
                 self.fatal_error = error
                 if self.options.on_fatal_error is not None:
                     self.options.on_fatal_error(error)
-                threading.Thread(target=self.stop, name="tq-stop", daemon=True).start()
+                self.stop()  # here: there may be no thread to be had for it
                 return
             self._halted.wait(TICK_S)
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -66,6 +67,8 @@ from tq_broker.worker.workflow_reporter import WorkflowReporter
 from tq_broker.worker.workflow_runner import Abandoned, Seat, WorkflowRunner
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROGRESS_AFTER_S = 0.5
 """A task that takes longer is told about, and again in half of its timeout."""
@@ -411,28 +414,43 @@ class WorkflowHandler:
     # --- turns ----------------------------------------------------------------------------------
 
     def _take_turn(self, held: InHand, seat: Seat) -> None:
-        task, kept, events = held.the_task, held.the_replay, held.events
+        task, events = held.the_task, held.events
         held.events = []
         held.started_ms = epoch_ms(self._clock)
         if not task.scheduled_event_id and not events:
             self._answer_queries(held, seat)
             return
+
+        def work(replay: Replay) -> Turn:
+            return replay.activate(
+                events,
+                now_ms=held.started_ms,
+                updates=task.updates,
+                live=bool(task.scheduled_event_id),
+                history_bytes=task.history_bytes,
+                continue_as_new_suggested=task.continue_as_new_suggested,
+            )
+
         try:
-            with self._watched(held, seat, len(events)):
-                turn = kept.activate(
-                    events,
-                    now_ms=held.started_ms,
-                    updates=task.updates,
-                    live=bool(task.scheduled_event_id),
-                    history_bytes=task.history_bytes,
-                    continue_as_new_suggested=task.continue_as_new_suggested,
-                )
+            turn = self._at_work(held, seat, work, len(events))
         except OutOfStep as error:
             self._out_of_step(held, error, seat)
         else:
             self._after(held, turn, seat)
 
-    def _watched(self, held: InHand, seat: Seat, events: int = 0) -> AbstractContextManager[None]:
+    def _at_work(self, held: InHand, seat: Seat, work: Callable[[Replay], T], events: int = 0) -> T:
+        """Have the replay of ``held`` do ``work``, watched."""
+        kept = held.the_kept
+        try:
+            with self._watched(held, seat, events):
+                return work(kept.replay)
+        except Abandoned:
+            # Nobody else has it any more, and its code is back. Left to the garbage collector, its
+            # ``finally`` blocks would run in the turn of another run, and in that one's name.
+            self._close(kept)
+            raise
+
+    def _watched(self, held: InHand, seat: Seat, events: int) -> AbstractContextManager[None]:
         limit_s = self._limit_s
         if limit_s is not None:
             limit_s += REPLAY_S_PER_EVENT * events
@@ -490,8 +508,10 @@ class WorkflowHandler:
         self._local.start(local, origin, task.task_queue, ended)
 
     def _on_local_done(self, done: LocalActivityDone, held: InHand, seat: Seat) -> None:
-        with self._watched(held, seat):
-            turn = held.the_replay.local_activity_done(done, now_ms=epoch_ms(self._clock))
+        now_ms = epoch_ms(self._clock)
+        turn = self._at_work(
+            held, seat, lambda replay: replay.local_activity_done(done, now_ms=now_ms)
+        )
         self._after(held, turn, seat)
 
     # --- answers --------------------------------------------------------------------------------
@@ -553,8 +573,8 @@ class WorkflowHandler:
         for query in queries:
             if 0 < query.deadline_ms < now_ms:
                 continue  # nobody waits for it any more
-            with self._watched(held, seat):
-                found.append((query, held.the_replay.query(query)))
+            answer = self._at_work(held, seat, partial(Replay.query, request=query))
+            found.append((query, answer))
         return found
 
     def _tell_queries(
@@ -833,10 +853,10 @@ class InHand:
         return self.the_task.run
 
     @property
-    def the_replay(self) -> Replay:
-        """The replay, which has been made."""
+    def the_kept(self) -> Kept:
+        """The run's replay, which has been made."""
         assert self.kept is not None, "it has been made"
-        return self.kept.replay
+        return self.kept
 
     @property
     def next_event_id(self) -> int:

@@ -118,6 +118,7 @@ class WorkflowRunner:
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
         self._started = 0
+        self._is_short = False
         self._closed = False
 
     def submit(self, work: Work) -> None:
@@ -129,11 +130,20 @@ class WorkflowRunner:
                     self._add_seat()
 
     def _add_seat(self) -> None:
-        self._started += 1
-        seat = Seat(self._clock, self._started)
-        self._seats.add(seat)
+        """Under the lock. Where the system has no thread (``ulimit -u``, ``pids.max``), what waits
+        does so for those that there are, or for the next tick."""
+        seat = Seat(self._clock, self._started + 1)
         name = f"tq-workflow-{seat.number}"
-        threading.Thread(target=self._serve, args=(seat,), name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(seat,), name=name, daemon=True).start()
+        except RuntimeError as error:
+            if not self._is_short:
+                log.warning("%d threads for workflow code: %s", len(self._seats), error)
+            self._is_short = True
+            return
+        self._is_short = False
+        self._started += 1
+        self._seats.add(seat)
 
     def _serve(self, seat: Seat) -> None:
         seat.thread_id = threading.get_ident()
