@@ -229,7 +229,8 @@ def test_a_rule_ends_by_itself_and_when_it_is_removed(world: World) -> None:
     in_force(world, rule("again"), home, laptop)
     assert world.run(where)["worker"] == "laptop"
     traffic(world).remove("again", reason="enough")
-    world.eventually(lambda: not world.client.connection.traffic.rules.rules)
+    known = world.client.connection.traffic
+    world.eventually(lambda: "again" not in {one.id for one in known.rules.rules})
     assert world.run(where)["worker"] == "home"
 
 

@@ -11,7 +11,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -631,7 +630,7 @@ class Worker:
             first = not self._stopping.is_set()
             self._stopping.set()
         if first:
-            with self._starting, ExitStack() as then:
+            with self._starting, contextlib.ExitStack() as then:
                 then.callback(self._stopped.set)
                 then.callback(self._finish)
                 self._drain(cold)
